@@ -1,0 +1,347 @@
+"""Files to raw items, and raw items to the tensors that the learner trains on.
+
+The loaders raise MediaError with the bare reason; the reader that knows file and row adds those (folder.py).
+"""
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bank import UserError
+
+IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+AUDIO = (".wav", ".flac", ".ogg", ".mp3")
+VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov")
+ARRAY = (".npy",)
+
+SAMPLE_RATE = 16000      # Hz, of every audio item
+WINDOW, SHIFT = 25, 10   # ms, of the mel frames
+TEXT_BYTES = 256         # a sentence longer than this is cut
+
+
+class MediaError(Exception):
+    """A file that cannot be used, in one line: what is wrong with it."""
+
+
+def reason(error):
+    """The message of a decoder's exception on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---------------------------------------------------------------- files to raw items
+
+def load_image(path, modality=""):
+    """uint8 (1|3, H, W); float32 for images of more than 8 bits, which for `depth` are mm and become metres.
+
+    Transparency is dropped, palettes and other colour spaces become RGB, grey stays one channel; the
+    rotation that EXIF asks for is applied.
+    """
+    from PIL import Image, ImageOps
+    try:
+        with Image.open(path) as image:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            mode = image.mode
+            if mode == "F":
+                x = np.asarray(image, dtype=np.float32)
+            elif mode.startswith("I"):   # I, I;16, I;16B: 16 or 32 bit grey
+                x = np.asarray(image).astype(np.float32)
+                if modality == "depth":
+                    x /= 1000
+            elif mode in ("1", "L", "LA", "La"):
+                x = np.asarray(image.convert("L"))
+            else:
+                x = np.asarray(image.convert("RGB"))
+    except Exception as e:   # broken files raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise MediaError(f"cannot be read as an image ({reason(e)})") from None
+    x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
+    if not np.isfinite(x).all():
+        raise MediaError("contains NaN or Inf")
+    return np.array(x, order="C")   # a copy: Pillow lends its memory read-only
+
+
+def load_audio(path):
+    """float32 (T,): the channels' mean at 16 kHz."""
+    import soundfile
+    from scipy.signal import resample_poly
+    try:
+        x, rate = soundfile.read(path, dtype="float32", always_2d=True)   # (T, channels)
+    except Exception as e:
+        raise MediaError(f"cannot be read as audio ({reason(e)})") from None
+    if len(x) == 0:
+        raise MediaError("contains no audio samples")
+    x = x.mean(axis=1)
+    if not np.isfinite(x).all():
+        raise MediaError("contains NaN or Inf")
+    if rate != SAMPLE_RATE:
+        g = math.gcd(rate, SAMPLE_RATE)
+        x = resample_poly(x, SAMPLE_RATE // g, rate // g)
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def load_video(path, frames=8):
+    """uint8 (frames, 3, H, W): frames evenly spaced over the clip; a clip with fewer repeats some."""
+    import av
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise MediaError("contains no video stream")
+            # not every container knows its number of frames: count the packets, which needs no decoding
+            n = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+        picked, i = {}, -1
+        wanted = set(even_indices(n, frames)) if n else set()
+        last = None
+        with av.open(str(path)) as container:
+            for i, frame in enumerate(container.decode(video=0)):
+                if i in wanted:
+                    last = picked[i] = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
+                if i >= n - 1:
+                    break
+    except MediaError:
+        raise
+    except Exception as e:
+        raise MediaError(f"cannot be read as a video ({reason(e)})") from None
+    if last is None:
+        raise MediaError("contains no video frames")
+    # a truncated clip has fewer frames than packets: the last that decoded stands for the others
+    order = sorted(picked)
+    nearest = [max([j for j in order if j <= k], default=order[0]) for k in even_indices(n, frames)]
+    return np.stack([picked[j] for j in nearest])
+
+
+def even_indices(n, count):
+    """`count` indices into n things, at the centres of equal parts: [1, 3] for n = 4, count = 2."""
+    return [min(n - 1, int((i + 0.5) * n / count)) for i in range(count)]
+
+
+def load_array(path):
+    """float32 (channels, time) or (channels, height, width); a uint8 image stays uint8."""
+    try:
+        x = np.load(path, allow_pickle=False)
+    except Exception as e:
+        raise MediaError(f"cannot be read as an array ({reason(e)})") from None
+    problem = array_problem(x.shape, x.dtype)
+    if problem:
+        raise MediaError(problem)
+    if not (x.dtype == np.uint8 and x.ndim == 3):
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        if not np.isfinite(x).all():
+            raise MediaError("contains NaN or Inf")
+    return np.ascontiguousarray(x)
+
+
+def array_problem(shape, dtype):
+    """What is wrong with an array of this shape and dtype as an item; None where it is fine."""
+    if dtype.kind not in "fiub":
+        return f"has dtype {dtype}, not numbers"
+    if len(shape) not in (2, 3):
+        return f"has shape {tuple(shape)}, not (channels, time) or (channels, height, width)"
+    if 0 in shape:
+        return f"has shape {tuple(shape)}, which is empty"
+    return None
+
+
+# ---------------------------------------------------------------- raw items to learner inputs
+
+def log_mel(wave, mels=64):
+    """float32 (mels, frames): log mel energies of a 25 ms window each 10 ms (Kaldi's filter bank, no dither)."""
+    import kaldi_native_fbank as knf
+    options = knf.FbankOptions()
+    options.frame_opts.samp_freq = SAMPLE_RATE
+    options.frame_opts.frame_length_ms, options.frame_opts.frame_shift_ms = WINDOW, SHIFT
+    options.frame_opts.dither = 0
+    options.frame_opts.snip_edges = True
+    options.mel_opts.num_bins = mels
+    options.use_energy = False
+    bank = knf.OnlineFbank(options)
+    wave = np.asarray(wave, dtype=np.float32)
+    least = SAMPLE_RATE * WINDOW // 1000
+    if len(wave) < least:
+        wave = np.pad(wave, (0, least - len(wave)))
+    bank.accept_waveform(SAMPLE_RATE, wave)
+    bank.input_finished()
+    return np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)], axis=1).astype(np.float32)
+
+
+def text_bytes(text, limit=TEXT_BYTES):
+    """The UTF-8 bytes of a sentence, at most `limit`, cut between characters; byte 0 means padding: dropped."""
+    data = text.replace("\0", "").encode("utf-8", errors="replace")
+    if len(data) > limit:
+        data = data[:limit].decode("utf-8", errors="ignore").encode("utf-8")
+    return data
+
+
+def square(x, size):
+    """Centre square of a tensor (..., C, H, W), resized to (..., C, size, size), antialiased; dtype is kept.
+
+    Cropping before resizing gives what resizing the short side and cropping gives, in less memory.
+    """
+    h, w = x.shape[-2:]
+    s = min(h, w)
+    top, left = (h - s) // 2, (w - s) // 2
+    x = x[..., top:top + s, left:left + s]
+    if s == size:
+        return x
+    y = x.reshape(-1, 1, s, s).float()
+    y = F.interpolate(y, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    y = y.reshape(*x.shape[:-2], size, size)
+    return y.round().clamp(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else y
+
+
+def shorten(x, length):
+    """(C, T) averaged over equal parts of time to (C, length), length <= T."""
+    return x if x.shape[1] == length else F.adaptive_avg_pool1d(x[None], length)[0]
+
+
+class _Moments:
+    """Streaming mean and variance, merged item by item in float64 (Chan, Golub, LeVeque 1983)."""
+
+    def __init__(self):
+        self.count, self.mean, self.m2 = 0, None, None
+
+    def add(self, x, axes):
+        x = x.double()
+        n = math.prod(x.shape[a] for a in axes)
+        mean = x.mean(dim=axes, keepdim=True)
+        m2 = (x - mean).square().sum(dim=axes, keepdim=True)
+        if self.mean is None:
+            self.count, self.mean, self.m2 = n, mean, m2
+            return
+        if mean.shape != self.mean.shape:   # grey so far, colour from here on: grey counts for each channel
+            size = torch.broadcast_shapes(mean.shape, self.mean.shape)
+            self.mean, self.m2 = self.mean.expand(size), self.m2.expand(size)
+        delta, total = mean - self.mean, self.count + n
+        self.mean = self.mean + delta * (n / total)
+        self.m2 = self.m2 + m2 + delta.square() * (self.count * n / total)
+        self.count = total
+
+    def result(self):
+        if self.mean is None:
+            raise UserError("this modality has no train item; fill its cells in some rows of the train split")
+        std = (self.m2 / self.count).sqrt()
+        # a constant channel: dividing by rounding noise would blow up the first test item that differs
+        std = torch.where(std > 1e-6 * self.mean.abs().clamp(min=1e-20), std, torch.ones_like(std))
+        return self.mean.float().contiguous(), std.float().contiguous()
+
+
+def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, frames=8, mels=64):
+    """Raw items of one modality (Dataset has their forms) to the tensors that the OOM learner trains on.
+
+    raws: the n items: a list, or anything with len() and [i] such as readers.Items, or an iterator.
+    train: n booleans; mean and std come from these items alone.
+    Returns {"kind", "x", "lengths", "mean", "std"}; (x[i].float() - mean) / std is what the model sees.
+      image   x uint8 or float32 (n, C, S, S); mean, std (C, 1, 1). Grey items among coloured ones become RGB.
+      video   x uint8 (n, 3, frames, S, S); mean, std (3, 1, 1, 1)
+      series  x float32 (n, C, T), zero-padded to the longest; lengths (n,) int64, None where all are full.
+              If the longest item exceeds series_length, every item is shortened by the same factor, so that
+              a second stays equally long in all of them. mean, std (C, T) where every train item has the full length
+              (feature vectors, binned sensors), else (C, 1) over the valid part.
+      audio   becomes series: log mel, (mels, frames of 10 ms); mean, std (mels, 1)
+      text    x uint8 (n, T) UTF-8 bytes, 0 = padding; lengths; mean and std are None
+    Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.
+    """
+    train = [bool(t) for t in train]
+    if kind == "series" and not hasattr(raws, "__getitem__"):
+        raws = list(raws)   # read twice below
+    try:
+        if kind == "image":
+            out = _images(raws, train, image_size)
+        elif kind == "video":
+            out = _videos(raws, train, image_size, frames)
+        elif kind == "series":
+            out = _series(raws, train, series_length)
+        elif kind == "audio":
+            mel = [log_mel(wave, mels) for wave in _each(raws)]
+            out = _series(mel, train, series_length, per_position=False)
+        elif kind == "text":
+            out = _texts(raws)
+        else:
+            raise ValueError(f"unknown kind {kind!r}: image, video, series, audio or text")
+    except _Ragged as e:
+        raise UserError(f"item {e.args[0]}: {e.args[1]}; all items of a modality must agree") from None
+    if len(out["x"]) != len(train):
+        raise ValueError(f"{len(out['x'])} items but {len(train)} train flags")
+    return out
+
+
+class _Ragged(Exception):
+    pass
+
+
+def _each(raws):
+    """Iterates over a sequence or an iterator."""
+    return (raws[i] for i in range(len(raws))) if hasattr(raws, "__getitem__") else iter(raws)
+
+
+def _tensor(x):
+    return x if torch.is_tensor(x) else torch.from_numpy(np.ascontiguousarray(x))
+
+
+def _images(raws, train, size):
+    n, x, moments = len(train), None, _Moments()
+    for i, raw in enumerate(_each(raws)):
+        item = square(_tensor(raw), size)
+        if x is None:
+            x = torch.empty((n, *item.shape), dtype=item.dtype)
+        if item.dtype != x.dtype:
+            raise _Ragged(i, f"pixels are {item.dtype}, those before it {x.dtype}")
+        if len(item) != x.shape[1]:
+            if {len(item), x.shape[1]} != {1, 3}:
+                raise _Ragged(i, f"{len(item)} channels, those before it {x.shape[1]}")
+            if len(item) == 3:   # the first coloured one: what came before was grey
+                x = x.expand(-1, 3, -1, -1).clone()
+            item = item.expand(3, -1, -1)
+        x[i] = item
+        if train[i]:
+            moments.add(item, (1, 2))
+    mean, std = moments.result()
+    return {"kind": "image", "x": x, "lengths": None, "mean": mean, "std": std}
+
+
+def _videos(raws, train, size, frames):
+    x, moments = torch.empty((len(train), 3, frames, size, size), dtype=torch.uint8), _Moments()
+    for i, raw in enumerate(_each(raws)):
+        raw = _tensor(raw)                                                 # (F, 3, H, W)
+        clip = square(raw[even_indices(len(raw), frames)], size)           # (frames, 3, S, S)
+        x[i] = clip.transpose(0, 1)
+        if train[i]:
+            moments.add(x[i], (1, 2, 3))
+    mean, std = moments.result()
+    return {"kind": "video", "x": x, "lengths": None, "mean": mean, "std": std}
+
+
+def _series(items, train, limit, per_position=True):
+    shapes = [tuple(item.shape) for item in _each(items)]
+    for i, (channels, _) in enumerate(shapes):
+        if channels != shapes[0][0]:
+            raise _Ragged(i, f"{channels} channels, item 0 has {shapes[0][0]}")
+    n, channels, longest = len(shapes), shapes[0][0], max(t for _, t in shapes)
+    lengths = [t for _, t in shapes]
+    if longest > limit:   # integer ceiling of t * limit / longest: at least 1, at most limit
+        lengths = [-(-t * limit // longest) for t in lengths]
+    full = max(lengths)
+    x = torch.zeros((n, channels, full), dtype=torch.float32)
+    moments = _Moments()
+    per_position = per_position and all(t == full for t, is_train in zip(lengths, train) if is_train)
+    for i, raw in enumerate(_each(items)):
+        item = shorten(_tensor(raw).float(), lengths[i])                   # (C, T)
+        x[i, :, :lengths[i]] = item
+        if train[i]:
+            moments.add(item[None] if per_position else item, (0,) if per_position else (1,))
+    mean, std = moments.result()
+    if per_position:
+        mean, std = mean[0], std[0]
+    lengths = None if min(lengths) == full else torch.tensor(lengths, dtype=torch.int64)
+    return {"kind": "series", "x": x, "lengths": lengths, "mean": mean, "std": std}
+
+
+def _texts(raws):
+    data = [text_bytes(text) for text in _each(raws)]
+    x = torch.zeros((len(data), max(1, max(map(len, data), default=1))), dtype=torch.uint8)
+    for i, b in enumerate(data):
+        x[i, :len(b)] = torch.tensor(list(b), dtype=torch.uint8)
+    lengths = [len(b) for b in data]
+    lengths = None if min(lengths) == x.shape[1] else torch.tensor(lengths, dtype=torch.int64)
+    return {"kind": "text", "x": x, "lengths": lengths, "mean": None, "std": None}
