@@ -1,0 +1,371 @@
+"""The embedded data set `synth`: one procedural world seen by seven modalities (docs/data/synth.md).
+
+An object has a shape (4) and a material (3), which make its class (12), and seven continuous latents: size, pose,
+stretch, corner, roughness, tone, damping. Every modality renders shape, material and latents its own way, and hides
+some of them. Items are rendered when they are loaded, each from a generator seeded by (seed, split, index in the
+split, modality): the same whatever else is rendered, and whatever the sizes of the splits. Only numpy is used.
+
+    python -m readers.synth DIR [--seed 0] [--commonality 0.7] [--n-train 60 --n-val 12 --n-test 24]
+writes the data set as a folder with manifest.csv, as an example of what --data takes.
+"""
+import argparse
+import csv
+import hashlib
+import math
+import os
+
+import numpy as np
+
+from bank import UserError
+from readers import SPLITS, Dataset
+
+VERSION = "synth-1"   # enters the fingerprint: change it with anything that changes an item
+SHAPES = ("disc", "prism", "cube", "star")
+MATERIALS = ("metal", "stone", "wood")
+CLASSES = tuple(f"{s}-{m}" for s in SHAPES for m in MATERIALS)   # sorted; class = 3 * shape + material
+MODALITIES = {"rgb": "image", "language": "text", "tactile": "image", "thermal": "image", "depth": "image",
+              "audio": "audio", "video": "video"}
+SIZE, POSE, STRETCH, CORNER, ROUGH, TONE, DAMP = range(7)        # the continuous latents, each standard normal
+SIDE, CLIP_SIDE, FRAMES, RATE, SAMPLES = 32, 24, 8, 16000, 8000
+
+
+def read(seed=0, commonality=0.7, n_train=1500, n_val=120, n_test=600, **unknown):
+    """The Dataset. `commonality` in 0...1: the correlation of an instance's latents between two modalities."""
+    if unknown:
+        raise UserError(f"--data synth: the option {sorted(unknown)[0]} is not one of synth's; leave it out")
+    if not 0 <= commonality <= 1:
+        raise UserError(f"--commonality {commonality}: outside 0...1; give a number from 0 (only the class is shared) "
+                        f"to 1 (all latents are)")
+    if int(seed) != seed or seed < 0:
+        raise UserError(f"--seed {seed}: not a whole number of 0 or more; give one")
+    for part, n, least in (("train", n_train, 2 * len(CLASSES)), ("val", n_val, 0), ("test", n_test, 1)):
+        if n < least:
+            raise UserError(f"--data synth: {n} {part} rows are too few; ask for at least {least}")
+    rows = [(part, k) for part, n in enumerate((n_train, n_val, n_test)) for k in range(n)]
+    labels = _labels(seed, n_train, n_val, n_test)
+    codes = list(MODALITIES)
+
+    def load(modality, row):
+        part, k = rows[row]
+        shared = np.random.default_rng([seed, part, k, 0]).standard_normal(7)
+        rng = np.random.default_rng([seed, part, k, 1 + codes.index(modality)])
+        own = rng.standard_normal(7)
+        z = math.sqrt(commonality) * shared + math.sqrt(1 - commonality) * own   # standard normal for every c
+        return RENDER[modality](labels[row] // 3, labels[row] % 3, z, rng)
+
+    source = {"seed": int(seed), "commonality": float(commonality),
+              "n_train": int(n_train), "n_val": int(n_val), "n_test": int(n_test)}
+    ids = [f"{SPLITS[part]}-{k:05d}" for part, k in rows]
+    return Dataset(
+        name="synth", ids=ids, split=[SPLITS[part] for part, _ in rows], labels=labels, class_names=list(CLASSES),
+        modalities=dict(MODALITIES), cells={m: list(ids) for m in MODALITIES}, load=load,
+        fingerprint=hashlib.sha256(f"{VERSION} {sorted(source.items())}".encode()).hexdigest(), source=source)
+
+
+def _labels(seed, *sizes):
+    """Every 12 rows of a split are a permutation of the classes."""
+    labels = []
+    for part, n in enumerate(sizes):
+        blocks = [np.random.default_rng([seed, part, b, 99]).permutation(len(CLASSES))
+                  for b in range(-(-n // len(CLASSES)))]
+        labels += [int(c) for c in np.concatenate(blocks)[:n]] if n else []
+    return labels
+
+
+# ---------------------------------------------------------------- geometry and texture that several modalities show
+
+def _grid(side):
+    """x, y of the pixel centres, float32 (side, side), in [-1, 1]."""
+    a = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
+    return np.meshgrid(a, a)
+
+
+GRID, CLIP_GRID = _grid(SIDE), _grid(CLIP_SIDE)
+LOBES = (0, 3, 4, 5)                    # per shape: r(phi) = R (1 + amplitude cos(lobes phi))
+AMPLITUDE = (0.0, 0.20, 0.13, 0.22)
+TALL = (1.25, 0.8, 1.0, 0.9)            # height over radius, by shape
+
+
+def _radius(z):
+    return 0.5 * math.exp(0.2 * z[SIZE])
+
+
+def _angle(z):
+    return 0.35 * z[POSE]
+
+
+def _outline(shape, z, x, y, radius, angle):
+    """(u, a, b): u = distance from the centre relative to the outline (1 on it); a, b = the object's own coordinates
+    in radii. x, y (..., H, W) relative to the object's centre; radius, angle broadcast against them."""
+    c, s = np.cos(angle), np.sin(angle)
+    stretch = math.exp(0.12 * z[STRETCH])
+    a = (c * x + s * y) / (radius * stretch)
+    b = (-s * x + c * y) / (radius / stretch)
+    u = np.sqrt(a * a + b * b) + 1e-6
+    if LOBES[shape]:
+        amplitude = AMPLITUDE[shape] * math.exp(0.3 * z[CORNER])
+        u = u / (1 + amplitude * np.cos(LOBES[shape] * np.arctan2(a, b)))
+    return u, a, b
+
+
+def _inside(u, soft):
+    """Mask of the object, 1 inside, soft over `soft` radii at the outline."""
+    return 1 / (1 + np.exp(np.clip((u - 1) / soft, -30, 30)))
+
+
+def _smooth_noise(rng, side, cells):
+    """(side, side) smooth noise of unit variance: `cells` random values per side, bilinear between them."""
+    v = rng.standard_normal((cells + 1, cells + 1)).astype(np.float32)
+    p = (np.arange(side, dtype=np.float32) + 0.5) / side * cells
+    i = p.astype(int)
+    f = (p - i)[:, None]
+    v = v[i] * (1 - f) + v[i + 1] * f
+    v = v[:, i] * (1 - f.T) + v[:, i + 1] * f.T
+    return v * 1.5
+
+
+def _texture(material, z, a, b, rng):
+    """Unit-scale texture (..., H, W) of a material in the object's coordinates: brushed, speckled or grained."""
+    f, p = math.exp(0.25 * z[ROUGH]), rng.uniform(0, 2 * math.pi, 4)
+    if material == 0:     # fine parallel scratches
+        return np.sin(9 * f * a + p[0]) * np.cos(1.5 * b + p[1])
+    if material == 1:     # speckle: crossed waves without a common direction
+        return (np.sin(7 * f * a + 4 * b + p[0]) + np.sin(7 * f * b - 5 * a + p[1])
+                + np.sin(6 * f * (a + b) + p[2]) + np.sin(8 * f * (a - b) + p[3])) * 0.7
+    return np.sin(5 * f * b + 1.2 * np.sin(1.6 * a + p[0]) + p[1])   # wide wavy grain across
+
+
+# ---------------------------------------------------------------- the modalities: (shape, material, z, rng) -> item
+
+def _surface(shape, material, z, rng, x, y, radius, angle, light):
+    """(mask, shade (..., H, W)): outline and grey level of a lit object, shared by rgb and video."""
+    u, a, b = _outline(shape, z, x, y, radius, angle)
+    mask = _inside(u, 0.08)
+    dome = np.sqrt(np.clip(1 - np.minimum(u, 1) ** 2, 0, 1))
+    lambert = 0.35 * dome + 0.4 * (light[0] * a + light[1] * b)
+    shade = 0.5 + lambert + (0.10, 0.16, 0.14)[material] * math.exp(0.25 * z[ROUGH]) * _texture(material, z, a, b, rng)
+    gloss = (0.5, 0.05, 0.15)[material] * math.exp(0.4 * z[DAMP])
+    highlight = np.exp(-((a - 0.8 * light[0]) ** 2 + (b - 0.8 * light[1]) ** 2) / 0.06)
+    return mask, shade + gloss * highlight
+
+
+TINT = np.array([[0.05, 0.05, 0.08], [0.0, 0.05, 0.0], [0.08, 0.02, -0.06]], np.float32)   # by material
+
+
+def _colour(material, z, rng):
+    """RGB of an object: little of the material, much of the tone latent and of chance."""
+    tone = np.array([math.cos(0.8 * z[TONE]), math.cos(0.8 * z[TONE] + 2.1), math.cos(0.8 * z[TONE] + 4.2)])
+    return 0.75 + TINT[material] + 0.12 * tone + 0.10 * rng.standard_normal(3)
+
+
+def _light(rng):
+    angle = rng.uniform(0, 2 * math.pi)
+    return 0.5 * math.cos(angle), 0.5 * math.sin(angle)
+
+
+def rgb(shape, material, z, rng):
+    """uint8 (3, 32, 32): a lit, textured object before a random background."""
+    x, y = GRID
+    cx, cy = rng.uniform(-0.2, 0.2, 2)
+    mask, shade = _surface(shape, material, z, rng, x - cx, y - cy, _radius(z), _angle(z), _light(rng))
+    tilt = rng.uniform(-0.25, 0.25, 2)
+    back = (rng.uniform(0.2, 0.8, 3)[:, None, None] + tilt[0] * x + tilt[1] * y
+            + 0.10 * _smooth_noise(rng, SIDE, 5))
+    image = back * (1 - mask) + mask * shade * _colour(material, z, rng)[:, None, None]
+    image = image * rng.uniform(0.7, 1.1) + 0.06 * rng.standard_normal((3, SIDE, SIDE))
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def depth(shape, material, z, rng):
+    """float32 (1, 32, 32), metres: a dome on a tilted table; of the material only the bumps."""
+    x, y = GRID
+    cx, cy = rng.uniform(-0.2, 0.2, 2)
+    radius = _radius(z)
+    u, a, b = _outline(shape, z, x - cx, y - cy, radius, _angle(z))
+    dome = np.sqrt(np.clip(1 - np.minimum(u, 1) ** 2, 0, 1))
+    height = 0.10 * TALL[shape] * radius * dome
+    height = height + (0.002, 0.006, 0.004)[material] * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng)
+    tilt = rng.uniform(-0.01, 0.01, 2)
+    table = rng.uniform(0.6, 0.7) + tilt[0] * x + tilt[1] * y
+    noise = 0.002 * rng.standard_normal((SIDE, SIDE))
+    return (table - height * _inside(u, 0.06) + noise).astype(np.float32)[None]
+
+
+_FREQ = (np.fft.fftfreq(SIDE)[:, None] ** 2 + np.fft.rfftfreq(SIDE)[None] ** 2).astype(np.float32)
+
+
+def _blur(x, sigma):
+    """Gaussian blur of (32, 32) by sigma pixels, periodic."""
+    return np.fft.irfft2(np.fft.rfft2(x) * np.exp(-2 * math.pi ** 2 * sigma ** 2 * _FREQ), s=x.shape)
+
+
+def thermal(shape, material, z, rng):
+    """float32 (1, 32, 32), degrees Celsius: a warm object, blurred by conduction, and the print of a hot touch on it."""
+    x, y = GRID
+    cx, cy = rng.uniform(-0.2, 0.2, 2)
+    radius = _radius(z)
+    u, a, b = _outline(shape, z, x - cx, y - cy, radius, _angle(z))
+    conduct = (1.0, 0.6, 0.3)[material] * math.exp(0.2 * z[DAMP])
+    warm = (2.0 + 2.5 * conduct) * (0.5 / radius) * (1 + 0.15 * z[TONE])    # small objects cool further off ambient
+    field = _blur(warm * _inside(u, 0.08), 0.6 + 1.6 * conduct)
+    px, py = rng.uniform(-0.3, 0.3, 2) * radius
+    spread = 0.10 + 0.22 * conduct
+    touch = 0.5 / spread * np.exp(-((x - cx - px) ** 2 + (y - cy - py) ** 2) / (2 * spread ** 2))
+    grain = 0.25 * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng) * _inside(u, 0.1)   # emissivity
+    ambient = 21 + rng.standard_normal() + 0.4 * _smooth_noise(rng, SIDE, 3)
+    return (ambient + field + touch + grain + 0.25 * rng.standard_normal((SIDE, SIDE))).astype(np.float32)[None]
+
+
+def tactile(shape, material, z, rng):
+    """float32 (1, 32, 32), millimetres pressed in: a patch at one corner of the object, twice magnified."""
+    x, y = GRID
+    radius, angle = 1.7 * _radius(z), _angle(z)
+    slip = rng.uniform(-0.15, 0.15, 2)
+    away = 0.75 * radius                    # the sensor lies at the lobe that points along the object's b axis
+    u, a, b = _outline(shape, z, x + slip[0] - away * math.sin(angle), y + slip[1] + away * math.cos(angle), radius, angle)
+    press = rng.uniform(0.7, 1.3)
+    dome = 1 - 0.5 * np.minimum(u, 1.5) ** 2
+    skin = (0.10, 0.20, 0.15)[material] * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a * 1.5, b * 1.5, rng)
+    soft = (0.05, 0.08, 0.15)[material] * math.exp(0.3 * z[DAMP])
+    height = press * _inside(u, soft) * (dome + skin)
+    return (height + 0.10 * rng.standard_normal((SIDE, SIDE))
+            + 0.05 * _smooth_noise(rng, SIDE, 4)).astype(np.float32)[None]
+
+
+# partials of ideal bodies: circular membrane, free bar, square plate, harmonic tube
+PARTIALS = np.array([[1, 1.59, 2.14, 2.65, 3.16], [1, 2.76, 5.40, 8.93, 13.3],
+                     [1, 2.5, 4.0, 5.0, 6.5], [1, 2, 3, 4, 5]])
+
+
+def audio(shape, material, z, rng):
+    """float32 (8000,), 16 kHz: one knock. Pitch: size and material; partials: shape; decay and brightness: material."""
+    t = np.arange(SAMPLES, dtype=np.float32) / RATE
+    pitch = 420 * (1.35, 1.0, 0.75)[material] * math.exp(-0.35 * z[SIZE])
+    ratio = PARTIALS[shape] * np.exp(0.03 * z[CORNER] * np.arange(5) + 0.02 * rng.standard_normal(5))
+    decay = (9, 28, 45)[material] * math.exp(0.35 * z[DAMP]) * (1 + 0.25 * np.arange(5))       # per second
+    level = np.exp(-(0.25, 0.45, 0.7)[material] * np.arange(5) * math.exp(0.3 * z[ROUGH])
+                   + 0.4 * rng.standard_normal(5))
+    frequency = pitch * ratio
+    level = level * (frequency < 0.45 * RATE)
+    phase = rng.uniform(0, 2 * math.pi, 5)
+    onset = rng.uniform(0.0, 0.08)
+    s = np.maximum(t - onset, 0)
+    wave = np.zeros(SAMPLES, np.float32)
+    for f, d, l, p in zip(frequency, decay, level, phase):
+        if l:
+            wave += np.float32(l) * np.exp(np.float32(-d) * s) * np.sin(np.float32(2 * math.pi * f) * s + np.float32(p))
+    wave *= t >= onset
+    click = rng.standard_normal(SAMPLES, dtype=np.float32) * np.exp(-s * 200) * (t >= onset)
+    wave = wave + 0.3 * math.exp(0.3 * z[TONE]) * click + 0.04 * rng.standard_normal(SAMPLES, dtype=np.float32)
+    return (0.25 * math.exp(0.4 * rng.standard_normal()) * wave).astype(np.float32)
+
+
+def video(shape, material, z, rng):
+    """uint8 (8, 3, 24, 24): the object slides and turns; how it slows down is the material's."""
+    x, y = CLIP_GRID
+    t = np.arange(FRAMES, dtype=np.float32)[:, None, None]
+    slow = (0.08, 0.45, 0.22)[material] * math.exp(0.3 * z[DAMP])
+    way = (1 - np.exp(-slow * t)) / slow                                   # distance in frames of initial speed
+    heading = rng.uniform(0, 2 * math.pi)
+    cx = -0.3 * math.cos(heading) + 0.09 * math.cos(heading) * way
+    cy = -0.3 * math.sin(heading) + 0.09 * math.sin(heading) * way
+    angle = _angle(z) + rng.choice([-1, 1]) * 0.12 * way
+    mask, shade = _surface(shape, material, z, rng, x - cx, y - cy, _radius(z), angle, _light(rng))
+    back = rng.uniform(0.2, 0.8, 3)[:, None, None] + 0.10 * _smooth_noise(rng, CLIP_SIDE, 5)
+    colour = _colour(material, z, rng)[:, None, None]
+    clip = back * (1 - mask[:, None]) + mask[:, None] * shade[:, None] * colour
+    clip = clip * rng.uniform(0.7, 1.1) + 0.06 * rng.standard_normal((FRAMES, 3, CLIP_SIDE, CLIP_SIDE), dtype=np.float32)
+    return (np.clip(clip, 0, 1) * 255).astype(np.uint8)
+
+
+SHAPE_WORDS = (("disc", "ball", "round thing", "dome"), ("prism", "wedge", "triangular thing", "pyramid"),
+               ("cube", "block", "square thing", "box"), ("star", "cog", "spiky thing", "cross"))
+MATERIAL_WORDS = (("metal", "steel", "shiny", "iron"), ("stone", "granite", "gritty", "marble"),
+                  ("wood", "oak", "grained", "timber"))
+SIZE_WORDS = (("tiny", "small", "little"), ("medium", "middling", "ordinary"), ("big", "large", "huge"))
+TONE_WORDS = (("dark", "dull"), ("pale", "bright"))
+TEMPLATES = ("a {} {} {} {}", "there is a {} {} {} {}", "I see a {} {} {} {}", "this is a {} {} {} {}",
+             "someone holds a {} {} {} {}", "on the table lies a {} {} {} {}")
+
+
+def language(shape, material, z, rng):
+    """A sentence that names size, tone, material and shape by one of several words, or leaves one out."""
+    def pick(words, keep):
+        return str(rng.choice(words)) if rng.random() < keep else ""
+    size = pick(SIZE_WORDS[int(z[SIZE] > -0.5) + int(z[SIZE] > 0.5)], 0.7)
+    tone = pick(TONE_WORDS[int(z[TONE] > 0)], 0.5)
+    what = pick(MATERIAL_WORDS[material], 0.92)
+    kind = pick(SHAPE_WORDS[shape], 0.92) or "object"
+    return " ".join(str(rng.choice(TEMPLATES)).format(size, tone, what, kind).split())
+
+
+RENDER = {"rgb": rgb, "language": language, "tactile": tactile, "thermal": thermal, "depth": depth,
+          "audio": audio, "video": video}
+
+
+# ---------------------------------------------------------------- the same as a folder
+
+def write_folder(dataset, path):
+    """Writes a Dataset of this module as a folder with manifest.csv: PNG (depth: 16 bit, mm), npy, wav and mp4."""
+    import av
+    import soundfile
+    from PIL import Image
+    if os.path.exists(os.path.join(path, "manifest.csv")):
+        raise UserError(f"{path}/manifest.csv: there already; name another folder or remove it")
+    form = {"rgb": "png", "depth": "png", "tactile": "npy", "thermal": "npy", "audio": "wav", "video": "mp4"}
+    for m in form:
+        os.makedirs(os.path.join(path, m), exist_ok=True)
+    table = [["id", "split", "label", *dataset.modalities]]
+    for row, name in enumerate(dataset.ids):
+        cells = []
+        for m in dataset.modalities:
+            item = dataset.load(m, row)
+            if m == "language":
+                cells.append(item)
+                continue
+            cell = f"{m}/{name}.{form[m]}"
+            file = os.path.join(path, cell)
+            if m == "rgb":
+                Image.fromarray(np.ascontiguousarray(item.transpose(1, 2, 0))).save(file)
+            elif m == "depth":
+                Image.fromarray(np.round(item[0] * 1000).astype(np.uint16)).save(file)
+            elif m == "audio":
+                soundfile.write(file, np.clip(item, -1, 1), RATE, subtype="PCM_16")
+            elif m == "video":
+                with av.open(file, "w") as out:
+                    stream = out.add_stream("mpeg4", rate=8)
+                    stream.width = stream.height = CLIP_SIDE
+                    stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
+                    for frame in item:
+                        frame = np.ascontiguousarray(frame.transpose(1, 2, 0))
+                        out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                    out.mux(stream.encode())
+            else:
+                np.save(file, item)
+            cells.append(cell)
+        table.append([name, dataset.split[row], dataset.class_names[dataset.labels[row]], *cells])
+    temporary = os.path.join(path, "manifest.csv.part")   # the table last and whole: it makes the folder a data set
+    with open(temporary, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f, lineterminator="\n").writerows(table)
+    os.replace(temporary, os.path.join(path, "manifest.csv"))
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(prog="python -m readers.synth", description="writes synth as a folder for --data")
+    p.add_argument("folder")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--commonality", type=float, default=0.7, help="0...1: what the modalities share beyond the class")
+    p.add_argument("--n-train", type=int, default=60)
+    p.add_argument("--n-val", type=int, default=12)
+    p.add_argument("--n-test", type=int, default=24)
+    args = p.parse_args(argv)
+    try:
+        data = read(args.seed, args.commonality, args.n_train, args.n_val, args.n_test)
+        write_folder(data, args.folder)
+    except UserError as e:
+        raise SystemExit(f"error: {e}")
+    print(f"{args.folder}: {len(data.ids)} rows, {len(data.modalities)} modalities")
+
+
+if __name__ == "__main__":
+    main()
