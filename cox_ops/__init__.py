@@ -1,0 +1,24 @@
+"""Operators of COX in torch's dispatcher (`torch.ops.cox_ops`), on the CPU and, where built, on CUDA.
+
+    from cox_ops import nearest_anchor, top_anchors, modality_agreement, pairwise_distances, mmd
+
+`python -m cox_ops` says how they were built. `cox_ops.ref` holds the definition of each in plain torch.
+"""
+from pathlib import Path
+
+import torch
+
+try:
+    from . import _C
+except ImportError as e:
+    raise ImportError(f"cox_ops is not built for this Python ({e}); run: "
+                      "python setup.py build_ext --inplace") from None
+
+# The CUDA operators are a library of their own: libtorch's CUDA symbols are missing from a CPU build of torch.
+cuda_library = next(iter(sorted(Path(__file__).parent.glob("_cuda*.so"))), None) if torch.version.cuda else None
+if cuda_library is not None:
+    torch.ops.load_library(str(cuda_library))
+
+from .ops import mmd, modality_agreement, nearest_anchor, pairwise_distances, top_anchors  # noqa: E402
+
+__all__ = ["pairwise_distances", "nearest_anchor", "top_anchors", "modality_agreement", "mmd"]

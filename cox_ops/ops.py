@@ -1,0 +1,247 @@
+"""The operators' Python side: one wrapper, one fake and (where it is differentiable) one autograd formula each.
+
+Shapes and dtypes are checked in C++ (csrc/common.h), once for every device. Dtypes: float32, float64, float16 and
+bfloat16; arithmetic is in float64 for float64 and in float32 for the others. Any strides; sizes may be 0 where the
+docstring does not say otherwise; offsets are 64-bit. On the CPU a result is bitwise the same for any number of
+threads. Distances are sums of squared differences, never norms minus twice the product: no cancellation.
+"""
+import torch
+
+ops = torch.ops.cox_ops
+
+
+def _acc(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _no_second_derivative(name):
+    def backward(ctx, *grads):
+        raise RuntimeError(f"cox_ops.{name} has no second derivative: do not use create_graph=True through it")
+    return backward
+
+
+# ---------------------------------------------------------------- pairwise_distances
+
+def pairwise_distances(x, y, squared=False):
+    """Euclidean distances between the rows of x and of y: d_ij = ||x_i - y_j||, squared if asked.
+
+    x (M, D) and y (N, D) -> (M, N); x (B, M, D) and y (B, N, D) -> (B, M, N); the result has the inputs' dtype.
+    Equivalent to torch.cdist in its direct mode: the error of an entry is relative to that entry, also for near
+    copies. Time O(B M N D), memory that of the result. NaN or Inf in a row reaches that row's distances.
+    Differentiable once in x and y, with subgradient 0 where a distance is 0, so never NaN for finite inputs.
+
+    >>> pairwise_distances(torch.tensor([[0., 0.]]), torch.tensor([[3., 4.], [0., 0.]]))
+    tensor([[5., 0.]])
+    """
+    return ops.pairwise_distances(x, y, squared)
+
+
+@torch.library.register_fake("cox_ops::pairwise_distances")
+def _(x, y, squared=False):
+    return x.new_empty((*x.shape[:-1], y.shape[-2]))
+
+
+@torch.library.register_fake("cox_ops::pairwise_distances_backward")
+def _(grad, x, y, dist, squared):
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
+def _pairwise_setup(ctx, inputs, output):
+    x, y, ctx.squared = inputs
+    ctx.save_for_backward(x, y, output)
+
+
+def _pairwise_backward(ctx, grad):
+    gx, gy = ops.pairwise_distances_backward(grad, *ctx.saved_tensors, ctx.squared)
+    return gx, gy, None
+
+
+torch.library.register_autograd("cox_ops::pairwise_distances", _pairwise_backward, setup_context=_pairwise_setup)
+torch.library.register_autograd("cox_ops::pairwise_distances_backward", _no_second_derivative("pairwise_distances"))
+
+
+# ---------------------------------------------------------------- nearest_anchor
+
+def nearest_anchor(z, v, *, tile=0):
+    """The bank item whose K mappings lie nearest to each query on average.
+
+        score_j = min_i 1/K sum_k ||z_j - v_{k,i}||        index_j = the lowest i that reaches it
+
+    z (M, D), v (K, N, D) with K >= 1 -> score (M,) float32 (float64 for float64 inputs), index (M,) int64.
+    Ties go to the lowest i: only a strictly smaller score wins. A bank row with NaN or Inf, or whose squared
+    distance overflows, is never chosen; a query without any finite candidate (also N = 0) gets index -1, score +inf.
+    A result is bitwise the same however queries are batched and, on the CPU, for any number of threads; `tile`
+    (rows per block, for tests) changes nothing either. Time O(K M N D); the M x N matrix is never formed.
+    Differentiable in z and v through the chosen anchors (subgradient 0 at distance 0), any number of times.
+
+    >>> z = torch.tensor([[0., 0.], [5., 5.]])
+    >>> v = torch.tensor([[[1., 0.], [5., 4.], [1., 0.]]])
+    >>> nearest_anchor(z, v)
+    (tensor([1., 1.]), tensor([0, 1]))
+    """
+    return ops.nearest_anchor(z, v, tile)
+
+
+@torch.library.register_fake("cox_ops::nearest_anchor")
+def _(z, v, tile=0):
+    return z.new_empty(z.shape[:1], dtype=_acc(z.dtype)), z.new_empty(z.shape[:1], dtype=torch.int64)
+
+
+def _nearest_setup(ctx, inputs, output):
+    z, v, _ = inputs
+    ctx.save_for_backward(z, v, output[1])
+
+
+def _nearest_backward(ctx, grad, _):
+    # In plain torch and O(K M D): the chosen anchors are gathered and the mean distance is differentiated.
+    z, v, index = ctx.saved_tensors
+    K, N, _ = v.shape
+    if N == 0:
+        return torch.zeros_like(z), torch.zeros_like(v), None
+    found = (index >= 0)[None, :, None]  # a query without an anchor passes nothing on
+    at = index.clamp(min=0)
+    diff = (z.to(grad.dtype)[None] - v[:, at].to(grad.dtype)).masked_fill(~found, 0)  # (K, M, D)
+    square = diff.square().sum(-1, keepdim=True)
+    zero = square == 0
+    pull = torch.where(zero, 0, diff / torch.where(zero, 1, square).sqrt()) * (grad / K)[None, :, None]
+    gz = gv = None
+    if ctx.needs_input_grad[0]:
+        gz = pull.sum(0).to(z.dtype)
+    if ctx.needs_input_grad[1]:
+        zeros = torch.zeros(v.shape, dtype=grad.dtype, device=v.device)
+        # Each device's own addition of repeated indices in a fixed order: the other one's uses atomics.
+        if v.is_cuda:
+            rows = torch.arange(K, device=v.device)[:, None].expand(K, at.shape[0])
+            gv = zeros.index_put((rows, at.expand(K, -1)), -pull, accumulate=True)
+        else:
+            gv = zeros.index_add(1, at, -pull)
+        gv = gv.to(v.dtype)
+    return gz, gv, None
+
+
+torch.library.register_autograd("cox_ops::nearest_anchor", _nearest_backward, setup_context=_nearest_setup)
+
+
+# ---------------------------------------------------------------- top_anchors
+
+def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None):
+    """Indices of the t best scores (smallest, or largest if asked), sorted by (score, index).
+
+    score (M,), mask (M,) bool, classes (M,) int64 -> (t,) int64. Ties go to the lowest index. Never chosen: NaN;
+    the worst infinity (+inf, or -inf with largest); items outside mask; items of a negative class. With quota at most
+    that many per class, the best ones. Fewer than t candidates: the rest is -1, so the size is never in question.
+    Time O(M + t log t) on the CPU, O(M log M) with a quota and on CUDA; memory O(M). Not differentiable.
+
+    >>> top_anchors(torch.tensor([3., 1., 1., float("nan"), 2.]), 3)
+    tensor([1, 2, 4])
+    """
+    return ops.top_anchors(score, t, largest=largest, classes=classes, quota=quota, mask=mask)
+
+
+@torch.library.register_fake("cox_ops::top_anchors")
+def _(score, t, *, largest=False, classes=None, quota=None, mask=None):
+    return score.new_empty((t,), dtype=torch.int64)
+
+
+# ---------------------------------------------------------------- modality_agreement
+
+def modality_agreement(logits):
+    """Where the heads of all modalities name the same class.
+
+    logits (K, M, C), K >= 1 heads, C >= 1 classes ->
+        mask (M,) bool        all K argmax are equal (argmax ties: the lowest class)
+        label (M,) int64      the agreed class, -1 without agreement
+        confidence (M,)       1/K sum_k max_c softmax_c, float32 (float64 for float64 inputs), agreed or not
+    A row in which a head has no softmax (any NaN, any +inf, or nothing but -inf) is no agreement: mask False,
+    label -1, confidence NaN. Time O(K M C), memory O(M). Confidence is differentiable, any number of times.
+
+    >>> modality_agreement(torch.tensor([[[0., 9.], [9., 0.]], [[0., 9.], [0., 9.]]]))[:2]
+    (tensor([ True, False]), tensor([ 1, -1]))
+    """
+    return ops.modality_agreement(logits)
+
+
+@torch.library.register_fake("cox_ops::modality_agreement")
+def _(logits):
+    M = logits.shape[1]
+    return (logits.new_empty(M, dtype=torch.bool), logits.new_empty(M, dtype=torch.int64),
+            logits.new_empty(M, dtype=_acc(logits.dtype)))
+
+
+def _agreement_setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], output[2])
+
+
+def _agreement_backward(ctx, _, __, grad):
+    logits, confidence = ctx.saved_tensors
+    K, _, C = logits.shape
+    bad = confidence.isnan()[None, :, None]
+    p = logits.to(grad.dtype).masked_fill(bad, 0).softmax(-1)  # (K, M, C)
+    top = p.argmax(-1, keepdim=True)
+    best = p.gather(-1, top)
+    is_top = torch.arange(C, device=p.device) == top
+    g = best * (is_top.to(p.dtype) - p) * (grad / K)[None, :, None]
+    return g.masked_fill(bad, 0).to(logits.dtype)
+
+
+torch.library.register_autograd("cox_ops::modality_agreement", _agreement_backward, setup_context=_agreement_setup)
+
+
+# ---------------------------------------------------------------- mmd
+
+def mmd(x, y, bandwidths=None):
+    """Squared maximum mean discrepancy between two samples: biased V-statistic, several Gaussian kernels.
+
+        k(a, b) = 1/B sum_s exp(-||a - b||^2 / bandwidth_s)
+        mmd = mean_ij k(x_i, x_j) + mean_ij k(y_i, y_j) - 2 mean_ij k(x_i, y_j)
+
+    x (N, D), y (M, D), N and M >= 1 -> scalar, float32 (float64 for float64 inputs). Note that bandwidths are in the
+    squared units of the data (bandwidth = 2 sigma^2); they are constants, positive, a sequence or a vector. None: 1/4,
+    1/2, 1, 2 and 4 times the mean squared distance between two distinct points of the pooled sample, which has a
+    closed form in O(N + M) time (1 where all points coincide). NaN in the samples gives NaN. The value is >= 0 up to
+    rounding. Sums are in float64; time O((N + M)^2 (D + B)), memory O((N + M) D). Differentiable once in x and y.
+
+    >>> mmd(torch.zeros(3, 2), torch.zeros(5, 2))
+    tensor(0.)
+    """
+    if bandwidths is None:
+        scale = mean_squared_distance(x, y)
+        bandwidths = torch.where(scale > 0, scale, 1) * scale.new_tensor([0.25, 0.5, 1, 2, 4])
+    elif not isinstance(bandwidths, torch.Tensor):
+        if not all(b > 0 for b in bandwidths):
+            raise ValueError(f"mmd: bandwidths must be positive, got {list(bandwidths)}")
+        bandwidths = torch.tensor(list(bandwidths), dtype=torch.float64, device=x.device)
+    return ops.mmd(x, y, bandwidths.detach().to(x.device, torch.float64))
+
+
+def mean_squared_distance(x, y):
+    """Mean of ||a - b||^2 over the pairs of distinct points of the pooled rows of x and y: float64, no gradient.
+
+    sum_ij ||p_i - p_j||^2 = 2 P sum_i ||p_i - mean||^2, over P (P - 1) ordered pairs.
+    """
+    pooled = torch.cat((x.detach(), y.detach())).double()
+    centred = pooled - pooled.mean(0)
+    return 2 * centred.square().sum() / max(len(pooled) - 1, 1)
+
+
+@torch.library.register_fake("cox_ops::mmd")
+def _(x, y, bandwidths):
+    return x.new_empty((), dtype=_acc(x.dtype))
+
+
+@torch.library.register_fake("cox_ops::mmd_backward")
+def _(grad, x, y, bandwidths):
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
+def _mmd_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _mmd_backward(ctx, grad):
+    gx, gy = ops.mmd_backward(grad, *ctx.saved_tensors)
+    return gx, gy, None
+
+
+torch.library.register_autograd("cox_ops::mmd", _mmd_backward, setup_context=_mmd_setup)
+torch.library.register_autograd("cox_ops::mmd_backward", _no_second_derivative("mmd"))

@@ -1,0 +1,66 @@
+// The operators' schemas, each written once, and the extension module itself: `import cox_ops._C` runs the static
+// registrations (schemas here, CPU implementations beside each kernel) and offers the report on the build.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "common.h"
+#include "cpu/tile.h"
+
+#define COX_TEXT_(...) #__VA_ARGS__
+#define COX_TEXT(...) COX_TEXT_(__VA_ARGS__)
+
+#ifndef COX_BUILD_TORCH
+#define COX_BUILD_TORCH unknown
+#endif
+#ifndef COX_BUILD_CUDA
+#define COX_BUILD_CUDA none
+#endif
+
+STABLE_TORCH_LIBRARY(cox_ops, m) {
+  m.def("pairwise_distances(Tensor x, Tensor y, bool squared=False) -> Tensor");
+  m.def(
+      "pairwise_distances_backward(Tensor grad, Tensor x, Tensor y, Tensor dist, bool squared)"
+      " -> (Tensor, Tensor)");
+  m.def("nearest_anchor(Tensor z, Tensor v, int tile=0) -> (Tensor, Tensor)");
+  m.def(
+      "top_anchors(Tensor score, int t, *, bool largest=False, Tensor? classes=None, int? quota=None,"
+      " Tensor? mask=None) -> Tensor");
+  m.def("modality_agreement(Tensor logits) -> (Tensor, Tensor, Tensor)");
+  m.def("mmd(Tensor x, Tensor y, Tensor bandwidths) -> Tensor");
+  m.def("mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths) -> (Tensor, Tensor)");
+}
+
+namespace {
+
+pybind11::dict build_info() {
+  pybind11::dict d;
+  d["torch_at_build"] = COX_TEXT(COX_BUILD_TORCH);
+  d["abi_target"] = "stable libtorch ABI, torch >= " + std::to_string((TORCH_TARGET_VERSION >> 56) & 0xff) + "." +
+                    std::to_string((TORCH_TARGET_VERSION >> 48) & 0xff);
+#if defined(__clang__)
+  d["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  d["compiler"] = "gcc " __VERSION__;
+#else
+  d["compiler"] = "unknown";
+#endif
+  d["isa_available"] = cox::cpu::isa_available();
+  d["isa_chosen"] = cox::cpu::isa_chosen();
+  d["cuda_archs"] = COX_TEXT(COX_BUILD_CUDA);
+#ifdef _OPENMP
+  d["openmp"] = _OPENMP;
+#else
+  d["openmp"] = 0;
+#endif
+  d["threads"] = torch::stable::get_num_threads();
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU operators of cox_ops (registered on import) and the report on their build";
+  m.def("build_info", &build_info, "What this module was built with and what it runs on");
+  m.def("force_isa", &cox::cpu::isa_force, pybind11::arg("name"),
+        "Use this instruction set from now on: one of build_info()['isa_available']");
+}
