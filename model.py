@@ -1,0 +1,248 @@
+"""What two stages share of the method: learner, heads, connections and losses. No files, no arguments, no printing.
+
+Shapes: B batch, M OOM items, N labelled IM items, K IM modalities, C classes, d features of the learner, d_k of a bank.
+Equation and section numbers are those of "Towards Out-of-Modal Generalization without Instance-level Modal Correspondence".
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+MASKED_BYTE = 1                                    # stands for a dropped byte of text; never part of real text
+
+
+# ------------------------------------------------------------------------------------------------------- OOM learner
+
+class Attention(nn.Module):
+    def __init__(self, *, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t, mask):
+        q, k, v = rearrange(self.qkv(t), "b n (three h e) -> three b h n e", three=3, h=self.heads)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(rearrange(o, "b h n e -> b n (h e)"))
+
+
+class Block(nn.Module):
+    def __init__(self, *, width, heads, ratio=4):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width=width, heads=heads)
+        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+
+    def forward(self, t, mask):
+        t = t + self.attention(self.norm1(t), mask)
+        return t + self.mlp(self.norm2(t))
+
+
+class Learner(nn.Module):
+    """g, the OOM learner: a Vision Transformer from scratch; the defaults are ViT-T/16 (width 192, depth 12, 3 heads).
+
+    kind   "image" (C,H,W): patches of `patch`²; "video" (C,F,H,W): tubelets of 2 frames; "series" (C,T): time slices of
+           `slice` steps over all channels (spectrograms too: square patches lose 14 points); "text" (T,): byte tokens.
+    shape  of one item, without the batch.
+    forward(x, lengths=None): x (B, …) normalised floats (text: byte ids), lengths (B,) valid steps -> z (B, width), the
+    mean of the valid tokens after a LayerNorm.
+    """
+
+    def __init__(self, *, kind, shape, width=192, depth=12, heads=0, patch=16, slice=0):
+        super().__init__()
+        self.kind, self.width = kind, width
+        if kind == "image":
+            c, *size = shape
+            self.step = (min(patch, size[0]), min(patch, size[1]))
+            self.embed = nn.Conv2d(c, width, self.step, self.step)
+        elif kind == "video":
+            c, *size = shape
+            self.step = (min(2, size[0]), min(patch, size[1]), min(patch, size[2]))
+            self.embed = nn.Conv3d(c, width, self.step, self.step)
+        elif kind == "series":
+            c, *size = shape
+            self.step = (slice or slice_steps(size[0]),)
+            self.embed = nn.Conv1d(c, width, self.step, self.step)
+        elif kind == "text":
+            size, self.step = list(shape), (1,)
+            self.embed = nn.Embedding(256, width, padding_idx=0)
+        else:
+            raise ValueError(f"kind {kind!r}: one of image, video, series, text")
+        tokens = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))
+        self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width=width, heads=heads or max(2, width // 64)) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x, lengths=None):
+        if self.kind == "text":
+            t = self.embed(x.long())                                                    # (B, T, width)
+        else:
+            pad = [(-s) % p for s, p in zip(x.shape[2:], self.step)]                    # to whole patches
+            x = F.pad(x, [v for p in reversed(pad) for v in (0, p)]) if any(pad) else x
+            t = self.embed(x).flatten(2).transpose(1, 2)                                # (B, tokens, width)
+        t = t + self.position
+        if lengths is None:
+            for block in self.blocks:
+                t = block(t, None)
+            return self.norm(t).mean(1)
+        starts = torch.arange(t.shape[1], device=t.device) * self.step[0]
+        valid = starts < lengths.clamp(min=1)[:, None]                                  # (B, tokens)
+        for block in self.blocks:
+            t = block(t, valid[:, None, None, :])
+        return (self.norm(t) * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+
+
+def slice_steps(steps, tokens=32):
+    """Steps of one time slice so that `steps` make at most `tokens` tokens."""
+    return max(1, math.ceil(steps / tokens))
+
+
+# ------------------------------------------------------------------------------------------------------------- heads
+
+class Head(nn.Module):
+    """A linear classifier on standardised features: h_k on z_im[k], h*_k on mapped items, h on z (Section 4.1)."""
+
+    def __init__(self, d, classes):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("std", torch.ones(d))
+        self.linear = nn.Linear(d, classes)
+
+    def forward(self, z):
+        return self.linear((z - self.mean) / self.std)
+
+
+def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
+    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,), optional item weights (N,).
+
+    Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
+    """
+    head = Head(z.shape[1], classes)
+    nn.init.zeros_(head.linear.weight)
+    nn.init.zeros_(head.linear.bias)
+    head.mean.copy_(z.mean(0))
+    head.std.copy_(z.std(0, correction=0).clamp(min=1e-6 * z.abs().max().clamp(min=1e-30)))
+    head.to(z.device)
+    x = (z - head.mean) / head.std
+    opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+    with torch.enable_grad():
+        for _ in range(steps):
+            i = slice(None) if len(x) <= batch else torch.randint(len(x), (batch,), generator=generator).to(x.device)
+            loss = F.cross_entropy(head.linear(x[i]), y[i], reduction="none")
+            loss = loss.mean() if weight is None else (loss * weight[i]).sum() / weight[i].sum()
+            loss = loss + weight_decay * head.linear.weight.square().sum()
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            schedule.step()
+    return head.requires_grad_(False)
+
+
+# ------------------------------------------------------------------------------------------------------- connections
+
+class Connection(nn.Module):
+    """One variational information bottleneck, z_im[k] -> v -> OOM feature space (Eqs. 4-9).
+
+    encode: MLP z_im (B, d_im) -> mean and log-variance of v (B, latent); decode: MLP v -> (B, d).
+    """
+
+    def __init__(self, *, d_im, d, hidden=256, latent=64, dropout=0.1):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(d_im))
+        self.register_buffer("std", torch.ones(d_im))
+        self.encode = nn.Sequential(nn.Linear(d_im, hidden), nn.GELU(), nn.Dropout(dropout),
+                                    nn.Linear(hidden, 2 * latent))
+        self.decode = nn.Sequential(nn.Linear(latent, hidden), nn.GELU(), nn.Linear(hidden, d))
+
+    def standardise(self, z_im):
+        """Take mean and standard deviation from the whole bank z_im (N, d_im)."""
+        self.mean.copy_(z_im.mean(0))
+        self.std.copy_(z_im.std(0, correction=0).clamp(min=1e-6))
+
+    def forward(self, z_im):
+        """z_im (B, d_im) -> (mapped (B, d), mean, log-variance); v is sampled in training, its mean otherwise."""
+        mean, logvar = self.encode((z_im - self.mean) / self.std).chunk(2, -1)
+        logvar = logvar.clamp(-8, 8)
+        v = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
+        return self.decode(v), mean, logvar
+
+
+def connection_loss(connection, z_im, z, y=None, head=None, *, beta=1e-4, w_ce=0.0):
+    """L_con of one modality (Eq. 9) on pairs z_im (B, d_im), z (B, d): reconstruction, optional CE of the OOM head on the
+    reconstruction, beta x KL(v ‖ N(0, I)). z is detached: the connection must not move the learner, or it can collapse."""
+    mapped, mean, logvar = connection(z_im)
+    loss = F.mse_loss(mapped, z.detach())
+    if w_ce:
+        loss = loss + w_ce * F.cross_entropy(head(mapped), y)
+    return loss + beta * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+
+
+@torch.no_grad()
+def map_items(connection, z_im, batch=65536):
+    """v[k]: every IM item mapped into the OOM feature space, (N, d_im) -> (N, d)."""
+    connection.eval()
+    return torch.cat([connection(b)[0] for b in z_im.split(batch)]) if len(z_im) else z_im.new_zeros(0, 0)
+
+
+def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=256, beta=1e-4, w_ce=0.0, generator=None):
+    """`steps` steps of L_con on pairs z_im (P, d_im) and z (V, P, d), V views of the same OOM items. Returns the last loss."""
+    connection.train()
+    views, pairs = z.shape[:2]
+    loss = z.new_zeros(())
+    with torch.enable_grad():
+        for _ in range(steps):
+            i = torch.randint(pairs, (min(batch, 2 * pairs),), generator=generator).to(z.device)
+            w = torch.randint(views, i.shape, generator=generator).to(z.device)
+            loss = connection_loss(connection, z_im[i], z[w, i], y[i], head, beta=beta, w_ce=w_ce)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return float(loss)
+
+
+# ------------------------------------------------------------------------------------------------------------ losses
+
+def entropy(logits):
+    """Mean entropy of the posteriors (EntMin), logits (B, C)."""
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1).mean()
+
+
+def matched_target(head_posteriors, class_posteriors, smooth=0.01):
+    """The anchor posterior that a disagreement item is matched to, through the classes its heads name (Eqs. 13, 15).
+
+    head_posteriors (K, B, C): h*_k(c | x_d); class_posteriors (C, C): row c is the mean posterior of the anchors of class
+    c (NaN rows, classes without anchors, take no part). Returns (B, C): sum_c w_c row_c with w_c ∝ mean_k h*_k(c | x_d)
+    on the named classes, smoothed by `smooth`; an item all of whose named classes lack anchors gets its heads' mean.
+    """
+    named = torch.zeros_like(head_posteriors[0]).scatter_(1, head_posteriors.argmax(-1).T, 1.0)          # (B, C)
+    have = ~class_posteriors.isnan().any(-1)                                                             # (C,)
+    mean = head_posteriors.mean(0)
+    weight = mean * named * have
+    total = weight.sum(-1, keepdim=True)
+    target = (weight / total.clamp(min=1e-12)) @ class_posteriors.nan_to_num(0.0)
+    target = torch.where(total > 1e-12, target, mean)
+    return (1 - smooth) * target + smooth / target.shape[-1]
+
+
+def kl_matched(logits, target):
+    """Mean KL(h(x_d) ‖ target), gradient through h alone. logits, target (B, C)."""
+    logp = logits.log_softmax(-1)
+    return (logp.exp() * (logp - target.clamp(min=1e-12).log())).sum(-1).mean()
+
+
+def kl_literal(logits, mean_anchor_logp):
+    """Eq. 13 as printed, every item to every anchor: mean over d and a of KL(p_d ‖ p_a). It separates, so that it costs
+    (|D| + |A|)·C: mean_anchor_logp (C,) is the mean over all anchors of log p_a."""
+    logp = logits.log_softmax(-1)
+    return (logp.exp() * (logp - mean_anchor_logp)).sum(-1).mean()
+
+
+def info_nce(a, b, scale):
+    """Symmetric InfoNCE of paired unit rows a, b (B, d) at logit scale `scale`."""
+    logits = scale * a @ b.T
+    target = torch.arange(len(a), device=a.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
