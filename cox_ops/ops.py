@@ -158,21 +158,23 @@ def modality_agreement(logits):
     >>> modality_agreement(torch.tensor([[[0., 9.], [9., 0.]], [[0., 9.], [0., 9.]]]))[:2]
     (tensor([ True, False]), tensor([ 1, -1]))
     """
-    return ops.modality_agreement(logits)
+    confidence, mask, label = ops.modality_agreement(logits)
+    return mask, label, confidence
 
 
+# The operator itself returns its differentiable output first: opcheck adds the outputs up in place, in their order.
 @torch.library.register_fake("cox_ops::modality_agreement")
 def _(logits):
     M = logits.shape[1]
-    return (logits.new_empty(M, dtype=torch.bool), logits.new_empty(M, dtype=torch.int64),
-            logits.new_empty(M, dtype=_acc(logits.dtype)))
+    return (logits.new_empty(M, dtype=_acc(logits.dtype)), logits.new_empty(M, dtype=torch.bool),
+            logits.new_empty(M, dtype=torch.int64))
 
 
 def _agreement_setup(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0], output[2])
+    ctx.save_for_backward(inputs[0], output[0])
 
 
-def _agreement_backward(ctx, _, __, grad):
+def _agreement_backward(ctx, grad, *_):
     logits, confidence = ctx.saved_tensors
     K, _, C = logits.shape
     bad = confidence.isnan()[None, :, None]

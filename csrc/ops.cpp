@@ -20,14 +20,14 @@ STABLE_TORCH_LIBRARY(cox_ops, m) {
   m.def("pairwise_distances(Tensor x, Tensor y, bool squared=False) -> Tensor");
   m.def(
       "pairwise_distances_backward(Tensor grad, Tensor x, Tensor y, Tensor dist, bool squared)"
-      " -> (Tensor, Tensor)");
-  m.def("nearest_anchor(Tensor z, Tensor v, int tile=0) -> (Tensor, Tensor)");
+      " -> (Tensor gx, Tensor gy)");
+  m.def("nearest_anchor(Tensor z, Tensor v, int tile=0) -> (Tensor score, Tensor index)");
   m.def(
       "top_anchors(Tensor score, int t, *, bool largest=False, Tensor? classes=None, int? quota=None,"
       " Tensor? mask=None) -> Tensor");
-  m.def("modality_agreement(Tensor logits) -> (Tensor, Tensor, Tensor)");
+  m.def("modality_agreement(Tensor logits) -> (Tensor confidence, Tensor mask, Tensor label)");
   m.def("mmd(Tensor x, Tensor y, Tensor bandwidths) -> Tensor");
-  m.def("mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths) -> (Tensor, Tensor)");
+  m.def("mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths) -> (Tensor gx, Tensor gy)");
 }
 
 namespace {

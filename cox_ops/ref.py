@@ -1,0 +1,61 @@
+"""The definition of each operator in a few lines of plain torch, in the dtype it is given: use float64 to check.
+
+Slow and large in memory on purpose. Needs no build: load it by its path where cox_ops is not compiled.
+"""
+import torch
+
+
+def pairwise_distances(x, y, squared=False):
+    square = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+    if squared:
+        return square
+    zero = square == 0
+    return torch.where(zero, 0, torch.where(zero, 1, square).sqrt())  # subgradient 0 at distance 0
+
+
+def pairwise_distances_backward(grad, x, y, dist, squared):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(pairwise_distances(x, y, squared), (x, y), grad)
+
+
+def nearest_anchor(z, v, tile=0):
+    mean = torch.stack([pairwise_distances(z, vk) for vk in v]).mean(0)  # (M, N)
+    mean = torch.where(mean.isfinite(), mean, float("inf"))
+    index = torch.full(z.shape[:1], -1, device=z.device)
+    for i in reversed(range(v.shape[1])):  # the lowest index of equals is set last
+        index[(mean[:, i] <= mean[:, i:].min(1).values) & mean[:, i].isfinite()] = i
+    none = mean.new_full((len(mean), 1), float("inf"))
+    return torch.cat((mean, none), 1).min(1).values, index
+
+
+def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None):
+    chosen, taken = [], {}
+    for s, i in sorted((-s if largest else s, i) for i, s in enumerate(score.tolist()) if s == s):
+        c = 0 if classes is None else int(classes[i])
+        ok = s < float("inf") and c >= 0 and (mask is None or bool(mask[i]))
+        if ok and len(chosen) < t and (quota is None or taken.get(c, 0) < quota):
+            taken[c] = taken.get(c, 0) + 1
+            chosen.append(i)
+    return torch.tensor(chosen + [-1] * (t - len(chosen)), dtype=torch.int64, device=score.device)
+
+
+def modality_agreement(logits):
+    p = logits.softmax(-1)  # (K, M, C)
+    arg = logits.argmax(-1)  # the first of equals on the CPU
+    bad = p.isnan().any(-1).any(0)
+    mask = (arg == arg[0]).all(0) & ~bad
+    return mask, torch.where(mask, arg[0], -1), p.amax(-1).mean(0).masked_fill(bad, float("nan"))
+
+
+def mmd(x, y, bandwidths):
+    def k(a, b):
+        d2 = pairwise_distances(a, b, squared=True)
+        return torch.stack([(-d2 / s).exp() for s in bandwidths]).mean(0).mean()
+    return k(x, x) + k(y, y) - 2 * k(x, y)
+
+
+def mmd_backward(grad, x, y, bandwidths):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(mmd(x, y, bandwidths), (x, y), grad)
