@@ -20,7 +20,7 @@ from bank import UserError
 from readers import SPLITS, Dataset
 
 VERSION = "synth-1"   # enters the fingerprint: change it with anything that changes an item
-SHAPES = ("disc", "prism", "cube", "star")
+SHAPES = ("ball", "ring", "rod", "wedge")
 MATERIALS = ("metal", "stone", "wood")
 CLASSES = tuple(f"{s}-{m}" for s in SHAPES for m in MATERIALS)   # sorted; class = 3 * shape + material
 MODALITIES = {"rgb": "image", "language": "text", "tactile": "image", "thermal": "image", "depth": "image",
@@ -81,30 +81,34 @@ def _grid(side):
 
 
 GRID, CLIP_GRID = _grid(SIDE), _grid(CLIP_SIDE)
-LOBES = (0, 3, 4, 5)                    # per shape: r(phi) = R (1 + amplitude cos(lobes phi))
-AMPLITUDE = (0.0, 0.20, 0.13, 0.22)
-TALL = (1.25, 0.8, 1.0, 0.9)            # height over radius, by shape
+LOBES = (0.0, 0.0, 0.0, 0.22)           # wedge: r(phi) = R (1 + lobes cos 3 phi)
+LONG = (1.0, 1.05, 1.45, 1.05)          # rod: long axis over R, and R over short axis
+HOLE = (0.0, 0.5, 0.0, 0.0)             # ring: radius of the hole over R
+TALL = (1.25, 0.8, 1.0, 0.9)            # height over radius
+DENSE = (1.4, 1.0, 0.7)                 # by material: things weigh about the same, so dense ones are flat
 
 
 def _radius(z):
-    return 0.5 * math.exp(0.2 * z[SIZE])
+    return 0.55 * math.exp(0.15 * z[SIZE])
 
 
 def _angle(z):
-    return 0.35 * z[POSE]
+    return 0.25 * z[POSE]
 
 
 def _outline(shape, z, x, y, radius, angle):
     """(u, a, b): u = distance from the centre relative to the outline (1 on it); a, b = the object's own coordinates
     in radii. x, y (..., H, W) relative to the object's centre; radius, angle broadcast against them."""
     c, s = np.cos(angle), np.sin(angle)
-    stretch = math.exp(0.12 * z[STRETCH])
+    stretch = LONG[shape] * math.exp(0.10 * z[STRETCH])
     a = (c * x + s * y) / (radius * stretch)
     b = (-s * x + c * y) / (radius / stretch)
     u = np.sqrt(a * a + b * b) + 1e-6
     if LOBES[shape]:
-        amplitude = AMPLITUDE[shape] * math.exp(0.3 * z[CORNER])
-        u = u / (1 + amplitude * np.cos(LOBES[shape] * np.arctan2(a, b)))
+        u = u / (1 + LOBES[shape] * math.exp(0.3 * z[CORNER]) * np.cos(3 * np.arctan2(a, -b)))
+    if HOLE[shape]:
+        hole = min(HOLE[shape] * math.exp(0.2 * z[CORNER]), 0.8)
+        u = np.abs(2 * u - 1 - hole) / (1 - hole)     # 0 on the middle of the ring, 1 on both outlines
     return u, a, b
 
 
@@ -149,45 +153,45 @@ def _surface(shape, material, z, rng, x, y, radius, angle, light):
     return mask, shade + gloss * highlight
 
 
-TINT = np.array([[0.05, 0.05, 0.08], [0.0, 0.05, 0.0], [0.08, 0.02, -0.06]], np.float32)   # by material
+TINT = np.array([[-0.04, 0.0, 0.14], [-0.08, 0.02, -0.06], [0.14, 0.0, -0.14]], np.float32)   # by material
 
 
 def _colour(material, z, rng):
     """RGB of an object: little of the material, much of the tone latent and of chance."""
     tone = np.array([math.cos(0.8 * z[TONE]), math.cos(0.8 * z[TONE] + 2.1), math.cos(0.8 * z[TONE] + 4.2)])
-    return 0.75 + TINT[material] + 0.12 * tone + 0.10 * rng.standard_normal(3)
+    return 0.75 + TINT[material] + 0.08 * tone + 0.06 * rng.standard_normal(3)
 
 
 def _light(rng):
     angle = rng.uniform(0, 2 * math.pi)
-    return 0.5 * math.cos(angle), 0.5 * math.sin(angle)
+    return 0.35 * math.cos(angle), 0.35 * math.sin(angle)
 
 
 def rgb(shape, material, z, rng):
     """uint8 (3, 32, 32): a lit, textured object before a random background."""
     x, y = GRID
-    cx, cy = rng.uniform(-0.2, 0.2, 2)
+    cx, cy = rng.uniform(-0.1, 0.1, 2)
     mask, shade = _surface(shape, material, z, rng, x - cx, y - cy, _radius(z), _angle(z), _light(rng))
-    tilt = rng.uniform(-0.25, 0.25, 2)
-    back = (rng.uniform(0.2, 0.8, 3)[:, None, None] + tilt[0] * x + tilt[1] * y
-            + 0.10 * _smooth_noise(rng, SIDE, 5))
+    tilt = rng.uniform(-0.1, 0.1, 2)
+    back = ((rng.uniform(0.05, 0.3) + rng.uniform(-0.05, 0.05, 3))[:, None, None] + tilt[0] * x + tilt[1] * y
+            + 0.04 * _smooth_noise(rng, SIDE, 5))
     image = back * (1 - mask) + mask * shade * _colour(material, z, rng)[:, None, None]
-    image = image * rng.uniform(0.7, 1.1) + 0.06 * rng.standard_normal((3, SIDE, SIDE))
+    image = image * rng.uniform(0.8, 1.1) + 0.05 * rng.standard_normal((3, SIDE, SIDE))
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def depth(shape, material, z, rng):
     """float32 (1, 32, 32), metres: a dome on a tilted table; of the material only the bumps."""
     x, y = GRID
-    cx, cy = rng.uniform(-0.2, 0.2, 2)
+    cx, cy = rng.uniform(-0.1, 0.1, 2)
     radius = _radius(z)
     u, a, b = _outline(shape, z, x - cx, y - cy, radius, _angle(z))
     dome = np.sqrt(np.clip(1 - np.minimum(u, 1) ** 2, 0, 1))
-    height = 0.10 * TALL[shape] * radius * dome
-    height = height + (0.002, 0.006, 0.004)[material] * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng)
+    height = 0.10 * TALL[shape] / DENSE[material] * radius * dome
+    height = height + (0.001, 0.006, 0.003)[material] * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng)
     tilt = rng.uniform(-0.01, 0.01, 2)
-    table = rng.uniform(0.6, 0.7) + tilt[0] * x + tilt[1] * y
-    noise = 0.002 * rng.standard_normal((SIDE, SIDE))
+    table = rng.uniform(0.63, 0.67) + tilt[0] * x + tilt[1] * y
+    noise = 0.003 * rng.standard_normal((SIDE, SIDE))
     return (table - height * _inside(u, 0.06) + noise).astype(np.float32)[None]
 
 
@@ -202,26 +206,26 @@ def _blur(x, sigma):
 def thermal(shape, material, z, rng):
     """float32 (1, 32, 32), degrees Celsius: a warm object, blurred by conduction, and the print of a hot touch on it."""
     x, y = GRID
-    cx, cy = rng.uniform(-0.2, 0.2, 2)
+    cx, cy = rng.uniform(-0.1, 0.1, 2)
     radius = _radius(z)
     u, a, b = _outline(shape, z, x - cx, y - cy, radius, _angle(z))
     conduct = (1.0, 0.6, 0.3)[material] * math.exp(0.2 * z[DAMP])
-    warm = (2.0 + 2.5 * conduct) * (0.5 / radius) * (1 + 0.15 * z[TONE])    # small objects cool further off ambient
-    field = _blur(warm * _inside(u, 0.08), 0.6 + 1.6 * conduct)
+    warm = (2.0 + 2.5 * conduct) * (0.5 / radius) * (1 + 0.10 * z[TONE])    # small objects cool further off ambient
+    field = _blur(warm * _inside(u, 0.08), 0.5 + 1.0 * conduct)
     px, py = rng.uniform(-0.3, 0.3, 2) * radius
     spread = 0.10 + 0.22 * conduct
     touch = 0.5 / spread * np.exp(-((x - cx - px) ** 2 + (y - cy - py) ** 2) / (2 * spread ** 2))
     grain = 0.25 * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng) * _inside(u, 0.1)   # emissivity
-    ambient = 21 + rng.standard_normal() + 0.4 * _smooth_noise(rng, SIDE, 3)
-    return (ambient + field + touch + grain + 0.25 * rng.standard_normal((SIDE, SIDE))).astype(np.float32)[None]
+    ambient = 21 + 0.5 * rng.standard_normal() + 0.2 * _smooth_noise(rng, SIDE, 3)
+    return (ambient + field + touch + grain + 0.2 * rng.standard_normal((SIDE, SIDE))).astype(np.float32)[None]
 
 
 def tactile(shape, material, z, rng):
-    """float32 (1, 32, 32), millimetres pressed in: a patch at one corner of the object, twice magnified."""
+    """float32 (1, 32, 32), millimetres pressed in: a patch beside the middle of the object, magnified."""
     x, y = GRID
-    radius, angle = 1.7 * _radius(z), _angle(z)
-    slip = rng.uniform(-0.15, 0.15, 2)
-    away = 0.75 * radius                    # the sensor lies at the lobe that points along the object's b axis
+    radius, angle = 1.3 * _radius(z), _angle(z)
+    slip = rng.uniform(-0.1, 0.1, 2)
+    away = 0.25 * radius                    # the sensor lies at the lobe that points along the object's b axis
     u, a, b = _outline(shape, z, x + slip[0] - away * math.sin(angle), y + slip[1] + away * math.cos(angle), radius, angle)
     press = rng.uniform(0.7, 1.3)
     dome = 1 - 0.5 * np.minimum(u, 1.5) ** 2
@@ -240,15 +244,15 @@ PARTIALS = np.array([[1, 1.59, 2.14, 2.65, 3.16], [1, 2.76, 5.40, 8.93, 13.3],
 def audio(shape, material, z, rng):
     """float32 (8000,), 16 kHz: one knock. Pitch: size and material; partials: shape; decay and brightness: material."""
     t = np.arange(SAMPLES, dtype=np.float32) / RATE
-    pitch = 420 * (1.35, 1.0, 0.75)[material] * math.exp(-0.35 * z[SIZE])
-    ratio = PARTIALS[shape] * np.exp(0.03 * z[CORNER] * np.arange(5) + 0.02 * rng.standard_normal(5))
-    decay = (9, 28, 45)[material] * math.exp(0.35 * z[DAMP]) * (1 + 0.25 * np.arange(5))       # per second
-    level = np.exp(-(0.25, 0.45, 0.7)[material] * np.arange(5) * math.exp(0.3 * z[ROUGH])
-                   + 0.4 * rng.standard_normal(5))
+    pitch = 420 * (1.35, 1.0, 0.75)[material] * math.exp(-0.25 * z[SIZE])
+    ratio = PARTIALS[shape] * np.exp(0.02 * z[CORNER] * np.arange(5) + 0.01 * rng.standard_normal(5))
+    decay = (8, 20, 50)[material] * math.exp(0.25 * z[DAMP]) * (1 + 0.25 * np.arange(5))       # per second
+    level = np.exp(-(0.2, 0.45, 0.8)[material] * np.arange(5) * math.exp(0.3 * z[ROUGH])
+                   + 0.2 * rng.standard_normal(5))
     frequency = pitch * ratio
     level = level * (frequency < 0.45 * RATE)
     phase = rng.uniform(0, 2 * math.pi, 5)
-    onset = rng.uniform(0.0, 0.08)
+    onset = rng.uniform(0.0, 0.04)
     s = np.maximum(t - onset, 0)
     wave = np.zeros(SAMPLES, np.float32)
     for f, d, l, p in zip(frequency, decay, level, phase):
@@ -256,7 +260,7 @@ def audio(shape, material, z, rng):
             wave += np.float32(l) * np.exp(np.float32(-d) * s) * np.sin(np.float32(2 * math.pi * f) * s + np.float32(p))
     wave *= t >= onset
     click = rng.standard_normal(SAMPLES, dtype=np.float32) * np.exp(-s * 200) * (t >= onset)
-    wave = wave + 0.3 * math.exp(0.3 * z[TONE]) * click + 0.04 * rng.standard_normal(SAMPLES, dtype=np.float32)
+    wave = wave + 0.3 * math.exp(0.3 * z[TONE]) * click + 0.02 * rng.standard_normal(SAMPLES, dtype=np.float32)
     return (0.25 * math.exp(0.4 * rng.standard_normal()) * wave).astype(np.float32)
 
 
@@ -271,21 +275,18 @@ def video(shape, material, z, rng):
     cy = -0.3 * math.sin(heading) + 0.09 * math.sin(heading) * way
     angle = _angle(z) + rng.choice([-1, 1]) * 0.12 * way
     mask, shade = _surface(shape, material, z, rng, x - cx, y - cy, _radius(z), angle, _light(rng))
-    back = rng.uniform(0.2, 0.8, 3)[:, None, None] + 0.10 * _smooth_noise(rng, CLIP_SIDE, 5)
+    back = (rng.uniform(0.05, 0.3) + rng.uniform(-0.05, 0.05, 3))[:, None, None] + 0.04 * _smooth_noise(rng, CLIP_SIDE, 5)
     colour = _colour(material, z, rng)[:, None, None]
     clip = back * (1 - mask[:, None]) + mask[:, None] * shade[:, None] * colour
-    clip = clip * rng.uniform(0.7, 1.1) + 0.06 * rng.standard_normal((FRAMES, 3, CLIP_SIDE, CLIP_SIDE), dtype=np.float32)
+    clip = clip * rng.uniform(0.8, 1.1) + 0.05 * rng.standard_normal((FRAMES, 3, CLIP_SIDE, CLIP_SIDE), dtype=np.float32)
     return (np.clip(clip, 0, 1) * 255).astype(np.uint8)
 
 
-SHAPE_WORDS = (("disc", "ball", "round thing", "dome"), ("prism", "wedge", "triangular thing", "pyramid"),
-               ("cube", "block", "square thing", "box"), ("star", "cog", "spiky thing", "cross"))
-MATERIAL_WORDS = (("metal", "steel", "shiny", "iron"), ("stone", "granite", "gritty", "marble"),
-                  ("wood", "oak", "grained", "timber"))
-SIZE_WORDS = (("tiny", "small", "little"), ("medium", "middling", "ordinary"), ("big", "large", "huge"))
+SHAPE_WORDS = (("ball", "sphere", "bead"), ("ring", "hoop", "loop"), ("rod", "bar", "stick"), ("wedge", "prism", "cone"))
+MATERIAL_WORDS = (("metal", "steel", "iron"), ("stone", "granite", "marble"), ("wood", "oak", "timber"))
+SIZE_WORDS = (("tiny", "small"), ("medium",), ("big", "large"))
 TONE_WORDS = (("dark", "dull"), ("pale", "bright"))
-TEMPLATES = ("a {} {} {} {}", "there is a {} {} {} {}", "I see a {} {} {} {}", "this is a {} {} {} {}",
-             "someone holds a {} {} {} {}", "on the table lies a {} {} {} {}")
+TEMPLATES = ("a {} {} {} {}", "there is a {} {} {} {}", "I see a {} {} {} {}", "this is a {} {} {} {}")
 
 
 def language(shape, material, z, rng):
