@@ -13,6 +13,7 @@ import csv
 import hashlib
 import math
 import os
+import sys
 
 import numpy as np
 
@@ -209,13 +210,13 @@ def thermal(shape, material, z, rng):
     cx, cy = rng.uniform(-0.1, 0.1, 2)
     radius = _radius(z)
     u, a, b = _outline(shape, z, x - cx, y - cy, radius, _angle(z))
-    conduct = (1.0, 0.6, 0.3)[material] * math.exp(0.2 * z[DAMP])
-    warm = (2.0 + 2.5 * conduct) * (0.5 / radius) * (1 + 0.10 * z[TONE])    # small objects cool further off ambient
-    field = _blur(warm * _inside(u, 0.08), 0.5 + 1.0 * conduct)
+    conduct = (1.0, 0.5, 0.2)[material] * math.exp(0.15 * z[DAMP])
+    warm = (2.0 + 2.5 * conduct) * (0.5 / radius) * (1 + 0.08 * z[TONE])    # small objects cool further off ambient
+    field = _blur(warm * _inside(u, 0.08), 0.4 + 0.8 * conduct)
     px, py = rng.uniform(-0.3, 0.3, 2) * radius
     spread = 0.10 + 0.22 * conduct
     touch = 0.5 / spread * np.exp(-((x - cx - px) ** 2 + (y - cy - py) ** 2) / (2 * spread ** 2))
-    grain = 0.25 * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng) * _inside(u, 0.1)   # emissivity
+    grain = 0.3 * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng) * _inside(u, 0.1)   # emissivity
     ambient = 21 + 0.5 * rng.standard_normal() + 0.2 * _smooth_noise(rng, SIDE, 3)
     return (ambient + field + touch + grain + 0.2 * rng.standard_normal((SIDE, SIDE))).astype(np.float32)[None]
 
@@ -364,7 +365,8 @@ def main(argv=None):
         data = read(args.seed, args.commonality, args.n_train, args.n_val, args.n_test)
         write_folder(data, args.folder)
     except UserError as e:
-        raise SystemExit(f"error: {e}")
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2)
     print(f"{args.folder}: {len(data.ids)} rows, {len(data.modalities)} modalities")
 
 
