@@ -65,10 +65,11 @@ def extensions():
         extra_compile_args={"cxx": [*cxx, *built]}, extra_link_args=["-fopenmp"],
     )]
     if cuda:
+        nvcc = ["-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-DUSE_CUDA",
+                f"-DTORCH_TARGET_VERSION={TARGET}", *opt]
         found.append(cpp_extension.CUDAExtension(
             "cox_ops._cuda", sorted(str(p) for p in (CSRC / "cuda").glob("*.cu")), depends=headers,
-            extra_compile_args={"cxx": cxx, "nvcc": ["-std=c++17", "-lineinfo", "-DUSE_CUDA",
-                                                     f"-DTORCH_TARGET_VERSION={TARGET}", *opt]},
+            extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         ))
     return found
 

@@ -1,0 +1,77 @@
+"""Compiles every csrc/cuda/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and without linking.
+
+Prints registers, shared memory and spills of each kernel as ptxas reports them. Without nvcc: says so and succeeds,
+unless COX_REQUIRE_NVCC=1. nvcc is that of CUDA_HOME, of PATH, or of /usr/local/cuda*.
+"""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+CUDA_DIR = Path(__file__).parent / "cuda"
+ARCHS = [80, 90, 100]
+
+
+def find_nvcc():
+    places = [Path(os.environ[v]) for v in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(v)]
+    for place in [*places, *sorted(Path("/usr/local").glob("cuda*"), reverse=True)]:
+        if (place / "bin" / "nvcc").exists():
+            return str(place / "bin" / "nvcc")
+    return shutil.which("nvcc")
+
+
+def compile_one(nvcc, source, out):
+    includes = Path(torch.__file__).parent / "include"
+    command = [nvcc, "-c", str(source), "-o", str(Path(out) / (source.stem + ".o")), "-std=c++17", "-O3",
+               "--expt-relaxed-constexpr", "-lineinfo",
+               "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Xptxas", "-v", "-I", str(includes),
+               "-Xcompiler", "-fPIC", *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def summary(log):
+    """(arch, kernel, registers, shared bytes, spilled bytes) of each kernel in ptxas' report."""
+    rows = []
+    for block in re.split(r"(?=Compiling entry function)", log)[1:]:
+        name, arch = re.search(r"entry function '(\w+)' for 'sm_(\d+)", block).groups()
+        spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", block))
+        regs = re.search(r"Used (\d+) registers", block)
+        shared = re.search(r"(\d+) bytes smem", block)
+        rows.append((int(arch), name, int(regs.group(1)) if regs else 0, int(shared.group(1)) if shared else 0, spills))
+    names = "\n".join(r[1] for r in rows)
+    if shutil.which("c++filt"):
+        names = subprocess.run(["c++filt", "-p"], input=names, capture_output=True, text=True).stdout
+    short = [re.sub(r"\(anonymous namespace\)::|cox::cuda::|torch::headeronly::|c10::", "", n) for n in names.splitlines()]
+    return [(r[0], n, *r[2:]) for r, n in zip(rows, short)]
+
+
+def main():
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("nvcc-check: skipped: no nvcc found (set CUDA_HOME)")
+        return int(os.environ.get("COX_REQUIRE_NVCC") == "1")
+    sources = sorted(CUDA_DIR.glob("*.cu"))
+    failed = []
+    spilled = 0
+    print(f"nvcc-check: {nvcc}, torch {torch.__version__}, {', '.join(f'sm_{a}' for a in ARCHS)}")
+    with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for source, done in zip(sources, pool.map(lambda s: compile_one(nvcc, s, out), sources)):
+            print(f"{source.name}: {'ok' if done.returncode == 0 else 'FAILED'}")
+            if done.returncode:
+                print(done.stdout + done.stderr)
+                failed.append(source.name)
+            for arch, name, regs, shared, spills in summary(done.stdout + done.stderr):
+                print(f"  sm_{arch:<4} {regs:4d} registers {shared:6d} B shared {spills:5d} B spilled  {name}")
+                spilled += spills
+    print(f"nvcc-check: {len(sources) - len(failed)} of {len(sources)} files compile, {spilled} bytes spilled in all")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
