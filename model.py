@@ -200,7 +200,7 @@ def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=25
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 # ------------------------------------------------------------------------------------------------------------ losses

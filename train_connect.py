@@ -1,0 +1,257 @@
+"""Stage 2: warm up the OOM learner, train IM heads, connect every IM modality to the OOM feature space.
+
+    python train_connect.py --oom audio --data synth
+    python train_connect.py --oom sonar --data my_robot/ --labels 0.1 --width 64 --depth 4 --patch 8
+
+Reads   RUNS/DATA/inputs/<oom>.pt and the feature banks of stage 1 (never their test rows)
+Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/connect.pt: learner g and head h after the warm-up, IM heads h_k,
+        connections, heads h*_k on mapped items, mapped items v (K modalities, N_k, d), the labelled ids, Fig. 5's curve
+semi    a class-balanced share of the OOM items keeps label and pairing; all other OOM items lose both
+unsup   no OOM item has either: anchors are the items on which the IM heads agree (Eq. 14), class centroids are the pairs
+"""
+import argparse
+import time
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import bank
+import cox_ops
+from augment import augment, batch
+from model import Connection, Head, Learner, fit_head, map_items, train_connection
+
+
+def get_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Next: python train_explore.py --data D --oom M",
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", required=True, help="as in stage 1")
+    p.add_argument("--oom", required=True, help="out-of-modal modality, the one to learn")
+    p.add_argument("--perceptor", default="bind", help="as in stage 1")
+    p.add_argument("--setting", default="semi", choices=["semi", "unsup"], help="few correspondences, or none")
+    p.add_argument("--labels", type=float, default=0.1, help="semi: share of the OOM training items that keeps label and pair")
+    p.add_argument("--per-class", type=int, default=0, help="semi: this many per class instead of a share")
+    p.add_argument("--pair-by-class", action="store_true", help="pair labelled items within a class where the data have no "
+                   "pairs; noted in all results")
+    p.add_argument("--runs", default="runs", help="where stage 1 wrote, and where this writes")
+    p.add_argument("--width", type=int, default=192, help="learner: width (192, 12, 16 make ViT-T/16)")
+    p.add_argument("--depth", type=int, default=12, help="learner: blocks")
+    p.add_argument("--patch", type=int, default=16, help="learner: side of an image patch or video tubelet")
+    p.add_argument("--slice", type=int, default=0, help="learner: steps of a time slice; 0 makes at most 32 tokens")
+    p.add_argument("--warmup-epochs", type=int, default=10, help="epochs on the labelled items, or on the anchors (unsup)")
+    p.add_argument("--batch", type=int, default=128, help="items of a step; an epoch is M / batch steps for every method")
+    p.add_argument("--labelled-batch", type=int, default=64, help="labelled items of a step")
+    p.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate")
+    p.add_argument("--weight-decay", type=float, default=1e-5, help="Adam's weight decay")
+    p.add_argument("--anchors", type=float, default=0.1, help="unsup: share of the items taken as anchors (T)")
+    p.add_argument("--init", default="literal", choices=["literal"], help="unsup: where the learner starts; literal: at random, "
+                   "judged by the IM heads as they are (Eq. 14 as printed; stays at chance)")
+    p.add_argument("--connect-steps", type=int, default=300, help="steps of each connection")
+    p.add_argument("--beta", type=float, default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
+    p.add_argument("--w-ce", type=float, default=0.0, help="weight of the head's cross-entropy on the reconstruction")
+    p.add_argument("--seed", type=int, default=0, help="labelled items, initial weights, order")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    p.add_argument("--force", action="store_true", help="redo finished work")
+    return p.parse_args(argv)
+
+
+def choose_labelled(labels, count, per_class, generator):
+    """Positions (L,) of a class-balanced draw from labels (M,), -1 = unlabelled: `count` in all, or `per_class` of each."""
+    order = torch.randperm(len(labels), generator=generator)
+    groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
+    quota = per_class or max(1, round(count / len(groups)))
+    return torch.cat([g[:quota] for g in groups]).sort().values
+
+
+def find_pairs(ids, labels, ids_im, y_im, by_class, generator):
+    """The labelled OOM items' (L ids and labels) instances among N IM items: (positions (P,), IM rows (P,), drawn).
+
+    With `by_class`, where no instance is shared at all, every item gets a random IM item of its class, and drawn is True.
+    """
+    at = {i: r for r, i in enumerate(ids_im)}
+    found = torch.tensor([at.get(i, -1) for i in ids])
+    drawn = by_class and not (found >= 0).any()
+    if drawn:
+        for j, label in enumerate(labels.tolist()):
+            pool = (y_im.cpu() == label).nonzero().squeeze(1)
+            if len(pool):
+                found[j] = pool[torch.randint(len(pool), (1,), generator=generator)]
+    has = (found >= 0).nonzero().squeeze(1)
+    return has, found[has], drawn
+
+
+@torch.no_grad()
+def embed(learner, oom, rows, device, views=0):
+    """Features of OOM rows (R,): (1 + views, R, d), the plain items and `views` weakly augmented ones."""
+    learner.eval()
+    out = []
+    for view in range(1 + views):
+        z = []
+        for r in rows.split(512):
+            x, lengths = batch(oom, r, device)
+            z.append(learner(*(augment(oom["kind"], x, lengths) if view else (x, lengths))).float())
+        out.append(torch.cat(z))
+    return torch.stack(out)
+
+
+def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name):
+    """Cross-entropy on OOM rows (L,) and labels (L,) with weak augmentation. Returns the mean loss per tenth of the steps."""
+    optimizer = torch.optim.Adam([*learner.parameters(), *head.parameters()], lr=args.lr, weight_decay=args.weight_decay)
+    learner.train()
+    history, amp = [], torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
+    for _ in tqdm(range(steps), desc=name, mininterval=1, disable=None):
+        i = torch.randint(len(rows), (args.labelled_batch,), generator=generator)
+        x, lengths = augment(oom["kind"], *batch(oom, rows[i], args.device))
+        with amp:
+            loss = F.cross_entropy(head(learner(x, lengths)).float(), labels[i].to(args.device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return [sum(c) / len(c) for c in (history[i::10] for i in range(10)) if c] if steps < 10 else \
+        [sum(history[i * steps // 10:(i + 1) * steps // 10]) / max(1, (i + 1) * steps // 10 - i * steps // 10) for i in range(10)]
+
+
+def main(argv=None):
+    args = get_args(argv)
+    start = time.time()
+    first = f"python extract_features.py --data {args.data} --oom {args.oom} --perceptor {args.perceptor}"
+
+    # ------------------------------------------------------------------------------------------------------ data
+    oom, inputs_file = bank.load_inputs(args.runs, args.data, args.oom, first=first)
+    ims, made_from = bank.load_banks(args.runs, args.data, args.perceptor, args.oom, first=first)
+    fingerprint = oom["meta"]["fingerprint"]
+    for m, im in ims.items():
+        bank.check_chain(bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt", im["meta"], {}, fingerprint)
+    made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
+    path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
+    settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
+    if bank.finished(path, settings, made_from, fingerprint, args.force):
+        return
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    classes, names = len(oom["class_names"]), sorted(ims)
+    train = bank.rows(oom, ("train",))                                                          # M rows of the inputs
+    print(f"{args.oom} from {', '.join(names)}: M = {len(train)}, {classes} classes, {args.setting}, seed {args.seed}, "
+          f"{args.device}, torch {torch.__version__}")
+
+    # ----------------------------------------------------------------- IM side: every labelled training item, N_k
+    z_im, y_im, ids_im, im_heads = {}, {}, {}, {}
+    for m in names:
+        r = bank.rows(ims[m], ("train",))
+        r = r[ims[m]["labels"][r] >= 0]
+        if not len(r):
+            raise bank.UserError(f"IM modality {m} has no labelled training item; label some, or leave it out with --im in stage 1")
+        z_im[m], y_im[m] = ims[m]["features"][r].to(args.device), ims[m]["labels"][r].to(args.device)
+        ids_im[m] = [ims[m]["ids"][i] for i in r.tolist()]
+        fold = torch.rand(len(r), generator=generator) < 0.2
+        probe = fit_head(z_im[m][~fold], y_im[m][~fold], classes)
+        held = (probe(z_im[m][fold]).argmax(1) == y_im[m][fold]).float().mean()
+        im_heads[m] = fit_head(z_im[m], y_im[m], classes)
+        print(f"  IM head {m}: N = {len(r)}, d = {z_im[m].shape[1]}, {100 * held:.1f}% on a fifth held out")
+
+    # ---------------------------------------------------------------------------------------------- OOM side: warm up
+    learner = Learner(kind=oom["kind"], shape=tuple(oom["x"].shape[1:]), width=args.width, depth=args.depth, patch=args.patch,
+                      slice=args.slice).to(args.device)
+    head = torch.nn.Linear(args.width, classes).to(args.device)
+    initial = {"learner": {k: v.cpu().clone() for k, v in learner.state_dict().items()},
+               "head": {k: v.cpu().clone() for k, v in head.state_dict().items()}}
+    epoch_steps = max(1, round(len(train) / args.batch))
+    print(f"  learner: ViT width {args.width}, depth {args.depth}, {learner.position.shape[1]} tokens, "
+          f"{sum(p.numel() for p in learner.parameters()) / 1e6:.2f} M parameters; an epoch is {epoch_steps} steps")
+    if args.setting == "semi":
+        chosen = choose_labelled(oom["labels"][train], args.labels * len(train), args.per_class, generator)
+        labelled, y = train[chosen], oom["labels"][train[chosen]]
+        print(f"  {len(labelled)} labelled items, {torch.bincount(y, minlength=classes).min()}-"
+              f"{torch.bincount(y, minlength=classes).max()} per class")
+        losses = warm_up(learner, head, oom, labelled, y, steps=args.warmup_epochs * epoch_steps, args=args,
+                         generator=generator, name="warm-up")
+        pairs, by_class = {}, []
+        for m in names:
+            has, paired, drawn = find_pairs([oom["ids"][r] for r in labelled.tolist()], y, ids_im[m], y_im[m],
+                                            args.pair_by_class, generator)
+            if not len(has):
+                raise bank.UserError(f"no labelled {args.oom} item has a pair in {m}; give --pair-by-class, more --labels, or "
+                                     f"leave {m} out with --im in stage 1")
+            pairs[m] = (has, paired)
+            by_class += [m] if drawn else []
+            print(f"  {len(has)} pairs with {m}{', drawn within the class (--pair-by-class)' if drawn else ''}")
+        z = embed(learner, oom, labelled, args.device, views=3)                                 # (views, L, d)
+        y = y.to(args.device)
+    else:
+        labelled, by_class, pairs = train[:0], [], {m: (torch.arange(0), torch.arange(0)) for m in names}
+        z = embed(learner, oom, train, args.device)[0]                                          # (M, d)
+        logits = torch.stack([im_heads[m](literal_space(z, z_im[m].shape[1], args.seed)) for m in names])
+        mask, label, confidence = cox_ops.modality_agreement(logits)
+        anchors = cox_ops.top_anchors(confidence, max(1, round(args.anchors * len(train))), largest=True, mask=mask)
+        anchors = anchors[anchors >= 0]
+        if not len(anchors):
+            raise bank.UserError(f"the IM heads of {', '.join(names)} agree on no {args.oom} item, so there is no anchor; "
+                                 f"try another --seed, or --setting semi")
+        print(f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
+              f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: expect chance")
+        losses = warm_up(learner, head, oom, train[anchors.cpu()], label[anchors].cpu(),
+                         steps=args.warmup_epochs * epoch_steps, args=args, generator=generator, name="warm-up on anchors")
+        z_all = embed(learner, oom, train, args.device)[0]
+        guess = head(z_all).argmax(1)
+        seen = [c for c in range(classes) if (guess == c).any() and all((y_im[m] == c).any() for m in names)]
+        z = torch.stack([z_all[guess == c].mean(0) for c in seen])[None]                        # (1, classes seen, d)
+        y = torch.tensor(seen, device=args.device)
+        centroids = {m: torch.stack([z_im[m][y_im[m] == c].mean(0) for c in seen]) for m in names}
+
+    # ---------------------------------------------------------- connect: one VIB per IM modality, Fig. 5 at 7 points
+    torch.manual_seed(args.seed + 1)
+    oom_sample = train[torch.randperm(len(train), generator=generator)[:2000]]
+    z_oom = embed(learner, oom, oom_sample, args.device)[0]
+    connections, optimizers, mapped, heads, curve = {}, {}, {}, {}, []
+    points = sorted({0, *(round(args.connect_steps * f) for f in (0.02, 0.07, 0.15, 0.3, 0.6, 1.0))})
+    for m in names:
+        c = Connection(d_im=z_im[m].shape[1], d=args.width).to(args.device)
+        c.standardise(z_im[m])
+        optimizer = torch.optim.Adam(c.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        has, paired = pairs[m]
+        z_pair, im_pair, y_pair = (z[:, has], z_im[m][paired], y[has]) if args.setting == "semi" else (z, centroids[m], y)
+        for at, following in zip(points, [*points[1:], None]):
+            v = map_items(c, z_im[m])
+            semi = args.setting == "semi"
+            h = fit_head(torch.cat([v, z[0]]) if semi else v, torch.cat([y_im[m], y]) if semi else y_im[m], classes)
+            curve.append({"modality": m, "step": at, "mmd": float(cox_ops.mmd(v[:2000], z_oom)),
+                          "head": {k: t.cpu() for k, t in h.state_dict().items()}})
+            if following is not None:
+                train_connection(c, optimizer, im_pair, z_pair, y_pair, head, steps=following - at, beta=args.beta,
+                                 w_ce=args.w_ce, generator=generator)
+        connections[m], optimizers[m], mapped[m], heads[m] = c, optimizer, v, h
+        print(f"  connection {m}: MMD {curve[-len(points)]['mmd']:.3f} -> {curve[-1]['mmd']:.3f}")
+
+    # ------------------------------------------------------------------------------------------------------ save
+    state = lambda module: {k: v.detach().cpu() for k, v in module.state_dict().items()}
+    bank.save(path, {
+        "arch": {"kind": oom["kind"], "shape": list(oom["x"].shape[1:]), "width": args.width, "depth": args.depth,
+                 "patch": args.patch, "slice": args.slice},
+        "learner": state(learner), "head": state(head), "initial": initial, "im": names, "class_names": oom["class_names"],
+        "im_heads": {m: state(h) for m, h in im_heads.items()}, "connections": {m: state(c) for m, c in connections.items()},
+        "optimizers": {m: o.state_dict() for m, o in optimizers.items()}, "mapped_heads": {m: state(h) for m, h in heads.items()},
+        "mapped": {m: v.cpu() for m, v in mapped.items()}, "mapped_labels": {m: t.cpu() for m, t in y_im.items()},
+        "mapped_ids": ids_im, "pairs": {m: list(p) for m, p in pairs.items()},
+        "labelled": [oom["ids"][r] for r in labelled.tolist()], "curve": curve, "warmup_loss": losses,
+    }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings, made_from=made_from,
+        paired="by class: " + ", ".join(by_class) if by_class else "true" if args.setting == "semi" else "none",
+        n_labelled=len(labelled), seconds=round(time.time() - start, 1))
+    print(f"stage 2 done in {time.time() - start:.0f} s. Next: python train_explore.py --data {args.data} --oom {args.oom} "
+          f"--method cox --setting {args.setting} --seed {args.seed}")
+
+
+def literal_space(z, d_im, seed):
+    """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then a fixed random map.
+
+    The heads h_k know only their bank's space and nothing relates the two yet; a random orthogonal map is as good as any.
+    """
+    z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(max(z.shape[1], d_im), max(z.shape[1], d_im), generator=g))[0]
+    mapped = z @ q[:z.shape[1], :d_im].to(z)
+    return F.normalize(mapped, dim=-1)
+
+
+if __name__ == "__main__":
+    bank.run(main)

@@ -1,0 +1,285 @@
+"""Stage 3: train the OOM learner with COX or a baseline, from the warm start of stage 2.
+
+    python train_explore.py --oom audio --data synth --method cox
+    python train_explore.py --oom audio --data synth --method erm
+
+Reads   connect.pt of stage 2, RUNS/DATA/inputs/<oom>.pt and the feature banks (never their test rows)
+Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt: learner, head, connections, heads h*_k, the agreement masks
+        before and after (Fig. 6), one record per epoch
+Every method has the same learner, start, augmentation, steps, batches and learning rate:
+  cox       agreement of the heads h*_k, emergent correspondences, anchors' labels on A, matched posteriors on D (Eqs. 13-15)
+  selftrain the same losses and schedule without IM data: as many items as COX's A, the most confident of the learner itself
+  erm       labelled items alone         entmin    + entropy of the posteriors     fixmatch  + confident pseudo-labels
+  moco      + momentum contrast, and entropy in semi                               ssl       + consistency under Gaussian noise
+  aligned   all labels: the upper limit  random    untrained
+"""
+import argparse
+import copy
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import bank
+import cox_ops
+from augment import augment, batch
+from model import (Connection, Head, Learner, entropy, fit_head, kl_literal, kl_matched, map_items, matched_target,
+                   train_connection)
+
+METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
+
+
+def get_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Next: python evaluate.py --data D --table --out DIR",
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", required=True, help="as in stages 1 and 2")
+    p.add_argument("--oom", required=True, help="out-of-modal modality")
+    p.add_argument("--perceptor", default="bind", help="as in stage 1")
+    p.add_argument("--setting", default="semi", choices=["semi", "unsup"], help="as in stage 2")
+    p.add_argument("--method", default="cox", choices=METHODS, help="COX or a baseline")
+    p.add_argument("--runs", default="runs", help="where the stages write")
+    p.add_argument("--epochs", type=int, default=50, help="epochs of M / batch steps, for every method")
+    p.add_argument("--batch", type=int, default=128, help="unlabelled items of a step")
+    p.add_argument("--labelled-batch", type=int, default=64, help="labelled items of a step")
+    p.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate, decayed to 0 by a cosine")
+    p.add_argument("--weight-decay", type=float, default=1e-5, help="Adam's weight decay")
+    p.add_argument("--anchors", type=float, default=0.1, help="share of the items with an emergent correspondence (S)")
+    p.add_argument("--refreshes", type=int, default=5, help="cox, selftrain: how often anchors are chosen anew")
+    p.add_argument("--connect-steps", type=int, default=50, help="cox: steps of each connection at a refresh")
+    p.add_argument("--w-agree", type=float, default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
+    p.add_argument("--w-disagree", type=float, default=0.5, help="cox, selftrain: weight of the KL on D")
+    p.add_argument("--kl", default="matched", choices=["matched", "literal"], help="what the KL on D pairs (Eq. 13)")
+    p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
+    p.add_argument("--w-entropy", type=float, default=0.3, help="entmin, moco: weight of the entropy")
+    p.add_argument("--threshold", type=float, default=0.95, help="fixmatch: least confidence of a pseudo-label")
+    p.add_argument("--noise", type=float, default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
+    p.add_argument("--w-ssl", type=float, default=1.0, help="ssl: weight of the consistency")
+    p.add_argument("--queue", type=int, default=2048, help="moco: negatives")
+    p.add_argument("--momentum", type=float, default=0.99, help="moco: of the key encoder")
+    p.add_argument("--temperature", type=float, default=0.1, help="moco: of the contrastive loss")
+    p.add_argument("--seed", type=int, default=0, help="as in stage 2; order and augmentation here")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    p.add_argument("--force", action="store_true", help="redo finished work")
+    return p.parse_args(argv)
+
+
+@torch.no_grad()
+def embed(learner, oom, rows, device):
+    """Plain features (R, d) of OOM rows (R,)."""
+    learner.eval()
+    return torch.cat([learner(*batch(oom, r, device)).float() for r in rows.split(512)])
+
+
+@torch.no_grad()
+def judge(z, head, heads, gate):
+    """Agreement on features z (M, d): mask (M,), label (M,) (-1: disagreement), confidence (M,), head posteriors (K, M, C).
+
+    The heads h*_k on mapped items judge (Section 3.2); with `gate` the learner's head is one more of them.
+    """
+    logits = torch.stack([h(z) for h in heads] + ([head(z).float()] if gate else []))
+    mask, label, confidence = cox_ops.modality_agreement(logits)
+    return mask, label, confidence, logits.softmax(-1)
+
+
+def main(argv=None):
+    args = get_args(argv)
+    start = time.time()
+    first = f"python train_connect.py --data {args.data} --oom {args.oom} --setting {args.setting} --seed {args.seed}"
+
+    # ------------------------------------------------------------------------------------------------------ data
+    oom, _ = bank.load_inputs(args.runs, args.data, args.oom, first=f"python extract_features.py --data {args.data} --oom {args.oom}")
+    ims, made_from = bank.load_banks(args.runs, args.data, args.perceptor, args.oom)
+    made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
+    fingerprint = oom["meta"]["fingerprint"]
+    folder = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed)
+    connect = bank.load(folder / "connect.pt", first=first, keys=("learner", "connections", "mapped", "labelled"))
+    bank.check_chain(folder / "connect.pt", connect["meta"], made_from, fingerprint)
+    made_from = {**made_from, "connect": connect["meta"]["digest"]}
+    path, checkpoint = folder / f"{args.method}.pt", folder / f"{args.method}.checkpoint.pt"
+    settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
+    if bank.finished(path, settings, made_from, fingerprint, args.force):
+        return
+    if args.setting == "unsup" and args.method in ("erm", "entmin", "fixmatch", "selftrain"):
+        raise bank.UserError(f"--method {args.method} needs labels: use --setting semi, or one of cox, moco, ssl, random, aligned")
+    torch.manual_seed(args.seed + 2)
+    generator = torch.Generator().manual_seed(args.seed + 2)
+    device, kind, classes, names = args.device, oom["kind"], len(oom["class_names"]), connect["im"]
+    train, val = bank.rows(oom, ("train",)), bank.rows(oom, ("val",))
+    kept = set(connect["labelled"])
+    is_labelled = torch.tensor([oom["ids"][r] in kept for r in train.tolist()])
+    if args.method == "aligned":
+        is_labelled = oom["labels"][train] >= 0
+    labelled, unlabelled = train[is_labelled], train[~is_labelled]
+    y = oom["labels"][labelled]                                # from here on no label of an unlabelled item is at hand
+    if args.method != "aligned" and not len(unlabelled):
+        raise bank.UserError(f"all {len(train)} training items are labelled, nothing is left to explore; lower --labels in stage 2")
+
+    # -------------------------------------------------------------------------------------- model: stage 2's warm start
+    learner = Learner(**connect["arch"]).to(device)
+    head = torch.nn.Linear(learner.width, classes).to(device)
+    begin = connect["initial"] if args.method == "random" else connect
+    learner.load_state_dict(begin["learner"])
+    head.load_state_dict(begin["head"])
+    connections, connection_optimizers, heads = {}, {}, {}
+    for m in names:
+        connections[m] = Connection(d_im=ims[m]["features"].shape[1], d=learner.width).to(device)
+        connections[m].load_state_dict(connect["connections"][m])
+        connection_optimizers[m] = torch.optim.Adam(connections[m].parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        connection_optimizers[m].load_state_dict(connect["optimizers"][m])
+        heads[m] = Head(learner.width, classes).to(device)
+        heads[m].load_state_dict(connect["mapped_heads"][m])
+    v = {m: connect["mapped"][m].to(device) for m in names}                                       # (N_k, d) each
+    y_im = {m: connect["mapped_labels"][m].to(device) for m in names}
+    z_im = {}
+    for m in names:
+        at = {i: r for r, i in enumerate(ims[m]["ids"])}
+        z_im[m] = ims[m]["features"][torch.tensor([at[i] for i in connect["mapped_ids"][m]])].to(device)
+    common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))          # instances in every modality
+    row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
+    shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}
+    if args.method == "moco":
+        project = torch.nn.Sequential(torch.nn.Linear(learner.width, 128), torch.nn.GELU(), torch.nn.Linear(128, 64)).to(device)
+        key_learner, key_project = copy.deepcopy(learner).requires_grad_(False), copy.deepcopy(project).requires_grad_(False)
+        queue = F.normalize(torch.randn(args.queue, 64), dim=-1).to(device)
+    parameters = [*learner.parameters(), *head.parameters(), *(project.parameters() if args.method == "moco" else [])]
+    optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
+    epoch_steps = max(1, round(len(train) / args.batch))
+    epochs = 0 if args.method == "random" else args.epochs
+    refresh_every = max(1, math.ceil(args.epochs / args.refreshes))
+    amp = torch.autocast(torch.device(device).type, torch.bfloat16, enabled="cuda" in device)
+    print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(labelled)} labelled, {len(unlabelled)} unlabelled, "
+          f"{epochs} epochs of {epoch_steps} steps, {device}")
+
+    before, history, sets = None, [], None
+    progress = tqdm(total=epochs * epoch_steps, desc=args.method, mininterval=1, disable=None)
+    for epoch in range(epochs + 1):
+
+        # ------------------------------------------------- anchors: agreement, emergent correspondence, refresh (6-9)
+        choosing = args.method in ("cox", "selftrain") and epoch < epochs and epoch % refresh_every == 0
+        if choosing or epoch == 0 or epoch == epochs:
+            z = embed(learner, oom, unlabelled, device)
+            if (choosing or epoch == epochs) and epoch and args.method in ("cox", "selftrain"):
+                z_own = embed(learner, oom, labelled, device)
+                for m in names:
+                    own, own_im = (t.to(device) for t in connect["pairs"][m])
+                    z_pair, im_pair, y_pair = z_own[own], z_im[m][own_im], y.to(device)[own]
+                    if sets is not None and len(sets["emergent"]):
+                        z_pair = torch.cat([z_pair, z[sets["emergent"]]])
+                        im_pair = torch.cat([im_pair, z_im[m][shared[m][sets["emergent_im"]]]])
+                        y_pair = torch.cat([y_pair, sets["emergent_label"]])
+                    if len(z_pair):
+                        train_connection(connections[m], connection_optimizers[m], im_pair, z_pair[None], y_pair, head,
+                                         steps=args.connect_steps, generator=generator)
+                    v[m] = map_items(connections[m], z_im[m])
+                    heads[m] = fit_head(torch.cat([v[m], z_own]), torch.cat([y_im[m], y.to(device)]), classes)
+            mask, label, confidence, posteriors = judge(z, head, [heads[m] for m in names], args.gate)
+            snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
+                        "prediction": head(z).argmax(1).cpu()}
+            before = before or snapshot
+        if choosing:
+            sets = {"emergent": torch.empty(0, dtype=torch.long), "emergent_label": None, "emergent_im": None}
+            if args.method == "selftrain":
+                posteriors = head(z).softmax(-1).detach()[None]
+                count = int(mask.sum())
+                best = cox_ops.top_anchors(posteriors[0].max(-1).values, count, largest=True)
+                mask = torch.zeros_like(mask).index_fill_(0, best, True)
+                label = posteriors[0].argmax(-1)
+            elif common:
+                score, nearest = cox_ops.nearest_anchor(z, torch.stack([v[m][shared[m]] for m in names]))
+                emergent_label = y_im[names[0]][shared[names[0]]][nearest]
+                trusted = mask & (label == emergent_label) if args.setting == "semi" else nearest >= 0
+                best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))), mask=trusted)
+                best = best[best >= 0]
+                sets.update(emergent=best, emergent_im=nearest[best], emergent_label=emergent_label[best])
+                if args.setting == "unsup":                                                      # Eq. 15: these are the anchors
+                    mask = torch.zeros_like(mask).index_fill_(0, best, True)
+                    label = emergent_label
+            p = head(z).softmax(-1).detach()
+            of_class = F.one_hot(label.clamp(min=0), classes).float() * mask[:, None]               # (M, C)
+            sets.update(mask=mask, label=label, posteriors=posteriors,
+                        class_posteriors=(of_class.T @ p) / of_class.sum(0)[:, None],            # 0/0 = NaN: no anchor
+                        mean_anchor_logp=p.clamp(min=1e-12).log()[mask].mean(0))
+            tqdm.write(f"  epoch {epoch}: {mask.float().mean():.1%} of the unlabelled agree, {len(sets['emergent'])} emergent pairs")
+        if epoch == epochs:
+            break
+
+        # ----------------------------------------------------------------------------------------------- an epoch
+        learner.train()
+        total, terms = 0.0, {}
+        for step in range(epoch_steps):
+            done = (epoch * epoch_steps + step) / (epochs * epoch_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * done))
+            i = torch.randint(max(1, len(labelled)), (args.labelled_batch,), generator=generator)
+            j = torch.randint(max(1, len(unlabelled)), (args.batch,), generator=generator)
+            terms = {}
+            with amp:
+                if len(labelled):
+                    x, lengths = augment(kind, *batch(oom, labelled[i], device))
+                    terms["labelled"] = F.cross_entropy(head(learner(x, lengths)).float(), y[i].to(device))
+                if args.method not in ("erm", "aligned"):
+                    x, lengths = batch(oom, unlabelled[j], device)
+                if args.method in ("cox", "selftrain"):
+                    j = j.to(device)
+                    logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
+                    a = sets["mask"][j]
+                    terms["agree"] = args.w_agree * (F.cross_entropy(logits, sets["label"][j].clamp(min=0), reduction="none") * a).mean()
+                    if args.w_disagree and not a.all() and sets["mask"].any():
+                        if args.kl == "matched":
+                            target = matched_target(sets["posteriors"][:, j[~a]], sets["class_posteriors"])
+                            terms["disagree"] = args.w_disagree * (~a).float().mean() * kl_matched(logits[~a], target)
+                        else:
+                            terms["disagree"] = args.w_disagree * (~a).float().mean() * kl_literal(logits[~a], sets["mean_anchor_logp"])
+                elif args.method in ("entmin", "moco") and len(labelled):
+                    terms["entropy"] = args.w_entropy * entropy(head(learner(*augment(kind, x, lengths))).float())
+                if args.method == "moco":
+                    q = F.normalize(project(learner(*augment(kind, x, lengths, "strong"))).float(), dim=-1)
+                    with torch.no_grad():
+                        for slow, fast in zip([*key_learner.parameters(), *key_project.parameters()],
+                                              [*learner.parameters(), *project.parameters()]):
+                            slow.lerp_(fast, 1 - args.momentum)
+                        k = F.normalize(key_project(key_learner(*augment(kind, x, lengths))).float(), dim=-1)
+                    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / args.temperature
+                    terms["contrast"] = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=device))
+                    queue = torch.cat([k, queue])[:args.queue]
+                elif args.method == "ssl":
+                    x, lengths = augment(kind, x, lengths)
+                    noisy = x if kind == "text" else x + args.noise * torch.randn_like(x)
+                    noisy = augment(kind, x, lengths)[0] if kind == "text" else noisy
+                    p, q = head(learner(x, lengths)).float(), head(learner(noisy, lengths)).float()
+                    terms["consistency"] = args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")
+                elif args.method == "fixmatch":
+                    with torch.no_grad():
+                        sure, pseudo = head(learner(*augment(kind, x, lengths))).float().softmax(-1).max(-1)
+                    logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
+                    terms["pseudo"] = (F.cross_entropy(logits, pseudo, reduction="none") * (sure >= args.threshold)).mean()
+            loss = sum(terms.values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+            progress.update()
+        record = {"epoch": epoch + 1, "loss": total / epoch_steps, **{k: t.item() for k, t in terms.items()}}
+        if len(val):
+            record["val_accuracy"] = (head(embed(learner, oom, val, device)).argmax(1).cpu() == oom["labels"][val]).float().mean().item()
+        history.append(record)
+        progress.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+    progress.close()
+
+    # ------------------------------------------------------------------------------------------------------ save
+    state = lambda module: {k: t.detach().cpu() for k, t in module.state_dict().items()}
+    bank.save(path, {
+        "arch": connect["arch"], "learner": state(learner), "head": state(head), "im": names, "class_names": oom["class_names"],
+        "connections": {m: state(c) for m, c in connections.items()}, "mapped_heads": {m: state(h) for m, h in heads.items()},
+        "mapped": {m: t.cpu() for m, t in v.items()}, "unlabelled": [oom["ids"][r] for r in unlabelled.tolist()],
+        "before": before, "after": snapshot, "history": history,
+    }, stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings, made_from=made_from,
+        paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
+        seconds=round(time.time() - start, 1))
+    print(f"stage 3 done in {time.time() - start:.0f} s. Next: python evaluate.py --data {args.data} --table --out runs/report")
+
+
+if __name__ == "__main__":
+    bank.run(main)
