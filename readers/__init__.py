@@ -1,7 +1,7 @@
 """Data sets as stage 1 sees them: `read(data)` gives a Dataset, whatever the source.
 
 `data` is the name of a data set (a module of this package with a `read` function) or the path of a folder
-with `manifest.csv` (folder.py). A reader only lists what there is and checks it; items are loaded one at a time.
+with `manifest.csv` (folder.py). A reader lists what there is and checks it; items are loaded one at a time.
 """
 import os
 from dataclasses import dataclass

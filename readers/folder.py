@@ -1,4 +1,4 @@
-"""A folder of recordings: FOLDER/manifest.csv with the columns id,split,label,<modality>,... (see docs/data/folder.md).
+"""A folder of recordings: manifest.csv with the columns id,split,label,<modality>,... (docs/data/folder.md).
 
 read() checks the table, that every file is there, and what the first bytes of each file tell (kind, shapes);
 the contents are checked when an item is loaded. Every complaint is one line: file, row, id, what, mend.
@@ -139,7 +139,7 @@ def read(folder, frames=8, **unknown):
 
 
 def _table(manifest):
-    """(header, [(line number in the file, {column: cell})], the file's bytes); cells are stripped of spaces."""
+    """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces."""
     if not os.path.isfile(manifest):
         raise UserError(f"{manifest}: not there; a data folder needs this table with the columns "
                         f"id,split,label,<modality>,...")

@@ -146,7 +146,7 @@ def array_problem(shape, dtype):
 # ---------------------------------------------------------------- raw items to learner inputs
 
 def log_mel(wave, mels=64):
-    """float32 (mels, frames): log mel energies of a 25 ms window each 10 ms (Kaldi's filter bank, no dither)."""
+    """float32 (mels, frames): log mel energies of 25 ms windows each 10 ms (Kaldi's, no dither)."""
     import kaldi_native_fbank as knf
     options = knf.FbankOptions()
     options.frame_opts.samp_freq = SAMPLE_RATE
@@ -166,7 +166,7 @@ def log_mel(wave, mels=64):
 
 
 def text_bytes(text, limit=TEXT_BYTES):
-    """The UTF-8 bytes of a sentence, at most `limit`, cut between characters; byte 0 means padding: dropped."""
+    """The UTF-8 bytes of a sentence, at most `limit`, cut between characters; without byte 0 (padding)."""
     data = text.replace("\0", "").encode("utf-8", errors="replace")
     if len(data) > limit:
         data = data[:limit].decode("utf-8", errors="ignore").encode("utf-8")
@@ -236,8 +236,8 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
       video   x uint8 (n, 3, frames, S, S); mean, std (3, 1, 1, 1)
       series  x float32 (n, C, T), zero-padded to the longest; lengths (n,) int64, None where all are full.
               If the longest item exceeds series_length, every item is shortened by the same factor, so that
-              a second stays equally long in all of them. mean, std (C, T) where every train item has the full length
-              (feature vectors, binned sensors), else (C, 1) over the valid part.
+              a second stays equally long in all of them. mean, std (C, T) where every train item has the full
+              length (feature vectors, binned sensors), else (C, 1) over the valid part.
       audio   becomes series: log mel, (mels, frames of 10 ms); mean, std (mels, 1)
       text    x uint8 (n, T) UTF-8 bytes, 0 = padding; lengths; mean and std are None
     Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.

@@ -1,9 +1,10 @@
 """The embedded data set `synth`: one procedural world seen by seven modalities (docs/data/synth.md).
 
-An object has a shape (4) and a material (3), which make its class (12), and seven continuous latents: size, pose,
-stretch, corner, roughness, tone, damping. Every modality renders shape, material and latents its own way, and hides
-some of them. Items are rendered when they are loaded, each from a generator seeded by (seed, split, index in the
-split, modality): the same whatever else is rendered, and whatever the sizes of the splits. Only numpy is used.
+An object has a shape (4) and a material (3), which make its class (12), and seven continuous latents: size,
+pose, stretch, corner, roughness, tone, damping. Every modality renders shape, material, latents its own way
+and hides some of them. Items are rendered when they are loaded, each from a generator seeded by (seed, split,
+index in the split, modality): the same whatever else is rendered, and whatever the sizes of the splits.
+Only numpy is used.
 
     python -m readers.synth DIR [--seed 0] [--commonality 0.7] [--n-train 60 --n-val 12 --n-test 24]
 writes the data set as a folder with manifest.csv, as an example of what --data takes.
@@ -26,17 +27,17 @@ MATERIALS = ("metal", "stone", "wood")
 CLASSES = tuple(f"{s}-{m}" for s in SHAPES for m in MATERIALS)   # sorted; class = 3 * shape + material
 MODALITIES = {"rgb": "image", "language": "text", "tactile": "image", "thermal": "image", "depth": "image",
               "audio": "audio", "video": "video"}
-SIZE, POSE, STRETCH, CORNER, ROUGH, TONE, DAMP = range(7)        # the continuous latents, each standard normal
+SIZE, POSE, STRETCH, CORNER, ROUGH, TONE, DAMP = range(7)   # the continuous latents, each standard normal
 SIDE, CLIP_SIDE, FRAMES, RATE, SAMPLES = 32, 24, 8, 16000, 8000
 
 
 def read(seed=0, commonality=0.7, n_train=1500, n_val=120, n_test=600, **unknown):
-    """The Dataset. `commonality` in 0...1: the correlation of an instance's latents between two modalities."""
+    """The Dataset. `commonality` in 0...1: how far the latents of two modalities of a row correlate."""
     if unknown:
         raise UserError(f"--data synth: the option {sorted(unknown)[0]} is not one of synth's; leave it out")
     if not 0 <= commonality <= 1:
-        raise UserError(f"--commonality {commonality}: outside 0...1; give a number from 0 (only the class is shared) "
-                        f"to 1 (all latents are)")
+        raise UserError(f"--commonality {commonality}: outside 0...1; "
+                        f"give a number from 0 (only the class is shared) to 1 (all latents are)")
     if int(seed) != seed or seed < 0:
         raise UserError(f"--seed {seed}: not a whole number of 0 or more; give one")
     for part, n, least in (("train", n_train, 2 * len(CLASSES)), ("val", n_val, 0), ("test", n_test, 1)):
@@ -58,8 +59,9 @@ def read(seed=0, commonality=0.7, n_train=1500, n_val=120, n_test=600, **unknown
               "n_train": int(n_train), "n_val": int(n_val), "n_test": int(n_test)}
     ids = [f"{SPLITS[part]}-{k:05d}" for part, k in rows]
     return Dataset(
-        name="synth", ids=ids, split=[SPLITS[part] for part, _ in rows], labels=labels, class_names=list(CLASSES),
-        modalities=dict(MODALITIES), cells={m: list(ids) for m in MODALITIES}, load=load,
+        name="synth", ids=ids, split=[SPLITS[part] for part, _ in rows], labels=labels,
+        class_names=list(CLASSES), modalities=dict(MODALITIES),
+        cells={m: list(ids) for m in MODALITIES}, load=load,
         fingerprint=hashlib.sha256(f"{VERSION} {sorted(source.items())}".encode()).hexdigest(), source=source)
 
 
@@ -73,7 +75,7 @@ def _labels(seed, *sizes):
     return labels
 
 
-# ---------------------------------------------------------------- geometry and texture that several modalities show
+# -------------------------------------------------------- geometry and texture that several modalities show
 
 def _grid(side):
     """x, y of the pixel centres, float32 (side, side), in [-1, 1]."""
@@ -98,8 +100,8 @@ def _angle(z):
 
 
 def _outline(shape, z, x, y, radius, angle):
-    """(u, a, b): u = distance from the centre relative to the outline (1 on it); a, b = the object's own coordinates
-    in radii. x, y (..., H, W) relative to the object's centre; radius, angle broadcast against them."""
+    """(u, a, b): u = distance from the centre relative to the outline (1 on it); a, b = the object's own
+    coordinates in radii. x, y (..., H, W): relative to the object's centre; radius, angle broadcast."""
     c, s = np.cos(angle), np.sin(angle)
     stretch = LONG[shape] * math.exp(0.10 * z[STRETCH])
     a = (c * x + s * y) / (radius * stretch)
@@ -130,7 +132,7 @@ def _smooth_noise(rng, side, cells):
 
 
 def _texture(material, z, a, b, rng):
-    """Unit-scale texture (..., H, W) of a material in the object's coordinates: brushed, speckled or grained."""
+    """Unit-scale texture (..., H, W) of a material in the object's coordinates."""
     f, p = math.exp(0.25 * z[ROUGH]), rng.uniform(0, 2 * math.pi, 4)
     if material == 0:     # fine parallel scratches
         return np.sin(9 * f * a + p[0]) * np.cos(1.5 * b + p[1])
@@ -140,7 +142,7 @@ def _texture(material, z, a, b, rng):
     return np.sin(5 * f * b + 1.2 * np.sin(1.6 * a + p[0]) + p[1])   # wide wavy grain across
 
 
-# ---------------------------------------------------------------- the modalities: (shape, material, z, rng) -> item
+# -------------------------------------------------------- the modalities: (shape, material, z, rng) -> item
 
 def _surface(shape, material, z, rng, x, y, radius, angle, light):
     """(mask, shade (..., H, W)): outline and grey level of a lit object, shared by rgb and video."""
@@ -148,7 +150,8 @@ def _surface(shape, material, z, rng, x, y, radius, angle, light):
     mask = _inside(u, 0.08)
     dome = np.sqrt(np.clip(1 - np.minimum(u, 1) ** 2, 0, 1))
     lambert = 0.35 * dome + 0.4 * (light[0] * a + light[1] * b)
-    shade = 0.5 + lambert + (0.10, 0.16, 0.14)[material] * math.exp(0.25 * z[ROUGH]) * _texture(material, z, a, b, rng)
+    relief = (0.10, 0.16, 0.14)[material] * math.exp(0.25 * z[ROUGH])
+    shade = 0.5 + lambert + relief * _texture(material, z, a, b, rng)
     gloss = (0.5, 0.05, 0.15)[material] * math.exp(0.4 * z[DAMP])
     highlight = np.exp(-((a - 0.8 * light[0]) ** 2 + (b - 0.8 * light[1]) ** 2) / 0.06)
     return mask, shade + gloss * highlight
@@ -189,7 +192,8 @@ def depth(shape, material, z, rng):
     u, a, b = _outline(shape, z, x - cx, y - cy, radius, _angle(z))
     dome = np.sqrt(np.clip(1 - np.minimum(u, 1) ** 2, 0, 1))
     height = 0.10 * TALL[shape] / DENSE[material] * radius * dome
-    height = height + (0.001, 0.006, 0.003)[material] * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng)
+    bumps = (0.001, 0.006, 0.003)[material] * math.exp(0.3 * z[ROUGH])
+    height = height + bumps * _texture(material, z, a, b, rng)
     tilt = rng.uniform(-0.01, 0.01, 2)
     table = rng.uniform(0.63, 0.67) + tilt[0] * x + tilt[1] * y
     noise = 0.003 * rng.standard_normal((SIDE, SIDE))
@@ -205,20 +209,21 @@ def _blur(x, sigma):
 
 
 def thermal(shape, material, z, rng):
-    """float32 (1, 32, 32), degrees Celsius: a warm object, blurred by conduction, and the print of a hot touch on it."""
+    """float32 (1, 32, 32), degrees Celsius: a warm object, blurred by conduction; the print of a touch."""
     x, y = GRID
     cx, cy = rng.uniform(-0.1, 0.1, 2)
     radius = _radius(z)
     u, a, b = _outline(shape, z, x - cx, y - cy, radius, _angle(z))
     conduct = (1.0, 0.5, 0.2)[material] * math.exp(0.15 * z[DAMP])
-    warm = (2.0 + 2.5 * conduct) * (0.5 / radius) * (1 + 0.08 * z[TONE])    # small objects cool further off ambient
+    warm = (2.0 + 2.5 * conduct) * (0.5 / radius) * (1 + 0.08 * z[TONE])   # small ones stand out more
     field = _blur(warm * _inside(u, 0.08), 0.4 + 0.8 * conduct)
     px, py = rng.uniform(-0.3, 0.3, 2) * radius
     spread = 0.10 + 0.22 * conduct
     touch = 0.5 / spread * np.exp(-((x - cx - px) ** 2 + (y - cy - py) ** 2) / (2 * spread ** 2))
     grain = 0.3 * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a, b, rng) * _inside(u, 0.1)   # emissivity
     ambient = 21 + 0.5 * rng.standard_normal() + 0.2 * _smooth_noise(rng, SIDE, 3)
-    return (ambient + field + touch + grain + 0.2 * rng.standard_normal((SIDE, SIDE))).astype(np.float32)[None]
+    noise = 0.2 * rng.standard_normal((SIDE, SIDE))
+    return (ambient + field + touch + grain + noise).astype(np.float32)[None]
 
 
 def tactile(shape, material, z, rng):
@@ -226,11 +231,13 @@ def tactile(shape, material, z, rng):
     x, y = GRID
     radius, angle = 1.3 * _radius(z), _angle(z)
     slip = rng.uniform(-0.1, 0.1, 2)
-    away = 0.25 * radius                    # the sensor lies at the lobe that points along the object's b axis
-    u, a, b = _outline(shape, z, x + slip[0] - away * math.sin(angle), y + slip[1] + away * math.cos(angle), radius, angle)
+    away = 0.25 * radius                    # the sensor lies off centre, on the object's b axis
+    x, y = x + slip[0] - away * math.sin(angle), y + slip[1] + away * math.cos(angle)
+    u, a, b = _outline(shape, z, x, y, radius, angle)
     press = rng.uniform(0.7, 1.3)
     dome = 1 - 0.5 * np.minimum(u, 1.5) ** 2
-    skin = (0.10, 0.20, 0.15)[material] * math.exp(0.3 * z[ROUGH]) * _texture(material, z, a * 1.5, b * 1.5, rng)
+    relief = (0.10, 0.20, 0.15)[material] * math.exp(0.3 * z[ROUGH])
+    skin = relief * _texture(material, z, a * 1.5, b * 1.5, rng)
     soft = (0.05, 0.08, 0.15)[material] * math.exp(0.3 * z[DAMP])
     height = press * _inside(u, soft) * (dome + skin)
     return (height + 0.10 * rng.standard_normal((SIDE, SIDE))
@@ -243,7 +250,7 @@ PARTIALS = np.array([[1, 1.59, 2.14, 2.65, 3.16], [1, 2.76, 5.40, 8.93, 13.3],
 
 
 def audio(shape, material, z, rng):
-    """float32 (8000,), 16 kHz: one knock. Pitch: size and material; partials: shape; decay and brightness: material."""
+    """float32 (8000,), 16 kHz: a knock. Pitch: size, material; partials: shape; decay: material."""
     t = np.arange(SAMPLES, dtype=np.float32) / RATE
     pitch = 420 * (1.35, 1.0, 0.75)[material] * math.exp(-0.25 * z[SIZE])
     ratio = PARTIALS[shape] * np.exp(0.02 * z[CORNER] * np.arange(5) + 0.01 * rng.standard_normal(5))
@@ -258,10 +265,12 @@ def audio(shape, material, z, rng):
     wave = np.zeros(SAMPLES, np.float32)
     for f, d, l, p in zip(frequency, decay, level, phase):
         if l:
-            wave += np.float32(l) * np.exp(np.float32(-d) * s) * np.sin(np.float32(2 * math.pi * f) * s + np.float32(p))
+            tone = np.sin(np.float32(2 * math.pi * f) * s + np.float32(p))
+            wave += np.float32(l) * np.exp(np.float32(-d) * s) * tone
     wave *= t >= onset
     click = rng.standard_normal(SAMPLES, dtype=np.float32) * np.exp(-s * 200) * (t >= onset)
-    wave = wave + 0.3 * math.exp(0.3 * z[TONE]) * click + 0.02 * rng.standard_normal(SAMPLES, dtype=np.float32)
+    hiss = 0.02 * rng.standard_normal(SAMPLES, dtype=np.float32)
+    wave = wave + 0.3 * math.exp(0.3 * z[TONE]) * click + hiss
     return (0.25 * math.exp(0.4 * rng.standard_normal()) * wave).astype(np.float32)
 
 
@@ -270,20 +279,23 @@ def video(shape, material, z, rng):
     x, y = CLIP_GRID
     t = np.arange(FRAMES, dtype=np.float32)[:, None, None]
     slow = (0.08, 0.45, 0.22)[material] * math.exp(0.3 * z[DAMP])
-    way = (1 - np.exp(-slow * t)) / slow                                   # distance in frames of initial speed
+    way = (1 - np.exp(-slow * t)) / slow                       # distance in frames of initial speed
     heading = rng.uniform(0, 2 * math.pi)
     cx = -0.3 * math.cos(heading) + 0.09 * math.cos(heading) * way
     cy = -0.3 * math.sin(heading) + 0.09 * math.sin(heading) * way
     angle = _angle(z) + rng.choice([-1, 1]) * 0.12 * way
     mask, shade = _surface(shape, material, z, rng, x - cx, y - cy, _radius(z), angle, _light(rng))
-    back = (rng.uniform(0.05, 0.3) + rng.uniform(-0.05, 0.05, 3))[:, None, None] + 0.04 * _smooth_noise(rng, CLIP_SIDE, 5)
+    back = ((rng.uniform(0.05, 0.3) + rng.uniform(-0.05, 0.05, 3))[:, None, None]
+            + 0.04 * _smooth_noise(rng, CLIP_SIDE, 5))
     colour = _colour(material, z, rng)[:, None, None]
     clip = back * (1 - mask[:, None]) + mask[:, None] * shade[:, None] * colour
-    clip = clip * rng.uniform(0.8, 1.1) + 0.05 * rng.standard_normal((FRAMES, 3, CLIP_SIDE, CLIP_SIDE), dtype=np.float32)
+    exposure = rng.uniform(0.8, 1.1)
+    clip = clip * exposure + 0.05 * rng.standard_normal(clip.shape, dtype=np.float32)
     return (np.clip(clip, 0, 1) * 255).astype(np.uint8)
 
 
-SHAPE_WORDS = (("ball", "sphere", "bead"), ("ring", "hoop", "loop"), ("rod", "bar", "stick"), ("wedge", "prism", "cone"))
+SHAPE_WORDS = (("ball", "sphere", "bead"), ("ring", "hoop", "loop"), ("rod", "bar", "stick"),
+               ("wedge", "prism", "cone"))
 MATERIAL_WORDS = (("metal", "steel", "iron"), ("stone", "granite", "marble"), ("wood", "oak", "timber"))
 SIZE_WORDS = (("tiny", "small"), ("medium",), ("big", "large"))
 TONE_WORDS = (("dark", "dull"), ("pale", "bright"))
@@ -308,7 +320,7 @@ RENDER = {"rgb": rgb, "language": language, "tactile": tactile, "thermal": therm
 # ---------------------------------------------------------------- the same as a folder
 
 def write_folder(dataset, path):
-    """Writes a Dataset of this module as a folder with manifest.csv: PNG (depth: 16 bit, mm), npy, wav and mp4."""
+    """Writes a Dataset of this module as a data folder: PNG (depth: 16 bit, mm), npy, wav, mp4."""
     import av
     import soundfile
     from PIL import Image
@@ -346,17 +358,17 @@ def write_folder(dataset, path):
                 np.save(file, item)
             cells.append(cell)
         table.append([name, dataset.split[row], dataset.class_names[dataset.labels[row]], *cells])
-    temporary = os.path.join(path, "manifest.csv.part")   # the table last and whole: it makes the folder a data set
+    temporary = os.path.join(path, "manifest.csv.part")   # the table comes last, and whole
     with open(temporary, "w", newline="", encoding="utf-8") as f:
         csv.writer(f, lineterminator="\n").writerows(table)
     os.replace(temporary, os.path.join(path, "manifest.csv"))
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="python -m readers.synth", description="writes synth as a folder for --data")
+    p = argparse.ArgumentParser(prog="python -m readers.synth", description="writes synth as a data folder")
     p.add_argument("folder")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--commonality", type=float, default=0.7, help="0...1: what the modalities share beyond the class")
+    p.add_argument("--commonality", type=float, default=0.7, help="0...1: shared beyond the class")
     p.add_argument("--n-train", type=int, default=60)
     p.add_argument("--n-val", type=int, default=12)
     p.add_argument("--n-test", type=int, default=24)

@@ -1,4 +1,4 @@
-"""readers/folder.py: what it reads, and that each kind of bad input ends in one line with file, row, id and mend."""
+"""readers/folder.py: what it reads, and that bad input ends in one line with file, row, id and mend."""
 import csv
 import os
 import re
@@ -91,11 +91,12 @@ def test_bom_spaces_blank_lines_and_quoted_line_breaks(tmp_path):
     assert data.load("language", 0) == "a cat,\nasleep" and data.labels[1] == 1
     bad = text.replace("val", "vall")
     (path / "manifest.csv").write_text(bad, newline="")
-    complaint(path, "row 6 (id d)", "'vall'")      # the quoted break of row 2 counts: the editor's line number
+    complaint(path, "row 6 (id d)", "'vall'")      # lines of the file, as an editor counts
 
 
 def test_not_a_data_set(tmp_path):
-    for data, words in ((str(tmp_path), "id,split,label"), ("nothing-here", "synth"), (__file__, "manifest.csv")):
+    for data, words in ((str(tmp_path), "id,split,label"), ("nothing-here", "synth"),
+                        (__file__, "manifest.csv")):
         with pytest.raises(UserError, match=words):
             readers.read(data)
     with pytest.raises(UserError, match="commonality"):
@@ -243,7 +244,8 @@ def test_kinds_of_a_users_own_columns(tmp_path):
         stream = out.add_stream("mpeg4", rate=5)
         stream.width = stream.height = 16
         for _ in range(3):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+            black = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+            out.mux(stream.encode(black))
         out.mux(stream.encode())
     rows = [[i, s, c, "x.wav", "x.jpg", "x.npy", "x.mp4"] for i, s, c in
             (("1", "train", "p"), ("2", "train", "q"), ("3", "test", "p"))]
@@ -274,7 +276,8 @@ def test_fingerprint(tmp_path):
     ("digits", (4000, 0, 1000), 10, {"rgb": "image", "language": "text", "audio": "audio", "pen": "series"},
      {"audio": (2700, 300)}),
     ("handwritten", (1600, 0, 400), 10,
-     {"pix": "image", "fou": "series", "fac": "series", "zer": "series", "kar": "series", "mor": "series"}, {}),
+     {"pix": "image", "fou": "series", "fac": "series", "zer": "series", "kar": "series",
+      "mor": "series"}, {}),
     ("robot_push", (400, 0, 100), 20,
      {"sound": "series", "proprioception": "series", "vibration": "series", "surf": "series"}, {}),
 ])

@@ -218,7 +218,7 @@ def test_series_padding_lengths_and_resampling(lengths, channels, limit, seed):
         if max(lengths) <= limit:
             assert v == t
             np.testing.assert_array_equal(item[:, :v], raw)
-        else:                                                  # the same factor for all: rates stay comparable
+        else:                                                  # the same factor for all
             assert abs(v - t * limit / max(lengths)) < 1
             assert item[:, :v].min() >= raw.min() - 1e-6 and item[:, :v].max() <= raw.max() + 1e-6
             if t % v == 0:
@@ -260,7 +260,8 @@ def test_audio_becomes_log_mel_series():
     rng = np.random.default_rng(0)
     waves = [rng.standard_normal(n).astype(np.float32) for n in (16000, 8000, 100)]
     out = media.learner_inputs("audio", waves, [True, True, False], mels=40)
-    assert out["kind"] == "series" and out["x"].shape == (3, 40, 98) and out["lengths"].tolist() == [98, 48, 1]
+    assert out["kind"] == "series" and out["x"].shape == (3, 40, 98)
+    assert out["lengths"].tolist() == [98, 48, 1]
     assert out["mean"].shape == (40, 1)
     np.testing.assert_array_equal(out["x"][1, :, :48], media.log_mel(waves[1], 40))
     short = media.learner_inputs("audio", waves, [True, True, False], mels=40, series_length=49)
@@ -285,6 +286,6 @@ def test_misuse():
     with pytest.raises(UserError, match="no train item"):
         media.learner_inputs("image", [np.zeros((1, 4, 4), np.uint8)], [False], image_size=4)
     with pytest.raises(UserError, match="item 1: 3 channels, item 0 has 2"):
-        media.learner_inputs("series", [np.zeros((2, 3), np.float32), np.zeros((3, 3), np.float32)], [True, True])
+        media.learner_inputs("series", [np.zeros((c, 3), np.float32) for c in (2, 3)], [True, True])
     with pytest.raises(ValueError, match="kind"):
         media.learner_inputs("smell", [1], [True])

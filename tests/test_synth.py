@@ -1,4 +1,4 @@
-"""readers/synth.py: forms, determinism, pairing, what commonality does and does not change, and the folder it writes."""
+"""readers/synth.py: forms, determinism, pairing, what commonality changes and what not, its folder."""
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +11,9 @@ from bank import UserError
 from readers import media, synth
 
 SMALL = {"n_train": 36, "n_val": 12, "n_test": 12}
-FORMS = {"rgb": ((3, 32, 32), np.uint8), "tactile": ((1, 32, 32), np.float32), "thermal": ((1, 32, 32), np.float32),
-         "depth": ((1, 32, 32), np.float32), "audio": ((8000,), np.float32), "video": ((8, 3, 24, 24), np.uint8)}
+FORMS = {"rgb": ((3, 32, 32), np.uint8), "tactile": ((1, 32, 32), np.float32),
+         "thermal": ((1, 32, 32), np.float32), "depth": ((1, 32, 32), np.float32),
+         "audio": ((8000,), np.float32), "video": ((8, 3, 24, 24), np.uint8)}
 
 
 def same(a, b):
@@ -27,7 +28,7 @@ def test_the_table():
         counts = np.bincount([y for y, s in zip(data.labels, data.split) if s == part], minlength=12)
         assert counts.min() == counts.max()
     assert list(data.modalities) == ["rgb", "language", "tactile", "thermal", "depth", "audio", "video"]
-    assert all(None not in cells and len(cells) == 2220 for cells in data.cells.values())     # every row has all
+    assert all(None not in cells and len(cells) == 2220 for cells in data.cells.values())
 
 
 def test_item_forms_and_ranges():
@@ -67,14 +68,14 @@ def test_fingerprint_covers_every_option():
 
 
 def proxies(commonality, n=480):
-    """Per row, without the mean of its class: a measure of size in depth, touch and sound; and the raw measures."""
+    """A measure of size per row in depth, touch and sound: without the mean of its class, and raw."""
     data = readers.read("synth", commonality=commonality, n_train=n, n_val=0, n_test=12)
     depth = [data.load("depth", i)[0] for i in range(n)]
     tactile = [data.load("tactile", i)[0] for i in range(n)]
     audio = [data.load("audio", i) for i in range(n)]
     raw = np.array([[np.mean(np.median(d) - d) for d in depth],                     # volume above the table
                     [np.log(np.mean(t > 0.35)) for t in tactile],                   # contact area
-                    [np.log(np.abs(np.fft.rfft(a[1000:]))[20:].argmax() + 20) for a in audio]])   # strongest partial
+                    [np.log(np.abs(np.fft.rfft(a[1000:]))[20:].argmax() + 20) for a in audio]])
     labels = np.array(data.labels[:n])
     within = raw.copy()
     for c in range(12):
@@ -91,12 +92,13 @@ def test_commonality_sets_what_instances_share_beyond_the_class(measured):
     r = {c: np.corrcoef(within) for c, (within, _) in measured.items()}
     for pair in ((0, 1), (0, 2)):
         strength = {c: abs(r[c][pair]) for c in r}
-        assert strength[0.0] < 0.13 < strength[0.5] - 0.05 and strength[0.5] + 0.08 < strength[1.0], (pair, strength)
+        assert strength[0.0] < 0.13 < strength[0.5] - 0.05, (pair, strength)
+        assert strength[0.5] + 0.08 < strength[1.0], (pair, strength)
     assert r[1.0][0, 1] > 0 > r[1.0][0, 2]        # large things touch more and sound lower
 
 
 def test_commonality_leaves_every_modality_as_it_is(measured):
-    """Two-sample Kolmogorov-Smirnov distance of each measure between c = 0 and c = 1; 5e-4 critical value 0.13."""
+    """Kolmogorov-Smirnov distance of each measure between c = 0 and c = 1; critical at 5e-4: 0.13."""
     for a, b in zip(measured[0.0][1], measured[1.0][1]):
         grid = np.sort(np.concatenate([a, b]))
         cdf = [np.searchsorted(np.sort(v), grid, side="right") / len(v) for v in (a, b)]
@@ -104,7 +106,7 @@ def test_commonality_leaves_every_modality_as_it_is(measured):
 
 
 def test_without_shared_latents_only_the_class_is_shared():
-    """With c = 0 a modality's own draws make its latents; with c = 1 the shared ones do, the same for all modalities."""
+    """With c = 0 a modality's own draws make its latents; with c = 1 those of the row do."""
     seen = {}
 
     def spy(name):
@@ -128,9 +130,9 @@ def test_without_shared_latents_only_the_class_is_shared():
 
 
 def test_bad_options():
-    for options, words in (({"commonality": 1.5}, "--commonality 1.5"), ({"commonality": float("nan")}, "0...1"),
-                           ({"seed": -1}, "--seed -1"), ({"n_train": 5}, "at least 24"), ({"n_test": 0}, "test rows"),
-                           ({"colour": 1}, "colour")):
+    for options, words in (({"commonality": 1.5}, "--commonality 1.5"), ({"commonality": np.nan}, "0...1"),
+                           ({"seed": -1}, "--seed -1"), ({"n_train": 5}, "at least 24"),
+                           ({"n_test": 0}, "test rows"), ({"colour": 1}, "colour")):
         with pytest.raises(UserError, match=words) as caught:
             readers.read("synth", **options)
         assert "\n" not in str(caught.value) and "; " in str(caught.value)
@@ -144,7 +146,8 @@ def test_a_centroid_classifier_sees_the_class_in_every_modality():
     for modality, kind in data.modalities.items():
         if kind == "text":
             continue
-        out = media.learner_inputs(kind, readers.Items(data, modality, range(360)), train, image_size=16, frames=2)
+        items = readers.Items(data, modality, range(360))
+        out = media.learner_inputs(kind, items, train, image_size=16, frames=2)
         x = ((out["x"].float() - out["mean"]) / out["std"]).flatten(1).numpy()
         centres = np.array([x[:240][labels[:240] == c].mean(0) for c in range(12)])
         guess = ((x[240:, None] - centres) ** 2).sum(2).argmin(1)
@@ -156,7 +159,8 @@ def test_written_folder_reads_back(tmp_path, capsys):
     command = [str(tmp_path / "world"), "--seed", "2", "--n-train", "24", "--n-val", "2", "--n-test", "4"]
     synth.main(command)
     assert "30 rows, 7 modalities" in capsys.readouterr().out
-    made, data = readers.read("synth", seed=2, n_train=24, n_val=2, n_test=4), readers.read(str(tmp_path / "world"))
+    made = readers.read("synth", seed=2, n_train=24, n_val=2, n_test=4)
+    data = readers.read(str(tmp_path / "world"))
     assert data.modalities == made.modalities and data.class_names == made.class_names
     assert (data.ids, data.split, data.labels) == (made.ids, made.split, made.labels)
     tolerance = {"rgb": 0, "language": None, "tactile": 0, "thermal": 0, "depth": 0.00051, "audio": 1 / 32000,
@@ -177,5 +181,6 @@ def test_written_folder_reads_back(tmp_path, capsys):
 
 def test_runs_as_a_module():
     command = [sys.executable, "-W", "error", "-m", "readers.synth", "--help"]
-    out = subprocess.run(command, cwd=Path(synth.__file__).resolve().parents[1], capture_output=True, text=True)
+    root = Path(synth.__file__).resolve().parents[1]
+    out = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert out.returncode == 0 and "--commonality" in out.stdout
