@@ -20,13 +20,13 @@ def pairwise_distances_backward(grad, x, y, dist, squared):
 
 
 def nearest_anchor(z, v, tile=0):
-    mean = torch.stack([pairwise_distances(z, vk) for vk in v]).mean(0)  # (M, N)
+    none = v.new_full((len(z), 1), float("inf"))
+    mean = torch.cat([torch.stack([pairwise_distances(z, vk) for vk in v]).mean(0), none], 1)  # (M, N + 1)
     mean = torch.where(mean.isfinite(), mean, float("inf"))
-    index = torch.full(z.shape[:1], -1, device=z.device)
-    for i in reversed(range(v.shape[1])):  # the lowest index of equals is set last
-        index[(mean[:, i] <= mean[:, i:].min(1).values) & mean[:, i].isfinite()] = i
-    none = mean.new_full((len(mean), 1), float("inf"))
-    return torch.cat((mean, none), 1).min(1).values, index
+    score = mean.min(1).values
+    index = torch.arange(mean.shape[1], device=z.device).expand_as(mean)
+    index = torch.where(mean == score[:, None], index, mean.shape[1]).min(1).values  # the lowest of equals
+    return score, torch.where(score.isfinite(), index, -1)
 
 
 def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None):

@@ -1,0 +1,35 @@
+"""pairwise_distances, forward and with gradient, beside torch.cdist in both of its modes."""
+import pytest
+import torch
+
+import cox_ops
+
+
+def kernel(x, y):
+    return cox_ops.pairwise_distances(x, y)
+
+
+def cdist_products(x, y):
+    return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
+
+
+def cdist_direct(x, y):
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+METHODS = pytest.mark.parametrize("method", [kernel, cdist_products, cdist_direct], ids=lambda f: f.__name__)
+
+
+@METHODS
+def bench_forward(timed, device, scale, method):
+    M = N = 1024 * scale
+    x, y = torch.randn(M, 192, device=device), torch.randn(N, 192, device=device)
+    d = timed(lambda: method(x, y), f"pairwise_distances M=N={M} D=192", 2 * M * N * 192)
+    torch.testing.assert_close(d, cox_ops.pairwise_distances(x, y), rtol=1e-3, atol=1e-3)
+
+
+@METHODS
+def bench_forward_and_backward(timed, device, scale, method):
+    M = N = 512 * scale
+    x, y = torch.randn(M, 192, device=device, requires_grad=True), torch.randn(N, 192, device=device, requires_grad=True)
+    timed(lambda: torch.autograd.grad(method(x, y).sum(), (x, y)), f"pairwise_distances with gradient M=N={M} D=192")
