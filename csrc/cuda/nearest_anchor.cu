@@ -15,7 +15,7 @@ namespace cox::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, std::is_same_v<T, double> ? 1 : 2)  // registers, not occupancy
     nearest_parts(Rows<T> z, Rows<T> bank, int64_t K, int64_t stride_k, int64_t rows_per_part, acc_t<T>* part_score,
                   int64_t* part_index) {
   using A = acc_t<T>;

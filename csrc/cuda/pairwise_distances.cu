@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kLane)
         weight[w / kCols][w % kCols] = value;
       }
       __syncthreads();
+#pragma unroll 4
       for (int c = 0; c < kCols; ++c) {
         const A other = br.at(j0 + c, e);
 #pragma unroll
