@@ -57,7 +57,7 @@ def extensions():
     if native:
         cxx.append("-march=native")
     built = [f"-DCOX_BUILD_TORCH={torch.__version__}", f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
-    headers = sorted(str(p) for p in CSRC.rglob("*.h"))
+    headers = sorted(str(p) for pattern in ("*.h", "*.cuh") for p in CSRC.rglob(pattern))
     found = [cpp_extension.CppExtension(
         "cox_ops._C",
         [str(CSRC / "ops.cpp"), *sorted(str(p) for p in (CSRC / "cpu").glob("*.cpp"))],

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 CUDA_DIR = Path(__file__).parent / "cuda"
 ARCHS = [80, 90, 100]
@@ -29,8 +30,7 @@ def find_nvcc():
 def compile_one(nvcc, source, out):
     includes = Path(torch.__file__).parent / "include"
     command = [nvcc, "-c", str(source), "-o", str(Path(out) / (source.stem + ".o")), "-std=c++17", "-O3",
-               "--expt-relaxed-constexpr", "-lineinfo",
-               "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Xptxas", "-v", "-I", str(includes),
+               *COMMON_NVCC_FLAGS, "-lineinfo", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Xptxas", "-v", "-I", str(includes),
                "-Xcompiler", "-fPIC", *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS)]
     return subprocess.run(command, capture_output=True, text=True)
 
