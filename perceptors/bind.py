@@ -63,7 +63,8 @@ def train(inputs, *, dim=64, width=64, epochs=40, batch_size=256, lr=1e-3, seed=
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3)
     usable = table[(table >= 0).sum(1) >= min(2, len(names))]
     steps = max(1, len(usable) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=0.1)
+    warm = 0.2 if epochs * steps == 10 else 0.1        # torch divides by zero where the warm-up is exactly one step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=warm)
     views = [(m, m) for m in names] if len(names) == 1 else list(combinations(names, 2))
     progress = tqdm(total=epochs * steps, desc=f"bind {'+'.join(names)}", mininterval=1, disable=None)
     for _ in range(epochs):
