@@ -29,18 +29,20 @@ def decide_cuda():
         raise SystemExit(f"COX_CUDA must be 0 or 1, got {wish!r}")
     cuda = wish != "0" and has_torch and has_toolkit
     if wish == "1" and not cuda:
-        raise SystemExit(f"COX_CUDA=1, but the CUDA operators cannot be built here: {facts}. They need a torch built "
-                         "with CUDA and a toolkit (set CUDA_HOME).")
-    print(f"cox_ops: {'building' if cuda else 'not building'} the CUDA operators: COX_CUDA={wish or 'unset'}, {facts}")
+        raise SystemExit(f"COX_CUDA=1, but the CUDA operators cannot be built here: {facts}. They need "
+                         "a torch built with CUDA and a toolkit (set CUDA_HOME).")
+    decision = "building" if cuda else "not building"
+    print(f"cox_ops: {decision} the CUDA operators: COX_CUDA={wish or 'unset'}, {facts}")
     return cuda
 
 
 def arch_list():
-    """TORCH_CUDA_ARCH_LIST, set (if unset) to those of ARCHS that this toolkit knows; the newest also as PTX."""
+    """TORCH_CUDA_ARCH_LIST, set (if unset) to those of ARCHS that this toolkit knows; the newest also as
+    PTX."""
     if "TORCH_CUDA_ARCH_LIST" not in os.environ:
         nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
-        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-        archs = [a for a in ARCHS if f"compute_{a.replace('.', '')}" in known]
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+        archs = [a for a in ARCHS if f"compute_{a.replace('.', '')}" in known.split()]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
     return os.environ["TORCH_CUDA_ARCH_LIST"]
 
@@ -49,14 +51,16 @@ def extensions():
     debug, native = os.environ.get("COX_DEBUG") == "1", os.environ.get("COX_NATIVE") == "1"
     cuda = decide_cuda()
     archs = arch_list() if cuda else "none"
-    # No fast-math on either side. fp-contract=off: where the kernels want an FMA they say so, so that a sum does not
-    # depend on what the compiler made of one loop. -fopenmp: without it torch's parallel_for is silently serial.
+    # No fast-math on either side. fp-contract=off: where the kernels want an FMA they say so, so that a sum
+    # does not depend on what the compiler made of one loop. -fopenmp: without it torch's parallel_for is
+    # silently serial.
     opt = ["-O0", "-g"] if debug else ["-O3"]
     cxx = ["-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden",
            f"-DTORCH_TARGET_VERSION={TARGET}", *opt]
     if native:
         cxx.append("-march=native")
-    built = [f"-DCOX_BUILD_TORCH={torch.__version__}", f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
+    built = [f"-DCOX_BUILD_TORCH={torch.__version__}",
+             f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
     headers = sorted(str(p) for pattern in ("*.h", "*.cuh") for p in CSRC.rglob(pattern))
     found = [cpp_extension.CppExtension(
         "cox_ops._C",

@@ -31,4 +31,5 @@ def bench_forward(timed, device, scale, method):
 @METHODS
 def bench_forward_and_backward(timed, device, scale, method):
     x, y = (torch.randn(500 * scale, 192, device=device, requires_grad=True) for _ in range(2))
-    timed(lambda: torch.autograd.grad(method(x, y), (x, y)), f"mmd with gradient N=M={500 * scale} D=192, 5 bandwidths")
+    timed(lambda: torch.autograd.grad(method(x, y), (x, y)),
+          f"mmd with gradient N=M={500 * scale} D=192, 5 bandwidths")

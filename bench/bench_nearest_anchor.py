@@ -1,4 +1,5 @@
-"""nearest_anchor beside chunked torch.cdist, the norms trick in eager torch, and the K float32 products alone."""
+"""nearest_anchor beside chunked torch.cdist, the norms trick in eager torch, and the K float32 products
+alone."""
 import pytest
 import torch
 

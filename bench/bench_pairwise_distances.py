@@ -31,5 +31,6 @@ def bench_forward(timed, device, scale, method):
 @METHODS
 def bench_forward_and_backward(timed, device, scale, method):
     M = N = 512 * scale
-    x, y = torch.randn(M, 192, device=device, requires_grad=True), torch.randn(N, 192, device=device, requires_grad=True)
-    timed(lambda: torch.autograd.grad(method(x, y).sum(), (x, y)), f"pairwise_distances with gradient M=N={M} D=192")
+    x, y = (torch.randn(n, 192, device=device, requires_grad=True) for n in (M, N))
+    timed(lambda: torch.autograd.grad(method(x, y).sum(), (x, y)),
+          f"pairwise_distances with gradient M=N={M} D=192")

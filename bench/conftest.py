@@ -1,4 +1,5 @@
-"""Benchmarks: `pytest bench` times, `pytest bench --benchmark-disable` runs each once. COX_BENCH_SCALE=4 for larger sizes."""
+"""Benchmarks: `pytest bench` times, `pytest bench --benchmark-disable` runs each once. COX_BENCH_SCALE=4 for
+larger sizes."""
 import os
 
 import pytest
@@ -17,7 +18,8 @@ def scale():
 
 @pytest.fixture
 def timed(benchmark, device):
-    """timed(f, group=..., work=...): time f() with the device idle before and after; work = operations, for a rate."""
+    """timed(f, group=..., work=...): time f() with the device idle before and after; work = operations, for a
+    rate."""
     def run(f, group, work=None):
         benchmark.group = group
 

@@ -14,8 +14,10 @@ except ImportError as e:
     raise ImportError(f"cox_ops is not built for this Python ({e}); run: "
                       "python setup.py build_ext --inplace") from None
 
-# The CUDA operators are a library of their own: libtorch's CUDA symbols are missing from a CPU build of torch.
-cuda_library = next(iter(sorted(Path(__file__).parent.glob("_cuda*.so"))), None) if torch.version.cuda else None
+# The CUDA operators are a library of their own: a CPU build of torch lacks the CUDA symbols they need.
+cuda_library = None
+if torch.version.cuda:
+    cuda_library = next(iter(sorted(Path(__file__).parent.glob("_cuda*.so"))), None)
 if cuda_library is not None:
     torch.ops.load_library(str(cuda_library))
 

@@ -18,7 +18,8 @@ def report():
     ]
     names = [n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("cox_ops::")]
     for name in sorted(names):
-        have = [d for d in ("CPU", "CUDA") if torch._C._dispatch_has_kernel_for_dispatch_key(f"cox_ops::{name}", d)]
+        have = [device for device in ("CPU", "CUDA")
+                if torch._C._dispatch_has_kernel_for_dispatch_key(f"cox_ops::{name}", device)]
         rows.append((name, ", ".join(have)))
     return "\n".join(f"{name + ':':31}{value}" for name, value in rows)
 

@@ -1,9 +1,10 @@
-"""The operators' Python side: one wrapper, one fake and (where it is differentiable) one autograd formula each.
+"""The operators' Python side: for each one wrapper, one fake and, where differentiable, its autograd formula.
 
-Shapes and dtypes are checked in C++ (csrc/common.h), once for every device. Dtypes: float32, float64, float16 and
-bfloat16; arithmetic is in float64 for float64 and in float32 for the others. Any strides; sizes may be 0 where the
-docstring does not say otherwise; offsets are 64-bit. On the CPU a result is bitwise the same for any number of
-threads. Distances are sums of squared differences, never norms minus twice the product: no cancellation.
+Shapes and dtypes are checked in C++ (csrc/common.h), once for every device. Dtypes: float32, float64, float16
+and bfloat16; arithmetic is in float64 for float64 and in float32 for the others. Any strides; sizes may be 0
+where the docstring does not say otherwise; offsets are 64-bit. On the CPU a result is bitwise the same for
+any number of threads. Distances are sums of squared differences, never norms minus twice the product: no
+cancellation.
 """
 import torch
 
@@ -16,7 +17,7 @@ def _acc(dtype):
 
 def _no_second_derivative(name):
     def backward(ctx, *grads):
-        raise RuntimeError(f"cox_ops.{name} has no second derivative: do not use create_graph=True through it")
+        raise RuntimeError(f"cox_ops.{name} has no second derivative: no create_graph=True through it")
     return backward
 
 
@@ -25,10 +26,11 @@ def _no_second_derivative(name):
 def pairwise_distances(x, y, squared=False):
     """Euclidean distances between the rows of x and of y: d_ij = ||x_i - y_j||, squared if asked.
 
-    x (M, D) and y (N, D) -> (M, N); x (B, M, D) and y (B, N, D) -> (B, M, N); the result has the inputs' dtype.
-    Equivalent to torch.cdist in its direct mode: the error of an entry is relative to that entry, also for near
-    copies. Time O(B M N D), memory that of the result. NaN or Inf in a row reaches that row's distances.
-    Differentiable once in x and y, with subgradient 0 where a distance is 0, so never NaN for finite inputs.
+    x (M, D) and y (N, D) -> (M, N); x (B, M, D) and y (B, N, D) -> (B, M, N); the result has the inputs'
+    dtype. Equivalent to torch.cdist in its direct mode: the error of an entry is relative to that entry, also
+    for near copies. Time O(B M N D), memory that of the result. NaN or Inf in a row reaches that row's
+    distances. Differentiable once in x and y, with subgradient 0 where a distance is 0, so never NaN for
+    finite inputs.
 
     >>> pairwise_distances(torch.tensor([[0., 0.]]), torch.tensor([[3., 4.], [0., 0.]]))
     tensor([[5., 0.]])
@@ -56,8 +58,10 @@ def _pairwise_backward(ctx, grad):
     return gx, gy, None
 
 
-torch.library.register_autograd("cox_ops::pairwise_distances", _pairwise_backward, setup_context=_pairwise_setup)
-torch.library.register_autograd("cox_ops::pairwise_distances_backward", _no_second_derivative("pairwise_distances"))
+torch.library.register_autograd("cox_ops::pairwise_distances", _pairwise_backward,
+                                setup_context=_pairwise_setup)
+torch.library.register_autograd("cox_ops::pairwise_distances_backward",
+                                _no_second_derivative("pairwise_distances"))
 
 
 # ---------------------------------------------------------------- nearest_anchor
@@ -69,10 +73,11 @@ def nearest_anchor(z, v, *, tile=0):
 
     z (M, D), v (K, N, D) with K >= 1 -> score (M,) float32 (float64 for float64 inputs), index (M,) int64.
     Ties go to the lowest i: only a strictly smaller score wins. A bank row with NaN or Inf, or whose squared
-    distance overflows, is never chosen; a query without any finite candidate (also N = 0) gets index -1, score +inf.
-    A result is bitwise the same however queries are batched and, on the CPU, for any number of threads; `tile`
-    (rows per block, for tests) changes nothing either. Time O(K M N D); the M x N matrix is never formed.
-    Differentiable in z and v through the chosen anchors (subgradient 0 at distance 0), any number of times.
+    distance overflows, is never chosen; a query without any finite candidate (also N = 0) gets index -1,
+    score +inf. A result is bitwise the same however queries are batched and, on the CPU, for any number of
+    threads; `tile` (rows per block, for tests) changes nothing either. Time O(K M N D); the M x N matrix is
+    never formed. Differentiable in z and v through the chosen anchors (subgradient 0 at distance 0), any
+    number of times.
 
     >>> z = torch.tensor([[0., 0.], [5., 5.]])
     >>> v = torch.tensor([[[1., 0.], [5., 4.], [1., 0.]]])
@@ -127,10 +132,11 @@ torch.library.register_autograd("cox_ops::nearest_anchor", _nearest_backward, se
 def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None):
     """Indices of the t best scores (smallest, or largest if asked), sorted by (score, index).
 
-    score (M,), mask (M,) bool, classes (M,) int64 -> (t,) int64. Ties go to the lowest index. Never chosen: NaN;
-    the worst infinity (+inf, or -inf with largest); items outside mask; items of a negative class. With quota at most
-    that many per class, the best ones. Fewer than t candidates: the rest is -1, so the size is never in question.
-    Time O(M + t log t) on the CPU, O(M log M) with a quota and on CUDA; memory O(M). Not differentiable.
+    score (M,), mask (M,) bool, classes (M,) int64 -> (t,) int64. Ties go to the lowest index. Never chosen:
+    NaN; the worst infinity (+inf, or -inf with largest); items outside mask; items of a negative class. With
+    quota at most that many per class, the best ones. Fewer than t candidates: the rest is -1, so the size is
+    never in question. Time O(M + t log t) on the CPU, O(M log M) with a quota and on CUDA; memory O(M). Not
+    differentiable.
 
     >>> top_anchors(torch.tensor([3., 1., 1., float("nan"), 2.]), 3)
     tensor([1, 2, 4])
@@ -162,7 +168,7 @@ def modality_agreement(logits):
     return mask, label, confidence
 
 
-# The operator itself returns its differentiable output first: opcheck adds the outputs up in place, in their order.
+# The operator itself returns its differentiable output first: opcheck adds the outputs up in place, in order.
 @torch.library.register_fake("cox_ops::modality_agreement")
 def _(logits):
     M = logits.shape[1]
@@ -186,7 +192,8 @@ def _agreement_backward(ctx, grad, *_):
     return g.masked_fill(bad, 0).to(logits.dtype)
 
 
-torch.library.register_autograd("cox_ops::modality_agreement", _agreement_backward, setup_context=_agreement_setup)
+torch.library.register_autograd("cox_ops::modality_agreement", _agreement_backward,
+                                setup_context=_agreement_setup)
 
 
 # ---------------------------------------------------------------- mmd
@@ -197,11 +204,12 @@ def mmd(x, y, bandwidths=None):
         k(a, b) = 1/B sum_s exp(-||a - b||^2 / bandwidth_s)
         mmd = mean_ij k(x_i, x_j) + mean_ij k(y_i, y_j) - 2 mean_ij k(x_i, y_j)
 
-    x (N, D), y (M, D), N and M >= 1 -> scalar, float32 (float64 for float64 inputs). Note that bandwidths are in the
-    squared units of the data (bandwidth = 2 sigma^2); they are constants, positive, a sequence or a vector. None: 1/4,
-    1/2, 1, 2 and 4 times the mean squared distance between two distinct points of the pooled sample, which has a
-    closed form in O(N + M) time (1 where all points coincide). NaN in the samples gives NaN. The value is >= 0 up to
-    rounding. Sums are in float64; time O((N + M)^2 (D + B)), memory O((N + M) D). Differentiable once in x and y.
+    x (N, D), y (M, D), N and M >= 1 -> scalar, float32 (float64 for float64 inputs). Note that bandwidths are
+    in the squared units of the data (bandwidth = 2 sigma^2); they are constants, positive, a sequence or a
+    vector. None: 1/4, 1/2, 1, 2 and 4 times the mean squared distance between two distinct points of the
+    pooled sample, which has a closed form in O(N + M) time (1 where all points coincide). NaN in the samples
+    gives NaN. The value is >= 0 up to rounding. Sums are in float64; time O((N + M)^2 (D + B)), memory O((N +
+    M) D). Differentiable once in x and y.
 
     >>> mmd(torch.zeros(3, 2), torch.zeros(5, 2))
     tensor(0.)
@@ -217,7 +225,7 @@ def mmd(x, y, bandwidths=None):
 
 
 def mean_squared_distance(x, y):
-    """Mean of ||a - b||^2 over the pairs of distinct points of the pooled rows of x and y: float64, no gradient.
+    """Mean of ||a - b||^2 over pairs of distinct points of the pooled rows of x and y: float64, no gradient.
 
     sum_ij ||p_i - p_j||^2 = 2 P sum_i ||p_i - mean||^2, over P (P - 1) ordered pairs.
     """

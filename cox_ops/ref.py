@@ -1,6 +1,6 @@
-"""The definition of each operator in a few lines of plain torch, in the dtype it is given: use float64 to check.
+"""The definition of each operator in a few lines of plain torch, in the dtype it is given.
 
-Slow and large in memory on purpose. Needs no build: load it by its path where cox_ops is not compiled.
+Meant for checks in float64: slow and large in memory on purpose. Needs no build: load it by its path where cox_ops is not compiled.
 """
 import torch
 

@@ -1,7 +1,8 @@
-"""Compiles every csrc/cuda/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and without linking.
+"""Compiles every csrc/cuda/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and without
+linking.
 
-Prints registers, shared memory and spills of each kernel as ptxas reports them. Without nvcc: says so and succeeds,
-unless COX_REQUIRE_NVCC=1. nvcc is that of CUDA_HOME, of PATH, or of /usr/local/cuda*.
+Prints registers, shared memory and spills of each kernel as ptxas reports them. Without nvcc: says so and
+succeeds, unless COX_REQUIRE_NVCC=1. nvcc is that of CUDA_HOME, of PATH, or of /usr/local/cuda*.
 """
 import os
 import re
@@ -30,8 +31,9 @@ def find_nvcc():
 def compile_one(nvcc, source, out):
     includes = Path(torch.__file__).parent / "include"
     command = [nvcc, "-c", str(source), "-o", str(Path(out) / (source.stem + ".o")), "-std=c++17", "-O3",
-               *COMMON_NVCC_FLAGS, "-lineinfo", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Xptxas", "-v", "-I", str(includes),
-               "-Xcompiler", "-fPIC", *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS)]
+               *COMMON_NVCC_FLAGS, "-lineinfo", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000",
+               "-Xptxas", "-v", "-I", str(includes), "-Xcompiler", "-fPIC",
+               *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -43,11 +45,12 @@ def summary(log):
         spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", block))
         regs = re.search(r"Used (\d+) registers", block)
         shared = re.search(r"(\d+) bytes smem", block)
-        rows.append((int(arch), name, int(regs.group(1)) if regs else 0, int(shared.group(1)) if shared else 0, spills))
+        rows.append((int(arch), name, *(int(m.group(1)) if m else 0 for m in (regs, shared)), spills))
     names = "\n".join(r[1] for r in rows)
     if shutil.which("c++filt"):
         names = subprocess.run(["c++filt", "-p"], input=names, capture_output=True, text=True).stdout
-    short = [re.sub(r"\(anonymous namespace\)::|cox::cuda::|torch::headeronly::|c10::", "", n) for n in names.splitlines()]
+    clutter = r"\(anonymous namespace\)::|cox::cuda::|torch::headeronly::|c10::"
+    short = [re.sub(clutter, "", n) for n in names.splitlines()]
     return [(r[0], n, *r[2:]) for r, n in zip(rows, short)]
 
 
@@ -67,9 +70,11 @@ def main():
                 print(done.stdout + done.stderr)
                 failed.append(source.name)
             for arch, name, regs, shared, spills in summary(done.stdout + done.stderr):
-                print(f"  sm_{arch:<4} {regs:4d} registers {shared:6d} B shared {spills:5d} B spilled  {name}")
+                print(f"  sm_{arch:<4} {regs:4d} registers {shared:6d} B shared {spills:4d} B spilled"
+                      f"  {name}")
                 spilled += spills
-    print(f"nvcc-check: {len(sources) - len(failed)} of {len(sources)} files compile, {spilled} bytes spilled in all")
+    fine = len(sources) - len(failed)
+    print(f"nvcc-check: {fine} of {len(sources)} files compile, {spilled} bytes spilled in all")
     return int(bool(failed))
 
 

@@ -1,4 +1,5 @@
-"""Fixtures of all tests: every device present, the folder of real recordings, a fixed seed, any number of threads."""
+"""Fixtures of all tests: every device present, the folder of real recordings, a fixed seed, any number of
+threads."""
 import contextlib
 import os
 from pathlib import Path

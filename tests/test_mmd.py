@@ -1,4 +1,5 @@
-"""mmd: value and gradient of the definition in float64, the closed form of its default bandwidths, O(N) memory."""
+"""mmd: value and gradient of the definition in float64, the closed form of its default bandwidths, O(N)
+memory."""
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ def check(x, y, bandwidths):
     got = mmd(x, y, bandwidths)
     assert got.shape == () and got.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
     want = ref.mmd(x.double(), y.double(), bandwidths)
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-12 if x.dtype == torch.float64 else 1e-6)
+    atol = 1e-12 if x.dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=atol)
     return got
 
 
@@ -40,7 +42,8 @@ def test_default_bandwidths(device):
 
 
 def test_what_it_means(device):
-    """Zero for the same sample, small for the same distribution, larger for another; points that coincide are fine."""
+    """Zero for the same sample, small for the same distribution, larger for another; points that coincide are
+    fine."""
     x, y = torch.randn(400, 5, device=device), torch.randn(400, 5, device=device)
     assert abs(mmd(x, x).item()) < 1e-6
     assert abs(mmd(x, x[torch.randperm(400, device=device)]).item()) < 1e-6
@@ -61,7 +64,8 @@ def test_bitwise_for_any_number_of_threads(threads):
 
 
 def test_strided(device, dtype):
-    x, y = torch.randn(8, 50, device=device).to(dtype).T, torch.randn(60, 16, device=device).to(dtype)[::2, ::2]
+    x = torch.randn(8, 50, device=device).to(dtype).T
+    y = torch.randn(60, 16, device=device).to(dtype)[::2, ::2]
     assert torch.equal(mmd(x, y, [8.0]), mmd(x.contiguous(), y.contiguous(), [8.0]))
 
 
@@ -71,11 +75,13 @@ def test_offsets_beyond_32_bits(far):
 
 
 def test_memory_does_not_hold_the_matrix():
-    code = ("import resource, torch, cox_ops; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code = ("import resource, torch, cox_ops\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "x, y = torch.randn(6000, 2, requires_grad=True), torch.randn(6000, 2)\n"
             "cox_ops.mmd(x[:8], y[:8], [1.0]).backward(); before = peak()\n"
             "cox_ops.mmd(x, y, [1.0]).backward(); print((peak() - before) // 1024)")
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown = int(run.stdout)
     assert grown < 60  # MiB; one matrix would be 137
 
 
@@ -93,11 +99,11 @@ def test_gradients_in_every_dtype(device, dtype):
         a, b = x.to(cast).requires_grad_(), y.to(cast).requires_grad_()
         got.append(torch.autograd.grad(3 * op(a, b, [10.0, 30.0]), (a, b)))
     # One rounding of the result; in float16 these gradients are subnormal, so that rounding is absolute.
-    rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
     for mine, want in zip(*got):
         assert mine.dtype == dtype
-        torch.testing.assert_close(mine.double(), want, rtol=0, atol=rounding * want.abs().max().item() + (
-            2**-25 if dtype == torch.float16 else 0))
+        atol = rounding[dtype] * want.abs().max().item() + (2**-25 if dtype == torch.float16 else 0)
+        torch.testing.assert_close(mine.double(), want, rtol=0, atol=atol)
 
 
 def test_bandwidths_are_constants(device):

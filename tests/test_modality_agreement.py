@@ -1,4 +1,5 @@
-"""modality_agreement: mask, label and confidence of the definition; rows without a softmax; ties to the lowest class."""
+"""modality_agreement: mask, label and confidence of the definition; rows without a softmax; ties to the
+lowest class."""
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -65,15 +66,16 @@ def test_bitwise_under_any_split(device, dtype, threads):
     want = modality_agreement(logits)
     for n in (1, 2, 3):
         with threads(n):
-            for got in (modality_agreement(logits),
-                        [torch.cat(p) for p in zip(*(modality_agreement(c) for c in logits.split(777, dim=1)))]):
+            parts = [modality_agreement(c) for c in logits.split(777, dim=1)]
+            for got in (modality_agreement(logits), [torch.cat(p) for p in zip(*parts)]):
                 assert all(torch.equal(a, b) for a, b in zip(got, want))
     assert all(torch.equal(a, b[5:6]) for a, b in zip(modality_agreement(logits[:, 5:6]), want))
 
 
 def test_strided(device, dtype):
     logits = torch.randn(20, 30, 6, device=device).to(dtype).permute(2, 1, 0)[::2, 1:, ::3]
-    assert all(torch.equal(a, b) for a, b in zip(modality_agreement(logits), modality_agreement(logits.contiguous())))
+    want = modality_agreement(logits.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(modality_agreement(logits), want))
 
 
 def test_offsets_beyond_32_bits(far):

@@ -1,4 +1,5 @@
-"""Every operator of the namespace: checked by opcheck, with a fake, a reference, a kernel, an autograd formula."""
+"""Every operator of the namespace: checked by opcheck, with a fake, a reference, a kernel, an autograd
+formula."""
 import doctest
 import importlib.util
 import os
@@ -24,9 +25,11 @@ def samples(name, device):
     x, y = r(4, 3, grad=False), r(5, 3, grad=False)
     bandwidths = torch.tensor([1.0, 4.0], dtype=torch.float64, device=device)
     return {
-        "pairwise_distances": [((r(4, 3), r(5, 3)), {}), ((r(2, 3, 4).transpose(1, 2), r(2, 0, 3), True), {})],
-        "pairwise_distances_backward": [((r(4, 5, grad=False), x, y, ref.pairwise_distances(x, y, squared), squared), {})
-                                        for squared in (False, True)],
+        "pairwise_distances": [((r(4, 3), r(5, 3)), {}),
+                               ((r(2, 3, 4).transpose(1, 2), r(2, 0, 3), True), {})],
+        "pairwise_distances_backward": [
+            ((r(4, 5, grad=False), x, y, ref.pairwise_distances(x, y, squared), squared), {})
+            for squared in (False, True)],
         "nearest_anchor": [((r(4, 3), r(2, 5, 3)), {}), ((r(0, 3), r(1, 5, 3).half().float(), 2), {})],
         "top_anchors": [((r(4), 2), {}),
                         ((r(4), 6), dict(largest=True, classes=classes, quota=1, mask=mask))],
@@ -67,7 +70,8 @@ def test_has_kernel_fake_and_reference(name, device):
 
 @pytest.mark.parametrize("name", sorted(set(cox_ops.__all__) - {"top_anchors"}))
 def test_gives_a_gradient(name, device):
-    """An operator without an autograd formula passes opcheck and returns None: so ask for the gradient itself."""
+    """An operator without an autograd formula passes opcheck and returns None: so ask for the gradient
+    itself."""
     args, kwargs = samples(name, device)[0]
     inputs = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
     output = getattr(torch.ops.cox_ops, name)(*args, **kwargs)
@@ -94,8 +98,9 @@ def test_torch_compile(device):
 
 
 def test_build_report():
-    out = subprocess.run([sys.executable, "-m", "cox_ops"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    rows = dict(line.split(":", 1) for line in out.splitlines())
+    run = subprocess.run([sys.executable, "-m", "cox_ops"], cwd=ROOT, capture_output=True, text=True,
+                         check=True)
+    rows = dict(line.split(":", 1) for line in run.stdout.splitlines())
     info = cox_ops._C.build_info()
     assert torch.__version__ in rows["torch"] and "torch >= 2.10" in rows["ABI"]
     assert info["isa_chosen"] in info["isa_available"] and info["isa_chosen"] in rows["instruction sets"]
@@ -115,7 +120,8 @@ def test_missing_build_says_what_to_run(tmp_path):
     package.mkdir()
     for name in ("__init__.py", "ops.py", "ref.py"):
         (package / name).write_text((ROOT / "cox_ops" / name).read_text())
-    run = subprocess.run([sys.executable, "-c", "import cox_ops"], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", "import cox_ops"], cwd=tmp_path, capture_output=True,
+                         text=True)
     last = run.stderr.strip().splitlines()[-1]
     assert run.returncode == 1 and last.startswith("ImportError: cox_ops is not built")
     assert "python setup.py build_ext --inplace" in last

@@ -1,4 +1,5 @@
-"""pairwise_distances: entries and gradients against float64, without cancellation, for every dtype and layout."""
+"""pairwise_distances: entries and gradients against float64, without cancellation, for every dtype and
+layout."""
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -17,8 +18,8 @@ def check(x, y, squared=False):
     return d
 
 
-@given(M=st.integers(0, 40), N=st.integers(0, 40), D=st.integers(0, 70), B=st.integers(-1, 3), squared=st.booleans(),
-       seed=st.integers(0, 99))
+@given(M=st.integers(0, 40), N=st.integers(0, 40), D=st.integers(0, 70), B=st.integers(-1, 3),
+       squared=st.booleans(), seed=st.integers(0, 99))
 def test_equals_reference(M, N, D, B, squared, seed):
     g = torch.Generator().manual_seed(seed)
     batch = () if B < 0 else (B,)
@@ -105,7 +106,8 @@ def test_gradients_in_every_dtype(device, dtype, squared):
         got.append(torch.autograd.grad(op(a, b, squared), (a, b), weight.to(cast)))
     for mine, want in zip(*got):
         assert mine.dtype == dtype
-        torch.testing.assert_close(mine.double(), want, rtol=0, atol=20 * ROUNDING[dtype] * want.abs().max().item())
+        atol = 20 * ROUNDING[dtype] * want.abs().max().item()
+        torch.testing.assert_close(mine.double(), want, rtol=0, atol=atol)
 
 
 def test_gradient_is_zero_at_distance_zero(device):

@@ -1,4 +1,5 @@
-"""top_anchors: exactly the items and the order of the definition, with ties, infinities, masks, classes and quotas."""
+"""top_anchors: exactly the items and the order of the definition, with ties, infinities, masks, classes and
+quotas."""
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -20,7 +21,8 @@ def test_equals_reference(data):
               quota=None if classes is None else data.draw(st.none() | st.integers(0, 6)),
               mask=None if mask is None else torch.tensor(mask, dtype=torch.bool))
     t = data.draw(st.integers(0, M + 3))
-    score = torch.tensor(scores, dtype=data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    score = torch.tensor(scores, dtype=dtype)
     got = top_anchors(score, t, **kw)
     assert got.dtype == torch.int64 and torch.equal(got, ref.top_anchors(score.double(), t, **kw))
 
@@ -69,9 +71,11 @@ def test_quota_counts_chosen_items_only(device):
 
 
 def test_strided_and_repeatable(device, dtype, threads):
-    score, classes = torch.randn(900, 2, device=device).to(dtype)[:, 0], torch.randint(0, 4, (3, 900), device=device).T
+    score = torch.randn(900, 2, device=device).to(dtype)[:, 0]
+    classes = torch.randint(0, 4, (3, 900), device=device).T
     mask = (torch.rand(1800, device=device) < 0.5)[::2]
-    want = top_anchors(score.contiguous(), 300, classes=classes[:, 1].contiguous(), quota=60, mask=mask.contiguous())
+    want = top_anchors(score.contiguous(), 300, classes=classes[:, 1].contiguous(), quota=60,
+                       mask=mask.contiguous())
     for n in (1, 2):
         with threads(n):
             assert torch.equal(want, top_anchors(score, 300, classes=classes[:, 1], quota=60, mask=mask))
@@ -93,7 +97,7 @@ def test_gives_no_gradient():
     ((torch.zeros(2), 1), {"quota": 1}, "quota needs classes"),
     ((torch.zeros(2), 1), {"quota": -2, "classes": torch.zeros(2).long()}, "expected quota >= 0, got -2"),
     ((torch.zeros(2), 1), {"classes": torch.zeros(2)}, "classes must be int64, got float32"),
-    ((torch.zeros(2), 1), {"classes": torch.zeros(3).long()}, r"expected classes \(2,\) like score, got \(3\)"),
+    ((torch.zeros(2), 1), {"classes": torch.zeros(3).long()}, r"expected classes \(2,\) .* got \(3\)"),
     ((torch.zeros(2), 1), {"mask": torch.zeros(2)}, "mask must be bool, got float32"),
     ((torch.zeros(2).long(), 1), {}, "got int64"),
 ])
