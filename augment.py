@@ -2,7 +2,7 @@
 
 augment(kind, x, lengths, strength) -> (x, lengths): "weak" moves an item within what a sensor's user would still call the
 same reading, "strong" beyond (for consistency and pseudo-label losses). Images are not flipped: a mirrored digit, sign or
-scan is another thing. A series whose items all have one length (binned sensors, feature vectors) keeps its time axis.
+scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep their axis.
 Randomness comes from torch's global generator of x's device.
 """
 import math
@@ -71,18 +71,19 @@ def cutout(x, largest=0.5):
 
 
 def augment_series(x, lengths, strong):
-    """Gain, offset and noise per channel; time scaled where lengths vary; strong: spans of time and channels dropped."""
+    """Gain and offset, a little noise; where the time axis is free (lengths given) another speed and start; strong: spans
+    of time and of many channels dropped."""
     n, c, t = x.shape
     if lengths is not None:
-        x, lengths = stretch(x, lengths, 0.25 if strong else 0.1)
-    amount = 0.3 if strong else 0.1
-    x = x * (1 + amount * noise(x, n, c, 1)) + amount * noise(x, n, c, 1) + amount / 2 * torch.randn_like(x)
+        x, lengths = replay(x, lengths, *((0.2, 0.15) if strong else (0.1, 0.08)))
+    amount = 0.2 if strong else 0.1
+    x = x * (1 + amount * noise(x, n, 1, 1)) + amount * (noise(x, n, 1, 1) + 0.5 * noise(x, n, c, 1) + 0.5 * torch.randn_like(x))
     if strong:
         valid = (lengths if lengths is not None else torch.full((n,), t, device=x.device)).float()[:, None]
-        x = x.masked_fill(span_mask(n, t, valid, 0.3, x.device)[:, None, :], 0.0)
-        if c >= 4:
+        x = x.masked_fill(span_mask(n, t, valid, 0.25, x.device)[:, None, :], 0.0)
+        if c >= 8:
             full = torch.full((n, 1), float(c), device=x.device)
-            x = x.masked_fill(span_mask(n, c, full, 0.3, x.device)[:, :, None], 0.0)
+            x = x.masked_fill(span_mask(n, c, full, 0.2, x.device)[:, :, None], 0.0)
     if lengths is not None:
         x = x * (torch.arange(t, device=x.device) < lengths[:, None])[:, None, :]
     return x, lengths
@@ -96,16 +97,18 @@ def span_mask(n, size, valid, largest, device):
     return (at > start) & (at < start + width)
 
 
-def stretch(x, lengths, amount):
-    """Series (B, C, T) played faster or slower by up to `amount`, within the T steps there are."""
+def replay(x, lengths, speed, shift):
+    """Series (B, C, T) played at 1 ± `speed`, starting up to `shift` of their length later or earlier, within the T steps."""
     n, c, t = x.shape
-    new = (lengths * (1 + amount * noise(x, n))).round().long().clamp(min=1, max=t)
-    at = torch.arange(t, device=x.device)[None] * ((lengths - 1).clamp(min=0) / (new - 1).clamp(min=1))[:, None]
-    low = at.floor().long().clamp(max=t - 1)
-    high = (low + 1).clamp(max=t - 1)
+    rate = 1 + speed * noise(x, n, 1)
+    start = shift * noise(x, n, 1) * lengths[:, None]
+    at = torch.arange(t, device=x.device)[None] * rate + start                                 # (B, T) source positions
+    low = at.floor().long()
     part = (at - low).unsqueeze(1)
-    take = lambda i: x.gather(2, i[:, None].expand(n, c, t))
-    return take(low) * (1 - part) + take(high) * part, new
+    inside = ((at >= 0) & (at <= lengths[:, None] - 1)).unsqueeze(1)
+    take = lambda i: x.gather(2, i.clamp(0, t - 1)[:, None].expand(n, c, t))
+    last = ((lengths[:, None] - 1 - start) / rate).floor()[:, 0] + 1
+    return (take(low) * (1 - part) + take(low + 1) * part) * inside, last.long().clamp(min=1, max=t)
 
 
 def drop_words(x, p):

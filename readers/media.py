@@ -238,7 +238,7 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
               If the longest item exceeds series_length, every item is shortened by the same factor, so that
               a second stays equally long in all of them. mean, std (C, T) where every train item has the full
               length (feature vectors, binned sensors), else (C, 1) over the valid part.
-      audio   becomes series: log mel, (mels, frames of 10 ms); mean, std (mels, 1)
+      audio   becomes series: log mel, (mels, frames of 10 ms); lengths always; mean, std (mels, 1)
       text    x uint8 (n, T) UTF-8 bytes, 0 = padding; lengths; mean and std are None
     Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.
     """
@@ -324,6 +324,7 @@ def _series(items, train, limit, per_position=True):
     full = max(lengths)
     x = torch.zeros((n, channels, full), dtype=torch.float32)
     moments = _Moments()
+    per_position_axis = per_position
     per_position = per_position and all(t == full for t, is_train in zip(lengths, train) if is_train)
     for i, raw in enumerate(_each(items)):
         item = shorten(_tensor(raw).float(), lengths[i])                   # (C, T)
@@ -333,7 +334,7 @@ def _series(items, train, limit, per_position=True):
     mean, std = moments.result()
     if per_position:
         mean, std = mean[0], std[0]
-    lengths = None if min(lengths) == full else torch.tensor(lengths, dtype=torch.int64)
+    lengths = None if per_position_axis and min(lengths) == full else torch.tensor(lengths, dtype=torch.int64)
     return {"kind": "series", "x": x, "lengths": lengths, "mean": mean, "std": std}
 
 
