@@ -159,7 +159,7 @@ def judge_connections(connect, oom, ims, test, device):
                        "oom_accuracy": accuracy(apply_head(c["head"], z), oom["labels"][test])} for c in connect["curve"]]
 
 
-def evaluate(path, run, connect, oom, test, judged, data, device):
+def evaluate(run, connect, oom, ims, test, judged, data, device):
     """The record of one run: what METHOD.json holds."""
     meta, args, known = run["meta"], run["meta"]["args"], connect["meta"]["args"]
     _, guess = features(run, oom, test, device)
@@ -183,6 +183,7 @@ def evaluate(path, run, connect, oom, test, judged, data, device):
             "per_class": known["per_class"] if semi else 0, "n_labelled": meta["n_labelled"], "paired": meta["paired"],
             "fingerprint": meta["fingerprint"], "made_from": {args["method"]: meta["digest"]}, "metrics": metrics,
             "history": run["history"], "seconds": meta["seconds"], "command": " ".join(["python", *meta["argv"]]),
+            "perceptor_paired_by_class": sorted({m for im in ims.values() for m in im["meta"].get("paired_by_class", [])}),
             "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method")}, "torch": meta["torch"]}
 
 
@@ -238,6 +239,7 @@ def cloud(args, data, folder, methods):
 
 def main(argv=None):
     args = get_args(argv)
+    args.data = list({bank.data_name(d): d for d in args.data}.values())             # one that is named twice counts once
     records, clouds, seen = [], {}, {}
 
     # ------------------------------------------------------------------------------------------- evaluate what is new
@@ -252,8 +254,8 @@ def main(argv=None):
                 test = bank.rows(oom, ("test",))
                 test = test[oom["labels"][test] >= 0]
                 if not len(test):
-                    raise bank.UserError(f"{bank.inputs_path(args.runs, data, folder.parts[-3][4:])} has no labelled test row; mark "
-                                         f"some rows of the manifest as test and extract again")
+                    raise bank.UserError(f"{bank.inputs_path(args.runs, data, folder.parts[-3][4:])} has no labelled test row; "
+                                         f"mark some rows of the manifest as test and extract again")
                 judged, seen[folder] = None, []
             path = folder / f"{method}.pt"
             run = bank.load(path, keys=("learner", "head", "before", "after", "history"))
@@ -262,7 +264,7 @@ def main(argv=None):
             new = record is None or record["made_from"] != {method: run["meta"]["digest"]}
             if new:
                 judged = judged or judge_connections(connect, oom, ims, test, args.device)
-                record = evaluate(path, run, connect, oom, test, judged, data, args.device)
+                record = evaluate(run, connect, oom, ims, test, judged, data, args.device)
                 text = json.dumps(record, indent=1)
                 bank.write_atomic(path.with_suffix(".json"), lambda tmp: tmp.write_text(text, encoding="utf-8"))
             m = record["metrics"]
@@ -284,7 +286,8 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------------------------------ table and report
     for folder, done in seen.items():
-        r, data = done[0], next(d for d in args.data if bank.data_name(d) == done[0]["data"])
+        r = done[0]
+        data = next(d for d in args.data if bank.data_name(d) == r["data"])
         key = (r["data"], r["perceptor"], r["oom"], report.condition(r))
         clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in done])    # the lowest seed's
     base = Path(args.runs) / (bank.data_name(args.data[0]) if len(args.data) == 1 else "")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")     # order of the rows
 SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice", "warmup_epochs")
@@ -53,96 +54,134 @@ def skewed(r):
 
 
 def tables(records):
-    """[{title, header, rows, notes}] in the paper's form: rows setting × method, columns OOM modality."""
+    """[{title, header, rows, notes}] in the paper's form: rows setting × method, columns OOM modality; one set per perceptor."""
     out = []
     for perceptor in sorted({r["perceptor"] for r in records}):
         some = [r for r in records if r["perceptor"] == perceptor]
         columns = sorted({(r["data"], r["oom"]) for r in some})
-        name = (lambda c: " ".join(c)) if len({d for d, _ in columns}) > 1 else (lambda c: c[1])
-        rows = sorted({(condition(r), r["method"]) for r in some}, key=lambda k: (k[0], METHODS.index(k[1])))
-        cell = lambda row, c: [r for r in some if (condition(r), r["method"], r["data"], r["oom"]) == (*row, *c)]
-        n = max(len(cell(row, c)) for row in rows for c in columns)
-        conditions = list(dict.fromkeys(row[0] for row in rows))
-
-        def block(metric, title, notes=(), only=columns):
-            best = {}
-            for k in conditions:
-                for c in only:
-                    means = [mean_sd([r["metrics"][metric] for r in v])[0] for row in rows
-                             if row[0] == k and row[1] != "aligned" and (v := cell(row, c))]
-                    best[k, c] = max(means) if len(means) > 1 else 2.0
-            lines = []
-            for row in rows:
-                texts = []
-                for c in only:
-                    values = [r["metrics"][metric] for r in cell(row, c)]
-                    bold = row[1] != "aligned" and values and round(100 * mean_sd(values)[0], 1) >= round(100 * best[row[0], c], 1)
-                    texts.append(f"**{percent(values, n)}**" if bold else percent(values, n))
-                if set(texts) != {"–"}:
-                    lines.append([row[0], row[1], *texts])
-            return {"title": title, "header": ["setting", "method", *map(name, only)], "rows": lines, "notes": list(notes)}
-
-        out.append(block("accuracy", f"Test accuracy, % (perceptor {perceptor})", column_notes(some, columns, conditions, n)))
         uneven = [c for c in columns if any(skewed(r) for r in some if (r["data"], r["oom"]) == c)]
+        blocks = [accuracy_table(some, columns, "accuracy", "Test accuracy, %", column_notes(some, columns))]
         if uneven:
-            out.append(block("balanced_accuracy", f"Balanced test accuracy, % (perceptor {perceptor})",
-                             ["The classes of these test sets differ by more than 1.5 in size."], uneven))
-        if "unsup" in conditions:
-            three = ("accuracy", "hungarian_accuracy", "nmi")
-            lines = [[row[1], *(percent([r["metrics"][k] for r in cell(row, c)], n) for c in columns for k in three)]
-                     for row in rows if row[0] == "unsup"]
-            out.append({"title": f"Without labels: accuracy, Hungarian-matched accuracy and NMI × 100 (perceptor {perceptor})",
-                        "header": ["method", *(f"{name(c)} {k}" for c in columns for k in ("accuracy", "Hungarian", "NMI"))],
-                        "rows": lines, "notes": [s for c in columns if (s := at_chance(cell(("unsup", "cox"), c), name(c)))]})
-        lines = []
-        for c in columns:
-            for row in rows:
-                a = [r["metrics"]["agreement"] for r in cell(row, c) if r["metrics"]["agreement"]]
-                if a:
-                    take = lambda part, key: percent([x[part][key] for x in a])
-                    lines.append([name(c), *row, take("before", "share"), *(take("before", k) for k in (
-                        "agree_accuracy", "disagree_accuracy", "gap")), *(take("after", k) for k in (
-                            "agree_accuracy", "disagree_accuracy", "gap")), take("before", "label_accuracy"),
-                        take("after_own", "share"), take("after_own", "label_accuracy")])
-        if lines:
-            out.append({"title": f"Agreement (Fig. 6), % (perceptor {perceptor})", "rows": lines, "header": [
-                "OOM", "setting", "method", "agree", "on A before", "on D before", "gap before", "on A after", "on D after",
-                "gap after", "labels of A right", "agree after", "labels right after"], "notes": [
-                "Unlabelled training items, judged by their hidden labels. A: the heads agree before exploration, D: the rest; "
-                "the learner's own accuracy on A and on D before and after exploration, then the agreement after it."]})
-        ims = sorted({m for r in some for m in r["metrics"]["im_head_accuracy"]})
-        heads = lambda c, m: {(r["setting"], r["seed"]): r["metrics"]["im_head_accuracy"].get(m) for r in some
-                              if (r["data"], r["oom"]) == c}.values()
-        out.append({"title": f"IM heads, test accuracy of the frozen features, % (perceptor {perceptor})",
-                    "header": ["OOM left out", *ims], "rows": [[name(c), *(percent(heads(c, m)) for m in ims)] for c in columns],
-                    "notes": ["A weak head explains a weak result."]})
+            blocks.append(accuracy_table(some, uneven, "balanced_accuracy", "Balanced test accuracy, %",
+                                         ["The classes of these test sets differ by more than 1.5 in size."]))
+        if any(r["setting"] == "unsup" for r in some):
+            blocks.append(unsup_table([r for r in some if r["setting"] == "unsup"]))
+        if any(r["metrics"]["agreement"] for r in some):
+            blocks.append(agreement_table(some, columns))
+        blocks.append(heads_table(some, columns))
+        out += [{**b, "title": f"{b['title']} (perceptor {perceptor})"} for b in blocks]
     return out
 
 
-def column_notes(records, columns, conditions, n):
+def names(columns):
+    """OOM modalities as headings, with the data set where there are several."""
+    return [" ".join(c) for c in columns] if len({d for d, _ in columns}) > 1 else [c[1] for c in columns]
+
+
+def row_keys(records):
+    """(condition, method) of each row, in the paper's order."""
+    return sorted({(condition(r), r["method"]) for r in records}, key=lambda k: (k[0], METHODS.index(k[1])))
+
+
+def cell(records, row, column):
+    """The records, one per seed, that a cell averages."""
+    return [r for r in records if (condition(r), r["method"], r["data"], r["oom"]) == (*row, *column)]
+
+
+def most_seeds(records, columns):
+    return max(len(cell(records, row, c)) for row in row_keys(records) for c in columns)
+
+
+def accuracy_table(records, columns, metric, title, notes):
+    """Mean ± sd of one metric; bold: the best of a column and condition that does not see all labels."""
+    n, lines = most_seeds(records, columns), []
+    mean = lambda row, c: round(100 * mean_sd([r["metrics"][metric] for r in cell(records, row, c)])[0], 1)
+    for row in row_keys(records):
+        texts = []
+        for c in columns:
+            text = percent([r["metrics"][metric] for r in cell(records, row, c)], n)
+            rivals = [k for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and cell(records, k, c)]
+            bold = row in rivals and len(rivals) > 1 and mean(row, c) >= max(mean(k, c) for k in rivals)
+            texts.append(f"**{text}**" if bold else text)
+        if set(texts) != {"–"}:
+            lines.append([*row, *texts])
+    return {"title": title, "header": ["setting", "method", *names(columns)], "rows": lines, "notes": notes}
+
+
+def unsup_table(records):
+    """Accuracy, Hungarian-matched accuracy and NMI side by side, and whether COX is above chance."""
+    columns = sorted({(r["data"], r["oom"]) for r in records})
+    n = most_seeds(records, columns)
+    lines = [[row[1], *(percent([r["metrics"][k] for r in cell(records, row, c)], n) for c in columns
+                        for k in ("accuracy", "hungarian_accuracy", "nmi"))] for row in row_keys(records)]
+    said = [at_chance(cell(records, ("unsup", "cox"), c), name) for c, name in zip(columns, names(columns))]
+    return {"title": "Without labels: accuracy, Hungarian-matched accuracy and NMI, × 100", "rows": lines,
+            "header": ["method", *(f"{name} {k}" for name in names(columns) for k in ("accuracy", "Hungarian", "NMI"))],
+            "notes": [s for s in said if s]}
+
+
+def agreement_table(records, columns):
+    """Fig. 6 in figures."""
+    lines = []
+    for c, name in zip(columns, names(columns)):
+        for row in row_keys(records):
+            a = [r["metrics"]["agreement"] for r in cell(records, row, c) if r["metrics"]["agreement"]]
+            take = lambda part, *keys: [percent([x[part][k] for x in a]) for k in keys]
+            if a:
+                lines.append([name, *row, *take("before", "share", "label_accuracy"),
+                              *take("before", "agree_accuracy", "disagree_accuracy", "gap"),
+                              *take("after", "agree_accuracy", "disagree_accuracy", "gap"),
+                              *take("after_own", "share", "label_accuracy")])
+    return {"title": "Agreement (Fig. 6), %", "rows": lines, "header": [
+        "OOM", "setting", "method", "A", "labels of A right", "before: on A", "on D", "gap", "after: on A", "on D", "gap",
+        "A after", "labels of A after right"], "notes": [
+        "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree before exploration, D: "
+        "the rest; the learner's accuracy on this A and D before and after exploration; last the agreement after it."]}
+
+
+def heads_table(records, columns):
+    """Test accuracy of the IM heads."""
+    ims = sorted({m for r in records for m in r["metrics"]["im_head_accuracy"]})
+    value = lambda c, m: {(r["setting"], r["seed"]): r["metrics"]["im_head_accuracy"].get(m) for r in records
+                          if (r["data"], r["oom"]) == c}.values()
+    return {"title": "IM heads, test accuracy on the frozen features, %", "header": ["OOM left out", *ims],
+            "rows": [[name, *(percent(value(c, m)) for m in ims)] for c, name in zip(columns, names(columns))],
+            "notes": ["A weak head explains a weak result."]}
+
+
+def column_notes(records, columns):
     """The lines under the main table: what each column is, what was not averaged, whose flags differ."""
+    n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
     notes = [f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1 else "One seed: no sd.",
              "Bold: the best method that does not see all labels."]
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
-        m, paired = some[0]["metrics"], sorted({r["paired"] for r in some})
-        labelled = sorted({(condition(r), r["n_labelled"]) for r in some if r["method"] != "aligned"})
-        notes.append(f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}; {m['n_test']} test items, {len(m['per_class'])} classes, "
-                     f"chance {100 / len(m['per_class']):.1f}%; " + "; ".join(f"{k}: {v} labelled" for k, v in labelled)
-                     + f"; pairs: {', '.join(pairing(p) for p in paired)}; seeds {', '.join(map(str, sorted({r['seed'] for r in some})))}.")
+        m, by_class = some[0]["metrics"], sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
+        notes.append("; ".join([
+            f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items", f"{len(m['per_class'])} classes",
+            f"chance {100 / len(m['per_class']):.1f}%",
+            *([f"perceptor trained on pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
         for k in conditions:
             rows = [r for r in some if condition(r) == k]
-            for method in dict.fromkeys(["", *(r["method"] for r in rows)]):
-                mine = [r["args"] for r in rows if not method or r["method"] == method]
-                keys = [a for a in (SHARED if not method else mine[0]) if method == "" or a not in SHARED]
-                for flag in keys:
-                    values = {json.dumps(a.get(flag)) for a in mine}
+            if not rows:
+                continue
+            labelled = sorted({r["n_labelled"] for r in rows if r["method"] != "aligned"}) or ["all"]
+            notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
+                         f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
+                         f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
+            groups = [("these runs", [r for r in rows if r["method"] != "random"], SHARED)]       # random has no training
+            for method in dict.fromkeys(r["method"] for r in rows):
+                same = [r for r in rows if r["method"] == method]
+                groups.append((f"the seeds of {method}", same, set(same[0]["args"]) - {*SHARED}))
+            for who, mine, flags in groups:
+                for flag in sorted(flags):
+                    values = sorted({json.dumps(r["args"].get(flag)) for r in mine})
                     if len(values) > 1:
-                        notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {f'the seeds of {method}' if method else 'these runs'} differ "
-                                     f"in --{flag.replace('_', '-')} ({', '.join(sorted(values))}).")
+                        notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in --{flag.replace('_', '-')} "
+                                     f"({', '.join(values)}).")
     semi = [k for k in conditions if k != "unsup"]
     if len(semi) > 1:
-        notes.append(f"Runs with different labels or pairing are not averaged; they stand in rows of their own: {'; '.join(semi)}.")
+        notes.append(f"Runs with different labels or pairing are not averaged, they have rows of their own: {'; '.join(semi)}.")
     return notes
 
 
@@ -221,6 +260,11 @@ def grid(count, width=3.1, height=2.9, most=4):
     return figure, axes[:count]
 
 
+def short(name, most=14):
+    """A class name for an axis or legend; both ends are kept, since names often differ in the last letters."""
+    return name if len(name) <= most else f"{name[:most - 6]}…{name[-5:]}"
+
+
 def plain(ax, title="", x="", y=""):
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(x, fontsize=8)
@@ -270,6 +314,7 @@ def training_curves(rows):
                 mean = [sum(r[e] for r in runs) / len(runs) * (100 if key != "loss" else 1) for e in range(n)]
                 ax.plot(range(1, n + 1), mean, color=COLOUR[m], label=m, lw=1.8 if m == "cox" else 1.2,
                         marker="." if n < 3 else "")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         plain(ax, x="epoch", y="training loss (each method its own terms)" if key == "loss" else "validation accuracy, %")
     axes[0].legend(fontsize=7, frameon=False)
     return figure
@@ -290,8 +335,8 @@ def confusions(rows):
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         plain(ax, f"{m}, {len(mine)} seed{'s' * (len(mine) > 1)}", "named", "true class" if m == methods[0] else "")
         if n <= 60:
-            ax.set_xticks(range(n), [c[:14] for c in names], rotation=90)
-            ax.set_yticks(range(n), [c[:14] for c in names])
+            ax.set_xticks(range(n), [short(c) for c in names], rotation=90)
+            ax.set_yticks(range(n), [short(c) for c in names])
             ax.tick_params(labelsize=small, length=2)
         if n <= 14:
             for i, j in np.argwhere(share >= 0.005):
@@ -308,7 +353,8 @@ def connection_curves(rows):
     for i, m in enumerate(names):
         for ax, key, factor in zip(axes, ("mmd", "oom_accuracy"), (1, 100)):
             steps = sorted({c["step"] for s in seeds for c in s if c["modality"] == m})
-            values = [mean_sd([c[key] * factor for s in seeds for c in s if (c["modality"], c["step"]) == (m, t)]) for t in steps]
+            at = lambda t: [c[key] * factor for s in seeds for c in s if (c["modality"], c["step"]) == (m, t)]
+            values = [mean_sd(at(t)) for t in steps]
             ax.errorbar(steps, [v for v, _ in values], [s or 0 for _, s in values] if len(seeds) > 1 else None, marker=".",
                         lw=1.3, elinewidth=0.7, color=palette(len(names))[i], label=m)
     plain(axes[0], "mapped IM items against OOM items", "steps of the connection", "MMD")
@@ -384,7 +430,7 @@ def class_legend(figure, names, colours):
     """Below the axes, in as many columns as fit; beyond 40 classes a legend says nothing."""
     if len(names) <= 40:
         width = 0.25 + 0.075 * min(14, max(map(len, names)))                           # inches of one entry at 7 points
-        dots = [figure.axes[0].plot([], [], ".", color=c, label=n[:14])[0] for n, c in zip(names, colours)]
+        dots = [figure.axes[0].plot([], [], ".", color=c, label=short(n))[0] for n, c in zip(names, colours)]
         figure.legend(handles=dots, fontsize=7, frameon=False, loc="outside lower left", markerscale=1.2, columnspacing=1,
                       handletextpad=0.2, ncols=max(1, min(len(names), int(figure.get_figwidth() / width))))
 
@@ -397,18 +443,19 @@ def picture(figure, words):
         return ""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120, metadata={"Software": None})
-    say = html.escape(words, quote=True)
+    say = html.escape(words)
     return (f'<figure><img alt="{say}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
             f"<figcaption>{say}</figcaption></figure>")
 
 
 def html_table(block):
-    def cell(text):
+    def inner(text):
         bold = text.startswith("**")
         text = html.escape(text.strip("*"))
         return f"<b>{text}</b>" if bold else text
     words = word_columns(block)
-    line = lambda row, tag: "<tr>" + "".join(f"<{tag}{' class=w' if w else ''}>{cell(t)}</{tag}>" for t, w in zip(row, words)) + "</tr>"
+    start = lambda tag, word: f"<{tag} class=w>" if word else f"<{tag}>"
+    line = lambda row, tag: f"<tr>{''.join(f'{start(tag, w)}{inner(t)}</{tag}>' for t, w in zip(row, words))}</tr>"
     return (f"<h2>{html.escape(block['title'])}</h2><div class=wide><table><thead>{line(block['header'], 'th')}</thead><tbody>"
             + "".join(line(r, "td") for r in block["rows"]) + "</tbody></table></div>"
             + "".join(f"<p class=note>{html.escape(n)}</p>" for n in block["notes"]))
@@ -420,7 +467,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
 th,td{padding:.22em .8em;text-align:right;border-bottom:1px solid #e3e3e3;white-space:nowrap}.w{text-align:left}
 thead th{border-bottom:2px solid #999;font-weight:600}.note{margin:.25em 0;color:#555;font-size:13px}
 figure{margin:.8em 0 1.6em}img{max-width:100%;height:auto;background:#fff;border:1px solid #eee}
-figcaption{color:#555;font-size:13px}footer{margin-top:3em;border-top:1px solid #ccc;color:#666;font-size:12px;word-break:break-word}"""
+figcaption{color:#555;font-size:13px}
+footer{margin-top:3em;border-top:1px solid #ccc;color:#666;font-size:12px;word-break:break-word}"""
 
 
 def page(blocks, records, clouds, command):
@@ -437,17 +485,17 @@ def page(blocks, records, clouds, command):
                 body += [f"<h3>{html.escape(f'{data}: {oom} left out of the perceptor')}</h3>",
                          picture(training_curves(some), "Training curves, mean over seeds."),
                          picture(confusions(some), "Confusion on the test items, summed over seeds; rows add to 100%."),
-                         picture(connection_curves(some), "Connecting (Fig. 5): the gap between mapped IM items and OOM items "
-                                 "closes, and heads trained on mapped items come to know OOM test items."),
+                         picture(connection_curves(some), "Connecting (Fig. 5): the gap between mapped IM items and OOM items, "
+                                 "and what heads trained on the mapped items (semi: and the labelled ones) know of OOM items."),
                          picture(agreement_bars(some), "Exploring (Fig. 6): accuracy on unlabelled training items on which the "
                                  "heads agreed or disagreed before exploration, before and after it.")]
                 cloud = clouds.get((data, perceptor, oom, k))
                 if cloud:
                     body += [picture(bank_planes(cloud), "Frozen features of the IM training items, each bank in its own first "
                                      "two principal components; colour: class."),
-                             picture(oom_planes(cloud), f"Features of the learner ({cloud['method']}, seed {cloud['seed']}) in the "
-                                     "first two principal components of its OOM test items; the IM items that its connections "
-                                     "map there, over the test items in grey.")]
+                             picture(oom_planes(cloud), f"Features of the learner ({cloud['method']}, seed {cloud['seed']}) in "
+                                     "the first two principal components of its OOM test items; the IM items that its "
+                                     "connections map there, over the test items in grey.")]
     prints = "; ".join(f"{d} {f[:16]}" for d, f in sorted({(r["data"], r["fingerprint"]) for r in records}))
     facts = f"{command} · {time.strftime('%Y-%m-%d %H:%M')} · torch {torch.__version__} · data {prints} · {len(records)} runs"
     body.append(f"<footer><p>{html.escape(facts)}</p></footer>")
