@@ -1,6 +1,7 @@
 """The definition of each operator in a few lines of plain torch, in the dtype it is given.
 
-Meant for checks in float64: slow and large in memory on purpose. Needs no build: load it by its path where cox_ops is not compiled.
+Meant for checks in float64: slow and large in memory on purpose. Needs no build: load it by its path where
+cox_ops is not compiled.
 """
 import torch
 

@@ -5,14 +5,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import cox_ops
-from conftest import ROOT
 from cox_ops import ops, ref
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted({n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names()
                 if n.startswith("cox_ops::")})
 
