@@ -90,7 +90,7 @@ def main(argv=None):
     settings = {"im": sorted(ims), "epochs": args.bind_epochs, "width": args.bind_width,
                 "dim": args.bind_dim, "seed": args.seed, "pair_by_class": args.pair_by_class}
     made_from = {f"inputs/{m}": files[m]["meta"]["digest"] for m in ims}
-    done = [bank.finished(folder / f"{m}.pt", settings, {}, data.fingerprint, args.force) for m in ims]
+    done = [bank.finished(folder / f"{m}.pt", settings, made_from, data.fingerprint, args.force) for m in ims]
     if not all(done):
         print(f"training bind on {', '.join(ims)} (seed {args.seed}, {args.bind_epochs} epochs, {args.device})")
         encoders, by_class = bind.train({m: files[m] for m in ims}, dim=args.bind_dim, width=args.bind_width,
