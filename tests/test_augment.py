@@ -90,8 +90,9 @@ def test_padding_stays_zero_and_lengths_valid(n, t, c, strength, seed, data):
     assert (new >= 1).all() and (new <= t).all()
     assert y.isfinite().all() and y.shape == x.shape
     assert (y * (torch.arange(t) >= new[:, None])[:, None, :] == 0).all()
-    amount = 0.25 if strength == "strong" else 0.1
-    assert ((new - lengths).abs() <= amount * lengths + 1).all()
+    speed, shift = (0.2, 0.15) if strength == "strong" else (0.1, 0.08)
+    assert (new <= ((1 + shift) * lengths / (1 - speed) + 1).clamp(max=t, min=1)).all()
+    assert (new >= (((1 - shift) * lengths - 1) / (1 + speed)).clamp(min=1).floor()).all()
 
 
 def test_lengths_vary_both_ways_and_are_not_written_in_place():
@@ -99,16 +100,33 @@ def test_lengths_vary_both_ways_and_are_not_written_in_place():
     before = lengths.clone()
     _, new = augment("series", torch.randn(200, 2, 60), lengths, "weak")
     assert torch.equal(lengths, before)
-    assert (new < 40).any() and (new > 40).any() and (new - 40).abs().max() <= 4
+    assert (new < 40).any() and (new > 40).any()
 
 
-def test_stretch_plays_faster_or_slower_and_keeps_the_ends():
-    """A ramp stays a ramp from its first to its last valid value, at another pace."""
-    lengths = torch.full((100,), 40)
-    x = (torch.arange(60.0) * (torch.arange(60) < 40)).expand(100, 1, 60)
-    y, new = module.stretch(x, lengths, 0.25)
+def test_replay_plays_at_another_speed_from_another_start():
+    """A ramp stays a ramp: of a slope within 1 ± speed, from a start within ± shift, zero outside what there is."""
+    x = ((torch.arange(80.0) + 1) * (torch.arange(80) < 40)).expand(200, 1, 80)
+    y, new = module.replay(x, torch.full((200,), 40), 0.2, 0.1)
+    slopes, starts = [], []
     for row, t in zip(y[:, 0], new.tolist()):
-        torch.testing.assert_close(row[:t], torch.linspace(0, 39, t), atol=1e-3, rtol=1e-4)
+        assert (row[t:] == 0).all()
+        heard = row.nonzero().squeeze(1)
+        assert heard[-1] >= t - 2 and len(heard) == heard[-1] - heard[0] + 1               # in one piece, to the end
+        values = row[heard]
+        slope = (values[-1] - values[0]) / (len(values) - 1)
+        torch.testing.assert_close(values, values[0] + slope * torch.arange(len(values)), atol=1e-3, rtol=1e-4)
+        assert values.min() >= 1 and values.max() <= 40
+        slopes.append(float(slope)), starts.append(float(values[0] - 1 - slope * heard[0]))
+    assert 0.8 <= min(slopes) < 0.9 and 1.1 < max(slopes) <= 1.2 + 1e-4
+    assert -4 - 1e-2 <= min(starts) < -2 and 2 < max(starts) <= 4 + 1e-2
+
+
+def test_replay_without_speed_and_shift_changes_nothing():
+    lengths = torch.tensor([1, 20, 33])
+    x = torch.randn(3, 2, 33) * (torch.arange(33) < lengths[:, None])[:, None, :]
+    y, new = module.replay(x, lengths, 0.0, 0.0)
+    torch.testing.assert_close(y, x)
+    assert torch.equal(new, lengths)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
