@@ -1,12 +1,12 @@
 """Stage 4: accuracy of every finished run on the test items, the result table and the report.
 
-    python evaluate.py --data synth                                           every run of synth that is not evaluated yet
-    python evaluate.py --data synth digits --table --out runs/report          and the table over two data sets
+    python evaluate.py --data synth                                     every run that is not evaluated yet
+    python evaluate.py --data synth digits --table --out runs/report    and the table over two data sets
 
-Reads   RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/{connect,METHOD}.pt, the inputs and the banks; test rows here alone
+Reads   RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/{connect,METHOD}.pt, inputs and banks; test rows here alone
 Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, seconds, command
-        --table: OUT/table.json (records), table.csv (one row a run), table.md (mean ± sd over seeds), report.html
-A filter that is left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
+        --table: OUT/table.json (records), table.csv (a row per run), table.md (mean ± sd), report.html
+A filter left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
 """
 import argparse
 import csv
@@ -23,11 +23,13 @@ from augment import batch
 from model import Head, Learner
 from report import METHODS
 
-COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled", "paired", "metrics")
+COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
+           "paired", "metrics")
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", required=True, nargs="+", help="one or several, as in stages 1 to 3")
     p.add_argument("--oom", nargs="+", help="these OOM modalities; left out: all")
     p.add_argument("--perceptor", nargs="+", help="these perceptors; left out: all")
@@ -35,14 +37,14 @@ def get_args(argv=None):
     p.add_argument("--method", nargs="+", choices=METHODS, help="left out: all")
     p.add_argument("--seed", nargs="+", type=int, help="left out: all")
     p.add_argument("--runs", default="runs", help="where the stages wrote, and where METHOD.json is written")
-    p.add_argument("--table", action="store_true", help="gather all evaluated runs that match into a table and a report")
-    p.add_argument("--out", help="with --table: folder to write; left out: RUNS/DATA/report (several data sets: RUNS/report)")
+    p.add_argument("--table", action="store_true", help="all runs that match in a table and a report")
+    p.add_argument("--out", help="with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="evaluate again what was evaluated")
     return p.parse_args(argv)
 
 
-# ----------------------------------------------------------------------------------------------------------- metrics
+# ---------------------------------------------------------------------------------------------------- metrics
 
 def accuracy(guess, truth):
     """Share of equal entries, None where there are none."""
@@ -50,20 +52,21 @@ def accuracy(guess, truth):
 
 
 def class_metrics(guess, truth, class_names):
-    """Metrics of guess, truth (n,) int64. Classes without test items take no part in the balanced accuracy."""
+    """Metrics of guess, truth (n,) int64; confusion: a row per true class. A class without
+    test items is None in per_class and not in the balanced accuracy."""
     classes = len(class_names)
-    confusion = torch.bincount(truth * classes + guess, minlength=classes ** 2).view(classes, classes)   # rows: truth
+    confusion = torch.bincount(truth * classes + guess, minlength=classes ** 2).view(classes, -1)
     count, right = confusion.sum(1), confusion.diagonal()
     per_class = {n: (r / c if c else None) for n, r, c in zip(class_names, right.tolist(), count.tolist())}
     present = [v for v in per_class.values() if v is not None]
-    best = linear_sum_assignment(confusion.numpy(), maximize=True)              # the best renaming of the guesses
-    return {"accuracy": accuracy(guess, truth), "balanced_accuracy": sum(present) / len(present), "per_class": per_class,
-            "confusion": confusion.tolist(), "n_test": len(truth),
+    best = linear_sum_assignment(confusion.numpy(), maximize=True)  # the best renaming of the guesses
+    return {"accuracy": accuracy(guess, truth), "balanced_accuracy": sum(present) / len(present),
+            "per_class": per_class, "confusion": confusion.tolist(), "n_test": len(truth),
             "hungarian_accuracy": confusion.numpy()[best].sum().item() / len(truth), "nmi": nmi(confusion)}
 
 
 def nmi(confusion):
-    """Normalised mutual information of a table of counts (C, C): I / mean of the two entropies, 0 where either is constant."""
+    """Normalised mutual information of counts (C, C): I / mean entropy, 0 where either is constant."""
     p = confusion.double() / confusion.sum()
     a, b = p.sum(1), p.sum(0)
     h = lambda q: -torch.special.xlogy(q, q).sum().item()
@@ -72,7 +75,7 @@ def nmi(confusion):
 
 
 def agreement(agree, guess, truth, label=None):
-    """Fig. 6 for items (M,) with hidden labels `truth` (-1: none): share that agrees, accuracy of `guess` on A and on D."""
+    """Fig. 6 for items (M,), hidden labels `truth` (-1: none): share of A, accuracy of `guess` on A and D."""
     known = truth >= 0
     a, d = agree & known, ~agree & known
     found = {"share": agree.double().mean().item(), "agree_accuracy": accuracy(guess[a], truth[a]),
@@ -99,7 +102,7 @@ def apply_head(state, z):
         return head(z).argmax(1)
 
 
-# -------------------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------------------- runs
 
 def find(args, data, suffix):
     """Files METHOD<suffix> of one data set that match the filters: [(folder, method)], sorted."""
@@ -110,8 +113,9 @@ def find(args, data, suffix):
     for path in base.glob(f"*/oom-*/*/seed*/*{suffix}"):
         perceptor, oom, setting, seed, name = path.relative_to(base).parts
         method = name.removesuffix(suffix)
-        if method in METHODS and seed[4:].isdigit() and wanted(perceptors, perceptor) and wanted(args.oom, oom[4:]) \
-                and wanted(args.setting, setting) and wanted(args.method, method) and wanted(args.seed, int(seed[4:])):
+        if method in METHODS and seed[4:].isdigit() and all((
+                wanted(perceptors, perceptor), wanted(args.oom, oom[4:]), wanted(args.setting, setting),
+                wanted(args.method, method), wanted(args.seed, int(seed[4:])))):
             found.append((path.parent, method))
     return sorted(found, key=lambda f: (f[0].parent, int(f[0].name[4:]), METHODS.index(f[1])))
 
@@ -122,33 +126,34 @@ def what_first(args, data):
     one = lambda chosen, other: str(chosen[0]) if chosen else other
     oom, setting, seed = one(args.oom, "M"), one(args.setting, "semi"), one(args.seed, "0")
     chain = f"--data {data} --oom {oom}" + (f" --perceptor {args.perceptor[0]}" if args.perceptor else "")
-    asked = " ".join(f"--{k} {' '.join(map(str, v))}" for k in ("oom", "perceptor", "setting", "method", "seed")
-                     if (v := getattr(args, k)))
+    filters = ("oom", "perceptor", "setting", "method", "seed")
+    asked = " ".join(f"--{k} {' '.join(map(str, v))}" for k in filters if (v := getattr(args, k)))
     if not (base / "inputs").is_dir():
         first = f"python extract_features.py {chain} --runs {args.runs}"
     elif not any(base.glob(f"*/oom-{oom if args.oom else '*'}/{setting}/seed{seed}/connect.pt")):
         first = f"python train_connect.py {chain} --setting {setting} --seed {seed} --runs {args.runs}"
     else:
-        first = (f"python train_explore.py {chain} --setting {setting} --seed {seed} --method {one(args.method, 'cox')} "
-                 f"--runs {args.runs}")
+        first = (f"python train_explore.py {chain} --setting {setting} --seed {seed} "
+                 f"--method {one(args.method, 'cox')} --runs {args.runs}")
     return f"no finished run in {base}{' matches ' + asked if asked else ''}; run first: {first}"
 
 
 def load_run(args, data, folder):
-    """What every method of one seed's folder shares: OOM inputs, banks, connect.pt, the digests they have now."""
+    """What all methods of one seed share: OOM inputs, banks, connect.pt, the digests they have now."""
     perceptor, oom_name = folder.parts[-4], folder.parts[-3][4:]
     chain = f"--data {data} --oom {oom_name}"
     oom, _ = bank.load_inputs(args.runs, data, oom_name, first=f"python extract_features.py {chain}")
-    ims, made_from = bank.load_banks(args.runs, data, perceptor, oom_name, first=f"python extract_features.py {chain}")
+    ims, made_from = bank.load_banks(args.runs, data, perceptor, oom_name,
+                                     first=f"python extract_features.py {chain}")
     made_from[f"inputs/{oom_name}"] = oom["meta"]["digest"]
-    connect = bank.load(folder / "connect.pt", first=f"python train_connect.py {chain} --setting {folder.parts[-2]} --seed "
-                        f"{folder.name[4:]}", keys=("learner", "im_heads", "curve"))
+    first = f"python train_connect.py {chain} --setting {folder.parts[-2]} --seed {folder.name[4:]}"
+    connect = bank.load(folder / "connect.pt", first=first, keys=("learner", "im_heads", "curve"))
     bank.check_chain(folder / "connect.pt", connect["meta"], made_from, oom["meta"]["fingerprint"])
     return oom, ims, connect, {**made_from, "connect": connect["meta"]["digest"]}
 
 
 def judge_connections(connect, oom, ims, test, device):
-    """What the test items say of stage 2: accuracy of the IM heads, Fig. 5's accuracy of the heads on mapped items."""
+    """What the test items say of stage 2: accuracy of the IM heads, and Fig. 5's of the heads on v[k]."""
     im_heads = {}
     for m, state in connect["im_heads"].items():
         r = bank.rows(ims[m], ("test",))
@@ -156,7 +161,8 @@ def judge_connections(connect, oom, ims, test, device):
         im_heads[m] = accuracy(apply_head(state, ims[m]["features"][r]), ims[m]["labels"][r])
     z, _ = features(connect, oom, test, device)
     return im_heads, [{"modality": c["modality"], "step": c["step"], "mmd": c["mmd"],
-                       "oom_accuracy": accuracy(apply_head(c["head"], z), oom["labels"][test])} for c in connect["curve"]]
+                       "oom_accuracy": accuracy(apply_head(c["head"], z), oom["labels"][test])}
+                      for c in connect["curve"]]
 
 
 def evaluate(run, connect, oom, ims, test, judged, data, device):
@@ -173,18 +179,22 @@ def evaluate(run, connect, oom, ims, test, judged, data, device):
     if args["method"] not in ("random", "aligned") and len(run["unlabelled"]):
         at, before, after = {i: r for r, i in enumerate(oom["ids"])}, run["before"], run["after"]
         truth = oom["labels"][torch.tensor([at[i] for i in run["unlabelled"]])]
-        metrics["agreement"] = {"before": agreement(before["agree"], before["prediction"], truth, before["label"]),
-                                "after": agreement(before["agree"], after["prediction"], truth),
-                                "after_own": agreement(after["agree"], after["prediction"], truth, after["label"])}
+        metrics["agreement"] = {
+            "before": agreement(before["agree"], before["prediction"], truth, before["label"]),
+            "after": agreement(before["agree"], after["prediction"], truth),
+            "after_own": agreement(after["agree"], after["prediction"], truth, after["label"])}
     semi, train = args["setting"] == "semi", len(bank.rows(oom, ("train",)))
     share = known["labels"] if not known["per_class"] else round(connect["meta"]["n_labelled"] / train, 4)
-    return {"data": bank.data_name(data), "perceptor": args["perceptor"], "setting": args["setting"], "method": args["method"],
-            "oom": args["oom"], "seed": args["seed"], "labels": share if semi else 0.0,
-            "per_class": known["per_class"] if semi else 0, "n_labelled": meta["n_labelled"], "paired": meta["paired"],
-            "fingerprint": meta["fingerprint"], "made_from": {args["method"]: meta["digest"]}, "metrics": metrics,
-            "history": run["history"], "seconds": meta["seconds"], "command": " ".join(["python", *meta["argv"]]),
-            "perceptor_paired_by_class": sorted({m for im in ims.values() for m in im["meta"].get("paired_by_class", [])}),
-            "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method")}, "torch": meta["torch"]}
+    by_class = sorted({m for im in ims.values() for m in im["meta"].get("paired_by_class", [])})
+    return {"data": bank.data_name(data),
+            **{k: args[k] for k in ("perceptor", "setting", "method", "oom", "seed")},
+            "labels": share if semi else 0.0, "per_class": known["per_class"] if semi else 0,
+            "n_labelled": meta["n_labelled"], "paired": meta["paired"], "perceptor_paired_by_class": by_class,
+            "fingerprint": meta["fingerprint"], "made_from": {args["method"]: meta["digest"]},
+            "metrics": metrics, "history": run["history"], "seconds": meta["seconds"],
+            "command": " ".join(["python", *meta["argv"]]),
+            "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method")},
+            "torch": meta["torch"]}
 
 
 def read_record(path):
@@ -196,7 +206,11 @@ def read_record(path):
         return None
 
 
-# ------------------------------------------------------------------------------------------------------------ output
+# ----------------------------------------------------------------------------------------------------- output
+
+def write_text(path, text):
+    bank.write_atomic(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
 
 def flat(metrics, prefix=""):
     """The scalar metrics of a record as {"agreement.before.gap": value}, without classes and curves."""
@@ -219,13 +233,13 @@ def write_tables(out, records, blocks):
             w = csv.DictWriter(f, list(dict.fromkeys(k for r in wide for k in r)))
             w.writeheader()
             w.writerows(wide)
-    bank.write_atomic(out / "table.json", lambda tmp: tmp.write_text(json.dumps(short, indent=1), encoding="utf-8"))
+    write_text(out / "table.json", json.dumps(short, indent=1))
     bank.write_atomic(out / "table.csv", write_csv)
-    bank.write_atomic(out / "table.md", lambda tmp: tmp.write_text(report.markdown(blocks), encoding="utf-8"))
+    write_text(out / "table.md", report.markdown(blocks))
 
 
 def cloud(args, data, folder, methods):
-    """Features for the report's planes, of one seed: IM banks, the learner's OOM test features, mapped IM items."""
+    """Features for the report's planes, of one seed: IM banks, the learner's OOM test items, mapped items."""
     oom, ims, connect, _ = load_run(args, data, folder)
     method = next(m for m in ("cox", *reversed(METHODS)) if m in methods)
     run = bank.load(folder / f"{method}.pt")
@@ -239,10 +253,10 @@ def cloud(args, data, folder, methods):
 
 def main(argv=None):
     args = get_args(argv)
-    args.data = list({bank.data_name(d): d for d in args.data}.values())             # one that is named twice counts once
+    args.data = list({bank.data_name(d): d for d in args.data}.values())    # named twice, it counts once
     records, clouds, seen = [], {}, {}
 
-    # ------------------------------------------------------------------------------------------- evaluate what is new
+    # ----------------------------------------------------------------------------------- evaluate what is new
     for data in args.data:
         found = find(args, data, ".pt")
         kept = [f for f in find(args, data, ".json") if f not in found] if args.table else []
@@ -254,8 +268,8 @@ def main(argv=None):
                 test = bank.rows(oom, ("test",))
                 test = test[oom["labels"][test] >= 0]
                 if not len(test):
-                    raise bank.UserError(f"{bank.inputs_path(args.runs, data, folder.parts[-3][4:])} has no labelled test row; "
-                                         f"mark some rows of the manifest as test and extract again")
+                    raise bank.UserError(f"{bank.inputs_path(args.runs, data, folder.parts[-3][4:])} has no "
+                                         f"labelled test row; mark some as test and extract again")
                 judged, seen[folder] = None, []
             path = folder / f"{method}.pt"
             run = bank.load(path, keys=("learner", "head", "before", "after", "history"))
@@ -265,38 +279,39 @@ def main(argv=None):
             if new:
                 judged = judged or judge_connections(connect, oom, ims, test, args.device)
                 record = evaluate(run, connect, oom, ims, test, judged, data, args.device)
-                text = json.dumps(record, indent=1)
-                bank.write_atomic(path.with_suffix(".json"), lambda tmp: tmp.write_text(text, encoding="utf-8"))
+                write_text(path.with_suffix(".json"), json.dumps(record, indent=1))
             m = record["metrics"]
-            print(f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: accuracy {100 * m['accuracy']:.1f}%, "
-                  f"balanced {100 * m['balanced_accuracy']:.1f}%" + (f", Hungarian {100 * m['hungarian_accuracy']:.1f}%, NMI "
-                  f"{m['nmi']:.3f}" if record["setting"] == "unsup" else "") + ("" if new else " (--force redoes it)"))
+            said = f"accuracy {100 * m['accuracy']:.1f}%, balanced {100 * m['balanced_accuracy']:.1f}%"
+            if record["setting"] == "unsup":
+                said += f", Hungarian {100 * m['hungarian_accuracy']:.1f}%, NMI {m['nmi']:.3f}"
+            print(f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: {said}"
+                  + ("" if new else " (--force redoes it)"))
             records.append(record)
             seen[folder].append(record)
         for folder, method in kept:
             path = folder / f"{method}.json"
             record = read_record(path)
             if record is None:
-                raise bank.UserError(f"{path} is damaged or of another version, and its .pt is gone; remove it")
+                raise bank.UserError(f"{path} is damaged or of another version, its .pt is gone; remove it")
             print(f"taken as it is: {path} ({method}.pt is gone, so nothing can be checked or drawn)")
             records.append(record)
     if not args.table:
-        print(f"stage 4 done. Next: python evaluate.py --data {' '.join(args.data)} --runs {args.runs} --table")
+        print(f"Next: python evaluate.py --data {' '.join(args.data)} --runs {args.runs} --table")
         return
 
-    # ------------------------------------------------------------------------------------------------ table and report
-    for folder, done in seen.items():
+    # --------------------------------------------------------------------------------------- table and report
+    for folder, done in seen.items():                                       # of each row the lowest seed
         r = done[0]
         data = next(d for d in args.data if bank.data_name(d) == r["data"])
         key = (r["data"], r["perceptor"], r["oom"], report.condition(r))
-        clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in done])    # the lowest seed's
+        clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in done])
     base = Path(args.runs) / (bank.data_name(args.data[0]) if len(args.data) == 1 else "")
     out = Path(args.out) if args.out else base / "report"
     blocks = report.tables(records)
     write_tables(out, records, blocks)
     command = " ".join(["python", *(["evaluate.py", *argv] if argv else sys.argv)])
     page = report.page(blocks, records, clouds, command)
-    bank.write_atomic(out / "report.html", lambda tmp: tmp.write_text(page, encoding="utf-8"))
+    write_text(out / "report.html", page)
     print("\n" + report.markdown(blocks))
     print(f"wrote {out}/table.md, table.csv, table.json and report.html ({len(page) / 1e6:.1f} MB)")
 

@@ -1,7 +1,7 @@
-"""Stage 4's tables and its report: what evaluate.py shows of its records. No files, no arguments, no printing.
+"""Stage 4's tables and report: what evaluate.py shows of its records. No files, no arguments, no printing.
 
-tables(records) -> blocks {title, header, rows, notes}; markdown(blocks) -> text; page(...) -> one self-contained HTML page.
-A record is what METHOD.json holds (evaluate.py). Figures are PNG inside the page; nothing is fetched from elsewhere.
+tables(records) -> blocks {title, header, rows, notes}; markdown(blocks) -> text; page(...) -> one HTML page.
+A record is what METHOD.json holds (evaluate.py). Figures are PNG inside the page, nothing is fetched.
 """
 import base64
 import html
@@ -16,22 +16,24 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")     # order of the rows
-SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice", "warmup_epochs")
-COLOUR = {"random": "#c9c9c9", "erm": "#7f8fa6", "entmin": "#8fb996", "ssl": "#b5a1d0", "moco": "#d9b26f", "fixmatch": "#c98f8f",
-          "selftrain": "#5f9ea0", "cox": "#c0392b", "aligned": "#444444"}
+METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")   # rows
+SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice",
+          "warmup_epochs")
+COLOUR = {"random": "#c9c9c9", "erm": "#7f8fa6", "entmin": "#8fb996", "ssl": "#b5a1d0", "moco": "#d9b26f",
+          "fixmatch": "#c98f8f", "selftrain": "#5f9ea0", "cox": "#c0392b", "aligned": "#444444"}
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
+# ----------------------------------------------------------------------------------------------------- tables
 
 def mean_sd(values):
     """(mean, sd with n - 1 or None)."""
     mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
+    square = sum((v - mean) ** 2 for v in values)
+    return mean, math.sqrt(square / (len(values) - 1)) if len(values) > 1 else None
 
 
 def percent(values, n=0):
-    """"84.1 ± 1.2" of fractions, – where there are none; says how many seeds there are where that is not n."""
+    """"84.1 ± 1.2" of fractions, – where there are none; with their number where that is not n."""
     values = [v for v in values if v is not None]
     if not values:
         return "–"
@@ -54,7 +56,7 @@ def skewed(r):
 
 
 def tables(records):
-    """[{title, header, rows, notes}] in the paper's form: rows setting × method, columns OOM modality; one set per perceptor."""
+    """[{title, header, rows, notes}] for each perceptor; rows setting × method, columns OOM modality."""
     out = []
     for perceptor in sorted({r["perceptor"] for r in records}):
         some = [r for r in records if r["perceptor"] == perceptor]
@@ -100,7 +102,8 @@ def accuracy_table(records, columns, metric, title, notes):
         texts = []
         for c in columns:
             text = percent([r["metrics"][metric] for r in cell(records, row, c)], n)
-            rivals = [k for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and cell(records, k, c)]
+            rivals = [k for k in row_keys(records)
+                      if k[0] == row[0] and k[1] != "aligned" and cell(records, k, c)]
             bold = row in rivals and len(rivals) > 1 and mean(row, c) >= max(mean(k, c) for k in rivals)
             texts.append(f"**{text}**" if bold else text)
         if set(texts) != {"–"}:
@@ -116,7 +119,8 @@ def unsup_table(records):
                         for k in ("accuracy", "hungarian_accuracy", "nmi"))] for row in row_keys(records)]
     said = [at_chance(cell(records, ("unsup", "cox"), c), name) for c, name in zip(columns, names(columns))]
     return {"title": "Without labels: accuracy, Hungarian-matched accuracy and NMI, × 100", "rows": lines,
-            "header": ["method", *(f"{name} {k}" for name in names(columns) for k in ("accuracy", "Hungarian", "NMI"))],
+            "header": ["method", *(f"{name} {k}" for name in names(columns)
+                                   for k in ("accuracy", "Hungarian", "NMI"))],
             "notes": [s for s in said if s]}
 
 
@@ -133,10 +137,11 @@ def agreement_table(records, columns):
                               *take("after", "agree_accuracy", "disagree_accuracy", "gap"),
                               *take("after_own", "share", "label_accuracy")])
     return {"title": "Agreement (Fig. 6), %", "rows": lines, "header": [
-        "OOM", "setting", "method", "A", "labels of A right", "before: on A", "on D", "gap", "after: on A", "on D", "gap",
-        "A after", "labels of A after right"], "notes": [
-        "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree before exploration, D: "
-        "the rest; the learner's accuracy on this A and D before and after exploration; last the agreement after it."]}
+        "OOM", "setting", "method", "A", "labels of A right", "before: on A", "on D", "gap", "after: on A",
+        "on D", "gap", "A after", "labels of A after right"], "notes": [
+        "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree "
+        "before exploration, D: the rest; the learner's accuracy on this A and D before and after "
+        "exploration; last the agreement after it."]}
 
 
 def heads_table(records, columns):
@@ -145,22 +150,25 @@ def heads_table(records, columns):
     value = lambda c, m: {(r["setting"], r["seed"]): r["metrics"]["im_head_accuracy"].get(m) for r in records
                           if (r["data"], r["oom"]) == c}.values()
     return {"title": "IM heads, test accuracy on the frozen features, %", "header": ["OOM left out", *ims],
-            "rows": [[name, *(percent(value(c, m)) for m in ims)] for c, name in zip(columns, names(columns))],
+            "rows": [[name, *(percent(value(c, m)) for m in ims)]
+                     for c, name in zip(columns, names(columns))],
             "notes": ["A weak head explains a weak result."]}
 
 
 def column_notes(records, columns):
     """The lines under the main table: what each column is, what was not averaged, whose flags differ."""
     n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
-    notes = [f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1 else "One seed: no sd.",
+    notes = [f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1
+             else "One seed: no sd.",
              "Bold: the best method that does not see all labels."]
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
-        m, by_class = some[0]["metrics"], sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
+        m = some[0]["metrics"]
+        by_class = sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
         notes.append("; ".join([
-            f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items", f"{len(m['per_class'])} classes",
-            f"chance {100 / len(m['per_class']):.1f}%",
-            *([f"perceptor trained on pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
+            f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items",
+            f"{len(m['per_class'])} classes", f"chance {100 / len(m['per_class']):.1f}%",
+            *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
         for k in conditions:
             rows = [r for r in some if condition(r) == k]
             if not rows:
@@ -169,7 +177,8 @@ def column_notes(records, columns):
             notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
                          f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
                          f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
-            groups = [("these runs", [r for r in rows if r["method"] != "random"], SHARED)]       # random has no training
+            # random has no training
+            groups = [("these runs", [r for r in rows if r["method"] != "random"], SHARED)]
             for method in dict.fromkeys(r["method"] for r in rows):
                 same = [r for r in rows if r["method"] == method]
                 groups.append((f"the seeds of {method}", same, set(same[0]["args"]) - {*SHARED}))
@@ -177,11 +186,12 @@ def column_notes(records, columns):
                 for flag in sorted(flags):
                     values = sorted({json.dumps(r["args"].get(flag)) for r in mine})
                     if len(values) > 1:
-                        notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in --{flag.replace('_', '-')} "
-                                     f"({', '.join(values)}).")
+                        notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
+                                     f"--{flag.replace('_', '-')} ({', '.join(values)}).")
     semi = [k for k in conditions if k != "unsup"]
     if len(semi) > 1:
-        notes.append(f"Runs with different labels or pairing are not averaged, they have rows of their own: {'; '.join(semi)}.")
+        notes.append(f"Runs with different labels or pairing are not averaged, they have rows of their own: "
+                     f"{'; '.join(semi)}.")
     return notes
 
 
@@ -192,16 +202,20 @@ def pairing(paired):
 
 
 def at_chance(records, name):
-    """A sentence where unsup COX is not above chance by two standard errors; with skewed classes by balanced accuracy."""
+    """Is unsup COX above chance by two standard errors? In words; skewed classes: balanced accuracy."""
     if not records:
         return ""
     uneven = skewed(records[0])
     values = [r["metrics"]["balanced_accuracy" if uneven else "accuracy"] for r in records]
-    chance, (mean, sd), items = 1 / len(records[0]["metrics"]["per_class"]), mean_sd(values), records[0]["metrics"]["n_test"]
-    error = max(math.sqrt(max(mean, chance) * (1 - max(mean, chance)) / items), (sd or 0.0) / math.sqrt(len(values)))
-    said = f"{name}: COX without labels reaches {100 * mean:.1f}%{' balanced' if uneven else ''}, chance is {100 * chance:.1f}%"
+    chance, items = 1 / len(records[0]["metrics"]["per_class"]), records[0]["metrics"]["n_test"]
+    mean, sd = mean_sd(values)
+    p = max(mean, chance)                       # two seeds can be alike by luck: at least the items' error
+    error = max(math.sqrt(p * (1 - p) / items), (sd or 0.0) / math.sqrt(len(values)))
+    said = (f"{name}: COX without labels reaches {100 * mean:.1f}%{' balanced' if uneven else ''}, "
+            f"chance is {100 * chance:.1f}%")
     if mean - chance > 2 * error:
-        return f"{said}: above chance by {(mean - chance) / error:.1f} standard errors of {100 * error:.1f} points."
+        times = (mean - chance) / error
+        return f"{said}: above chance by {times:.1f} standard errors of {100 * error:.1f} points."
     return f"{said}: at chance (not above it by two standard errors of {100 * error:.1f} points)."
 
 
@@ -216,14 +230,15 @@ def markdown(blocks):
     for b in blocks:
         lines += [f"## {b['title']}", "", "| " + " | ".join(b["header"]) + " |",
                   "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|",
-                  *("| " + " | ".join(row) + " |" for row in b["rows"]), "", *(f"{note}  " for note in b["notes"]), ""]
+                  *("| " + " | ".join(row) + " |" for row in b["rows"]), "",
+                  *(f"{note}  " for note in b["notes"]), ""]
     return "\n".join(lines)
 
 
-# ----------------------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------------- figures
 
 def plane(z):
-    """The first two principal components of z (n, d): (mean (d,), axes (d, 2)); signs fixed, so that it is deterministic."""
+    """The first two principal components of z (n, d): mean (d,), axes (d, 2) of fixed signs."""
     z = z.float()
     mean = z.mean(0)
     axes = torch.linalg.svd((z - mean)[:: max(1, len(z) // 4000)], full_matrices=False)[2][:2].T
@@ -245,7 +260,8 @@ def palette(classes):
 
 
 def scatter(ax, points, y, colours, **look):
-    ax.scatter(points[:, 0], points[:, 1], c=[colours[c] if c >= 0 else (0.6, 0.6, 0.6, 1) for c in y.tolist()],
+    ax.scatter(points[:, 0], points[:, 1], c=[colours[c] if c >= 0 else (0.6, 0.6, 0.6, 1)
+                                              for c in y.tolist()],
                linewidths=0, **look)
 
 
@@ -261,7 +277,7 @@ def grid(count, width=3.1, height=2.9, most=4):
 
 
 def short(name, most=14):
-    """A class name for an axis or legend; both ends are kept, since names often differ in the last letters."""
+    """A class name for an axis or legend; both ends are kept, names often differ in the last letters."""
     return name if len(name) <= most else f"{name[:most - 6]}…{name[-5:]}"
 
 
@@ -277,17 +293,20 @@ def method_bars(rows):
     """Mean accuracy with sd per OOM modality (groups) and method (bars)."""
     columns = sorted({(r["data"], r["oom"]) for r in rows})
     methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
-    figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * len(columns))), 3.4), layout="constrained")
+    figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * len(columns))), 3.4),
+                    layout="constrained")
     ax = figure.subplots()
     width = 0.85 / len(methods)
     for i, m in enumerate(methods):
         at, mean, sd = [], [], []
         for j, c in enumerate(columns):
-            values = [100 * r["metrics"]["accuracy"] for r in rows if (r["data"], r["oom"], r["method"]) == (*c, m)]
+            values = [100 * r["metrics"]["accuracy"] for r in rows
+                      if (r["data"], r["oom"], r["method"]) == (*c, m)]
             if values:
                 a, s = mean_sd(values)
                 at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]
-        ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=COLOUR[m], label=m, capsize=2, error_kw={"lw": 0.8})
+        ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=COLOUR[m], label=m, capsize=2,
+               error_kw={"lw": 0.8})
         for x, a, s in zip(at, mean, sd):
             ax.text(x, a + s + 1, f"{a:.0f}", ha="center", fontsize=7)
     several = len({d for d, _ in columns}) > 1
@@ -295,7 +314,8 @@ def method_bars(rows):
     ax.set_ylim(0, 105)
     plain(ax, y="test accuracy, %")
     ax.tick_params(axis="x", labelsize=8)
-    ax.legend(fontsize=7, ncols=min(9, len(methods)), frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0))
+    ax.legend(fontsize=7, ncols=min(9, len(methods)), frameon=False, loc="lower left",
+              bbox_to_anchor=(0, 1.0))
     return figure
 
 
@@ -308,20 +328,21 @@ def training_curves(rows):
     figure, axes = grid(len(keys), width=4.6, height=3.0)
     for ax, key in zip(axes, keys):
         for m in METHODS:
-            runs = [[h[key] for h in r["history"]] for r in rows if r["method"] == m and key in r["history"][0]]
+            runs = [[h[key] for h in r["history"]] for r in rows
+                    if r["method"] == m and key in r["history"][0]]
             if runs:
                 n = min(map(len, runs))
                 mean = [sum(r[e] for r in runs) / len(runs) * (100 if key != "loss" else 1) for e in range(n)]
                 ax.plot(range(1, n + 1), mean, color=COLOUR[m], label=m, lw=1.8 if m == "cox" else 1.2,
                         marker="." if n < 3 else "")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        plain(ax, x="epoch", y="training loss (each method its own terms)" if key == "loss" else "validation accuracy, %")
+        plain(ax, x="epoch", y="validation accuracy, %" if key != "loss" else "loss (each method's own)")
     axes[0].legend(fontsize=7, frameon=False)
     return figure
 
 
 def confusions(rows):
-    """Row-normalised confusion matrices of erm and cox, summed over seeds (where neither is there: what is)."""
+    """Row-normalised confusion matrices of erm and cox, or else of what there is, summed over seeds."""
     methods = [m for m in ("erm", "cox") if any(r["method"] == m for r in rows)] or [rows[0]["method"]]
     names = list(rows[0]["metrics"]["per_class"])
     n = len(names)
@@ -333,7 +354,8 @@ def confusions(rows):
         counts = np.sum([r["metrics"]["confusion"] for r in mine], 0).astype(float)
         share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        plain(ax, f"{m}, {len(mine)} seed{'s' * (len(mine) > 1)}", "named", "true class" if m == methods[0] else "")
+        title = f"{m}, {len(mine)} seed{'s' * (len(mine) > 1)}"
+        plain(ax, title, "named", "true class" if m == methods[0] else "")
         if n <= 60:
             ax.set_xticks(range(n), [short(c) for c in names], rotation=90)
             ax.set_yticks(range(n), [short(c) for c in names])
@@ -346,8 +368,8 @@ def confusions(rows):
 
 
 def connection_curves(rows):
-    """Fig. 5: MMD of mapped IM items and OOM items, and the accuracy of the heads on OOM test items, over the steps."""
-    seeds = {r["seed"]: r["metrics"]["connection"] for r in rows}.values()             # the same for every method
+    """Fig. 5: MMD of mapped IM items and OOM items, accuracy of the heads on OOM test items, over steps."""
+    seeds = {r["seed"]: r["metrics"]["connection"] for r in rows}.values()  # the same for every method
     names = sorted({c["modality"] for s in seeds for c in s})
     figure, axes = grid(2, width=4.6, height=3.0)
     for i, m in enumerate(names):
@@ -355,10 +377,12 @@ def connection_curves(rows):
             steps = sorted({c["step"] for s in seeds for c in s if c["modality"] == m})
             at = lambda t: [c[key] * factor for s in seeds for c in s if (c["modality"], c["step"]) == (m, t)]
             values = [mean_sd(at(t)) for t in steps]
-            ax.errorbar(steps, [v for v, _ in values], [s or 0 for _, s in values] if len(seeds) > 1 else None, marker=".",
-                        lw=1.3, elinewidth=0.7, color=palette(len(names))[i], label=m)
+            spread = [s or 0 for _, s in values] if len(seeds) > 1 else None
+            ax.errorbar(steps, [v for v, _ in values], spread, marker=".", lw=1.3, elinewidth=0.7,
+                        color=palette(len(names))[i], label=m)
     plain(axes[0], "mapped IM items against OOM items", "steps of the connection", "MMD")
-    plain(axes[1], "heads h* on OOM test items (warm-started learner)", "steps of the connection", "accuracy, %")
+    plain(axes[1], "heads h* on OOM test items (warm-started learner)", "steps of the connection",
+          "accuracy, %")
     for ax in axes:
         ax.set_ylim(bottom=0)
     axes[1].legend(fontsize=7, frameon=False)
@@ -378,13 +402,17 @@ def agreement_bars(rows):
                 values = [100 * a[when][part] for a in mine if a[when][part] is not None]
                 if values:
                     mean, sd = mean_sd(values)
-                    ax.bar(j + (i - 0.5) * 0.38, mean, 0.36, yerr=sd, color=colour, capsize=2, error_kw={"lw": 0.8},
+                    ax.bar(j + (i - 0.5) * 0.38, mean, 0.36, yerr=sd, color=colour, capsize=2,
+                           error_kw={"lw": 0.8},
                            label=("agreement" if i == 0 else "disagreement") if j == 0 else None)
-                    ax.text(j + (i - 0.5) * 0.38, mean + (sd or 0) + 1, f"{mean:.0f}", ha="center", fontsize=7)
+                    ax.text(j + (i - 0.5) * 0.38, mean + (sd or 0) + 1, f"{mean:.0f}", ha="center",
+                            fontsize=7)
         ax.set_xticks([0, 1], ["before", "after"])
         ax.set_ylim(0, 110)
-        plain(ax, f"{m}: {percent([a['before']['share'] for a in mine])}% agree", y="accuracy, %" if m == methods[0] else "")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
+        title = f"{m}: {percent([a['before']['share'] for a in mine])}% agree"
+        plain(ax, title, y="accuracy, %" if m == methods[0] else "")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center",
+                  ncols=2)
     return figure
 
 
@@ -402,7 +430,7 @@ def bank_planes(cloud):
 
 
 def oom_planes(cloud):
-    """The learner's OOM test features in their plane, and there each IM modality's mapped items over them in grey."""
+    """The learner's OOM test features in their plane, and each IM modality's mapped items over them."""
     colours = palette(len(cloud["classes"]))
     figure, axes = grid(1 + len(cloud["mapped"]))
     mean, axis = plane(cloud["oom"][0])
@@ -429,13 +457,14 @@ def frame(ax, title):
 def class_legend(figure, names, colours):
     """Below the axes, in as many columns as fit; beyond 40 classes a legend says nothing."""
     if len(names) <= 40:
-        width = 0.25 + 0.075 * min(14, max(map(len, names)))                           # inches of one entry at 7 points
+        width = 0.25 + 0.075 * min(14, max(map(len, names)))  # inches of one entry at 7 points
         dots = [figure.axes[0].plot([], [], ".", color=c, label=short(n))[0] for n, c in zip(names, colours)]
-        figure.legend(handles=dots, fontsize=7, frameon=False, loc="outside lower left", markerscale=1.2, columnspacing=1,
-                      handletextpad=0.2, ncols=max(1, min(len(names), int(figure.get_figwidth() / width))))
+        figure.legend(handles=dots, fontsize=7, frameon=False, loc="outside lower left", markerscale=1.2,
+                      columnspacing=1, handletextpad=0.2,
+                      ncols=max(1, min(len(names), int(figure.get_figwidth() / width))))
 
 
-# ------------------------------------------------------------------------------------------------------------- page
+# ------------------------------------------------------------------------------------------------------- page
 
 def picture(figure, words):
     """A figure as an <img> whose PNG lies in the page."""
@@ -444,7 +473,8 @@ def picture(figure, words):
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120, metadata={"Software": None})
     say = html.escape(words)
-    return (f'<figure><img alt="{say}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+    data = base64.b64encode(png.getvalue()).decode()
+    return (f'<figure><img alt="{say}" src="data:image/png;base64,{data}">'
             f"<figcaption>{say}</figcaption></figure>")
 
 
@@ -455,49 +485,58 @@ def html_table(block):
         return f"<b>{text}</b>" if bold else text
     words = word_columns(block)
     start = lambda tag, word: f"<{tag} class=w>" if word else f"<{tag}>"
-    line = lambda row, tag: f"<tr>{''.join(f'{start(tag, w)}{inner(t)}</{tag}>' for t, w in zip(row, words))}</tr>"
-    return (f"<h2>{html.escape(block['title'])}</h2><div class=wide><table><thead>{line(block['header'], 'th')}</thead><tbody>"
+    cells = lambda row, tag: [f"{start(tag, w)}{inner(t)}</{tag}>" for t, w in zip(row, words)]
+    line = lambda row, tag: "<tr>" + "".join(cells(row, tag)) + "</tr>"
+    return (f"<h2>{html.escape(block['title'])}</h2>"
+            f"<div class=wide><table><thead>{line(block['header'], 'th')}</thead><tbody>"
             + "".join(line(r, "td") for r in block["rows"]) + "</tbody></table></div>"
             + "".join(f"<p class=note>{html.escape(n)}</p>" for n in block["notes"]))
 
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fafafa;max-width:1080px;margin:2em auto;padding:0 1.2em}
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fafafa}
+body{max-width:1080px;margin:2em auto;padding:0 1.2em}
 h1{font-size:1.5em}h2{font-size:1.12em;margin:2em 0 .5em}h3{font-size:1em;margin:1.6em 0 .3em}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}.wide{overflow-x:auto}
-th,td{padding:.22em .8em;text-align:right;border-bottom:1px solid #e3e3e3;white-space:nowrap}.w{text-align:left}
+th,td{padding:.22em .8em;text-align:right;border-bottom:1px solid #e3e3e3;white-space:nowrap}
+th.w,td.w{text-align:left}
 thead th{border-bottom:2px solid #999;font-weight:600}.note{margin:.25em 0;color:#555;font-size:13px}
 figure{margin:.8em 0 1.6em}img{max-width:100%;height:auto;background:#fff;border:1px solid #eee}
 figcaption{color:#555;font-size:13px}
 footer{margin-top:3em;border-top:1px solid #ccc;color:#666;font-size:12px;word-break:break-word}"""
 
+CONFUSION = "Confusion on the test items, summed over seeds; rows add to 100%."
+CONNECT = ("Connecting (Fig. 5): the gap between mapped IM items and OOM items, and what heads trained on "
+           "the mapped items (semi: and the labelled ones) know of OOM items.")
+EXPLORE = ("Exploring (Fig. 6): accuracy on unlabelled training items on which the heads agreed or disagreed "
+           "before exploration, before and after it.")
+BANKS = "Frozen features of the IM training items, each in its bank's first two principal components."
+PLANE = ("first two principal components of its OOM test items; the IM items that its connections map there, "
+         "over the test items in grey.")
+
 
 def page(blocks, records, clouds, command):
-    """report.html as a string. clouds: {(data, perceptor, oom, condition): cloud} as evaluate.py gathers them."""
-    body = ["<h1>COX: " + html.escape(", ".join(sorted({r["data"] for r in records}))) + "</h1>", *map(html_table, blocks)]
+    """report.html as a string. clouds: {(data, perceptor, oom, condition): what evaluate.cloud returns}."""
+    body = ["<h1>COX: " + html.escape(", ".join(sorted({r["data"] for r in records}))) + "</h1>",
+            *map(html_table, blocks)]
     for perceptor in sorted({r["perceptor"] for r in records}):
         for k in sorted({condition(r) for r in records}):
             rows = [r for r in records if r["perceptor"] == perceptor and condition(r) == k]
             if rows:
                 body.append(f"<h2>{html.escape(f'{k} (perceptor {perceptor})')}</h2>")
-                body.append(picture(method_bars(rows), "Test accuracy, mean over seeds; bars: sd over seeds."))
+                body.append(picture(method_bars(rows), "Test accuracy, mean and sd over seeds."))
             for data, oom in sorted({(r["data"], r["oom"]) for r in rows}):
                 some = [r for r in rows if (r["data"], r["oom"]) == (data, oom)]
                 body += [f"<h3>{html.escape(f'{data}: {oom} left out of the perceptor')}</h3>",
                          picture(training_curves(some), "Training curves, mean over seeds."),
-                         picture(confusions(some), "Confusion on the test items, summed over seeds; rows add to 100%."),
-                         picture(connection_curves(some), "Connecting (Fig. 5): the gap between mapped IM items and OOM items, "
-                                 "and what heads trained on the mapped items (semi: and the labelled ones) know of OOM items."),
-                         picture(agreement_bars(some), "Exploring (Fig. 6): accuracy on unlabelled training items on which the "
-                                 "heads agreed or disagreed before exploration, before and after it.")]
+                         picture(confusions(some), CONFUSION), picture(connection_curves(some), CONNECT),
+                         picture(agreement_bars(some), EXPLORE)]
                 cloud = clouds.get((data, perceptor, oom, k))
                 if cloud:
-                    body += [picture(bank_planes(cloud), "Frozen features of the IM training items, each bank in its own first "
-                                     "two principal components; colour: class."),
-                             picture(oom_planes(cloud), f"Features of the learner ({cloud['method']}, seed {cloud['seed']}) in "
-                                     "the first two principal components of its OOM test items; the IM items that its "
-                                     "connections map there, over the test items in grey.")]
+                    learner = f"Features of the learner ({cloud['method']}, seed {cloud['seed']}) in the "
+                    body += [picture(bank_planes(cloud), BANKS), picture(oom_planes(cloud), learner + PLANE)]
     prints = "; ".join(f"{d} {f[:16]}" for d, f in sorted({(r["data"], r["fingerprint"]) for r in records}))
-    facts = f"{command} · {time.strftime('%Y-%m-%d %H:%M')} · torch {torch.__version__} · data {prints} · {len(records)} runs"
+    facts = " · ".join([command, time.strftime("%Y-%m-%d %H:%M"), f"torch {torch.__version__}",
+                        f"data {prints}", f"{len(records)} runs"])
     body.append(f"<footer><p>{html.escape(facts)}</p></footer>")
     return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>COX report</title>'
             f"<style>{STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n")

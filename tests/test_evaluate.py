@@ -1,4 +1,4 @@
-"""Stage 4: metrics by hand and against scikit-learn, the chain, the table's rules, the report's independence."""
+"""Stage 4: metrics by hand and against scikit-learn, the chain, the table's rules, a report alone."""
 import csv
 import json
 import re
@@ -21,60 +21,67 @@ def state(module):
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
 
-def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="semi", fingerprint="f" * 64, labels=0.1,
-               paired="true", per_class=0, oom="sonar"):
-    """A finished tree of random models in the form that stages 1 to 3 write: 30 train, 9 val and 21 test rows, one IM bank."""
+def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="semi", fingerprint="f" * 64,
+               labels=0.1, paired="true", per_class=0, oom="sonar"):
+    """Random models in the tree that stages 1 to 3 write: 30 train, 9 val, 21 test rows, one IM bank."""
     g = torch.Generator().manual_seed(7)
     split = torch.tensor([0] * 30 + [1] * 9 + [2] * 21)
     y, ids = torch.arange(60) % 3, [f"i{j}" for j in range(60)]
     x = torch.randn(60, 2, 6, generator=g) + y[:, None, None]
     keep = {"ids": ids, "labels": y, "split": split, "class_names": CLASSES}
     facts = {"data": data, "fingerprint": fingerprint, "quiet": True}
-    d_inputs = bank.save(bank.inputs_path(runs, data, oom), {"kind": "series", "x": x, "lengths": None, "mean": torch.zeros(2, 1),
-                         "std": torch.ones(2, 1), **keep}, stage="extract_features", args={}, **facts)
+    inputs = {"kind": "series", "x": x, "lengths": None, "mean": torch.zeros(2, 1),
+              "std": torch.ones(2, 1), **keep}
+    d_inputs = bank.save(bank.inputs_path(runs, data, oom), inputs, stage="extract_features", args={},
+                         **facts)
     z_im = torch.nn.functional.normalize(torch.randn(60, 5, generator=g) + 2 * torch.eye(5)[y], dim=1)
-    d_bank = bank.save(bank.bank_dir(runs, data, "bind", oom) / "rgb.pt", {"features": z_im, **keep}, stage="extract_features",
-                       args={}, **facts)
+    d_bank = bank.save(bank.bank_dir(runs, data, "bind", oom) / "rgb.pt", {"features": z_im, **keep},
+                       stage="extract_features", args={}, **facts)
     made_from = {"banks/rgb": d_bank, f"inputs/{oom}": d_inputs}
     for seed in seeds:
         torch.manual_seed(seed)
         arch = {"kind": "series", "shape": [2, 6], "width": D, "depth": 1, "patch": 16, "slice": 0}
         learner, head, mapped_head = Learner(**arch), torch.nn.Linear(D, 3), Head(D, 3)
-        common = {"arch": arch, "learner": state(learner), "head": state(head), "im": ["rgb"], "class_names": CLASSES,
-                  "mapped": {"rgb": torch.randn(30, D)}}
+        common = {"arch": arch, "learner": state(learner), "head": state(head), "im": ["rgb"],
+                  "class_names": CLASSES, "mapped": {"rgb": torch.randn(30, D)}}
         folder = bank.run_dir(runs, data, "bind", oom, setting, seed)
         args = {"oom": oom, "perceptor": "bind", "setting": setting, "seed": seed}
         d_connect = bank.save(folder / "connect.pt", {
-            **common, "im_heads": {"rgb": state(Head(5, 3))}, "mapped_labels": {"rgb": y[:30]}, "labelled": ids[:3],
-            "curve": [{"modality": "rgb", "step": s, "mmd": 1 / (1 + s), "head": state(mapped_head)} for s in (0, 5, 10)],
-            "connections": {"rgb": state(Connection(d_im=5, d=D))},
-        }, stage="train_connect", args={**args, "labels": labels, "per_class": per_class}, made_from=made_from, paired=paired,
-            n_labelled=3, **facts)
+            **common, "im_heads": {"rgb": state(Head(5, 3))}, "mapped_labels": {"rgb": y[:30]},
+            "labelled": ids[:3], "connections": {"rgb": state(Connection(d_im=5, d=D))},
+            "curve": [{"modality": "rgb", "step": s, "mmd": 1 / (1 + s), "head": state(mapped_head)}
+                      for s in (0, 5, 10)],
+        }, stage="train_connect", args={**args, "labels": labels, "per_class": per_class},
+            made_from=made_from, paired=paired, n_labelled=3, **facts)
         for method in methods:
-            snapshot = {"agree": torch.arange(27) % 2 == 0, "label": torch.where(torch.arange(27) % 2 == 0, y[3:30], -1),
+            snapshot = {"agree": torch.arange(27) % 2 == 0,
+                        "label": torch.where(torch.arange(27) % 2 == 0, y[3:30], -1),
                         "confidence": torch.rand(27), "prediction": torch.zeros(27, dtype=torch.long)}
             bank.save(folder / f"{method}.pt", {
-                **common, "unlabelled": ids[3:30], "before": snapshot, "after": {**snapshot, "prediction": y[3:30].clone()},
+                **common, "unlabelled": ids[3:30], "before": snapshot,
+                "after": {**snapshot, "prediction": y[3:30].clone()},
                 "history": [{"epoch": e + 1, "loss": 1.0 / (e + 1), "val_accuracy": 0.5} for e in range(2)],
-            }, stage="train_explore", args={**args, "method": method, "epochs": 2}, paired=paired, labels=labels,
-                made_from={**made_from, "connect": d_connect}, n_labelled=3, seconds=1.5, **facts)
+            }, stage="train_explore", args={**args, "method": method, "epochs": 2}, paired=paired,
+                labels=labels, made_from={**made_from, "connect": d_connect}, n_labelled=3,
+                seconds=1.5, **facts)
     return folder
 
 
-def record(accuracy, *, method="cox", seed=0, oom="sonar", setting="semi", labels=0.1, paired="true", data="toy", per_class=0,
-           counts=(10, 10, 10), **args):
+def record(accuracy, *, method="cox", seed=0, oom="sonar", setting="semi", labels=0.1, paired="true",
+           data="toy", per_class=0, counts=(10, 10, 10), **args):
     """A record as METHOD.json holds it, of a given accuracy."""
     names = [f"c{i}" for i in range(len(counts))]
-    return {"data": data, "perceptor": "bind", "setting": setting, "method": method, "oom": oom, "seed": seed, "labels": labels,
-            "per_class": per_class, "n_labelled": 3, "paired": paired, "fingerprint": "f" * 64, "history": [],
-            "args": {"epochs": 2, **args}, "metrics": {
+    return {"data": data, "perceptor": "bind", "setting": setting, "method": method, "oom": oom, "seed": seed,
+            "labels": labels, "per_class": per_class, "n_labelled": 3, "paired": paired, "fingerprint": "f" * 64,
+            "history": [], "args": {"epochs": 2, **args}, "metrics": {
                 "accuracy": accuracy, "balanced_accuracy": accuracy, "hungarian_accuracy": 0.5, "nmi": 0.25,
-                "n_test": sum(counts), "per_class": dict.fromkeys(names, accuracy), "confusion": np.diag(counts).tolist(), "agreement": None,
+                "n_test": sum(counts), "per_class": dict.fromkeys(names, accuracy),
+                "confusion": np.diag(counts).tolist(), "agreement": None,
                 "im_head_accuracy": {"rgb": 0.9},
                 "connection": [{"modality": "rgb", "step": 0, "mmd": 0.5, "oom_accuracy": 0.3}]}}
 
 
-# ----------------------------------------------------------------------------------------------------------- metrics
+# ---------------------------------------------------------------------------------------------------- metrics
 
 def test_methods_are_those_of_stage_3():
     assert set(report.METHODS) == set(train_explore.METHODS)
@@ -84,13 +91,15 @@ def test_methods_are_those_of_stage_3():
 def test_metrics_agree_with_sklearn(classes):
     g = torch.Generator().manual_seed(classes)
     truth = torch.randint(classes, (300,), generator=g)
-    guess = torch.where(torch.rand(300, generator=g) < 0.6, truth, torch.randint(classes, (300,), generator=g))
+    guess = torch.where(torch.rand(300, generator=g) < 0.6, truth,
+                        torch.randint(classes, (300,), generator=g))
     m = evaluate.class_metrics(guess, truth, [f"c{i}" for i in range(classes)])
     assert m["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
     assert m["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, guess))
     assert m["confusion"] == sk.confusion_matrix(truth, guess).tolist()
     assert m["nmi"] == pytest.approx(sk.normalized_mutual_info_score(truth, guess))
-    assert list(m["per_class"].values()) == pytest.approx(sk.recall_score(truth, guess, average=None).tolist())
+    recall = sk.recall_score(truth, guess, average=None)
+    assert list(m["per_class"].values()) == pytest.approx(recall.tolist())
     assert m["n_test"] == 300
 
 
@@ -109,13 +118,14 @@ def test_class_without_test_items_and_constant_guesses():
 
 def test_agreement_by_hand():
     agree = torch.tensor([True, True, True, False, False])
-    guess, truth = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, -1, 1, 1])      # the third has no hidden label
-    a = evaluate.agreement(agree, guess, truth, torch.tensor([0, 0, 0, -1, -1]))
-    assert a == pytest.approx({"share": 0.6, "agree_accuracy": 1.0, "disagree_accuracy": 0.5, "gap": 0.5, "label_accuracy": 0.5})
+    guess, truth = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, -1, 1, 1])
+    a = evaluate.agreement(agree, guess, truth, torch.tensor([0, 0, 0, -1, -1]))  # one has no hidden label
+    assert a == pytest.approx({"share": 0.6, "agree_accuracy": 1.0, "disagree_accuracy": 0.5, "gap": 0.5,
+                               "label_accuracy": 0.5})
     assert evaluate.agreement(torch.ones(5, dtype=torch.bool), guess, truth)["gap"] is None
 
 
-# -------------------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------------------- runs
 
 def test_json_of_a_run(tmp_path, capsys):
     folder = make_world(tmp_path, methods=("random", "cox"))
@@ -125,8 +135,8 @@ def test_json_of_a_run(tmp_path, capsys):
     evaluate.main(["--data", "toy", "--runs", str(tmp_path)])
     assert sorted(p.name for p in folder.glob("*.json")) == ["cox.json", "random.json"]
     r = json.loads((folder / "cox.json").read_text())
-    said = {"data": "toy", "perceptor": "bind", "setting": "semi", "method": "cox", "oom": "sonar", "seed": 0, "labels": 0.1,
-            "n_labelled": 3, "paired": "true", "seconds": 1.5}
+    said = {"data": "toy", "perceptor": "bind", "setting": "semi", "method": "cox", "oom": "sonar", "seed": 0,
+            "labels": 0.1, "n_labelled": 3, "paired": "true", "seconds": 1.5}
     assert {k: r[k] for k in said} == said
     assert r["fingerprint"] == "f" * 64 and len(r["history"]) == 2 and r["command"].startswith("python ")
     assert r["made_from"] == {"cox": bank.load(folder / "cox.pt")["meta"]["digest"]}
@@ -137,9 +147,10 @@ def test_json_of_a_run(tmp_path, capsys):
     assert set(m["connection"][0]) == {"modality", "step", "mmd", "oom_accuracy"}
     a = m["agreement"]
     assert a["before"]["share"] == pytest.approx(14 / 27) and a["before"]["label_accuracy"] == 1.0
-    assert a["after"]["agree_accuracy"] == a["after"]["disagree_accuracy"] == 1.0 and set(a["after_own"]) == set(a["before"])
+    assert a["after"]["agree_accuracy"] == a["after"]["disagree_accuracy"] == 1.0
+    assert set(a["after_own"]) == set(a["before"])
     assert json.loads((folder / "random.json").read_text())["metrics"]["agreement"] is None
-    assert len(capsys.readouterr().out.splitlines()) == 3                            # one line per run, and the next step
+    assert len(capsys.readouterr().out.splitlines()) == 3  # one line per run, and the next step
 
 
 def test_accuracy_is_that_of_the_saved_learner(tmp_path):
@@ -151,7 +162,8 @@ def test_accuracy_is_that_of_the_saved_learner(tmp_path):
     head.load_state_dict(run["head"])
     with torch.no_grad():
         right = head(learner(oom["x"][39:])).argmax(1) == oom["labels"][39:]
-    assert json.loads((folder / "cox.json").read_text())["metrics"]["accuracy"] == pytest.approx(right.double().mean().item())
+    found = json.loads((folder / "cox.json").read_text())["metrics"]["accuracy"]
+    assert found == pytest.approx(right.double().mean().item())
     assert not (folder / "erm.json").exists()
 
 
@@ -162,10 +174,11 @@ def test_skip_and_force(tmp_path, capsys):
     made = json.loads((folder / "erm.json").read_text())
     (folder / "erm.json").write_text(json.dumps({**made, "mark": 1}))
     evaluate.main(line)
-    assert "already evaluated" in capsys.readouterr().out and "mark" in json.loads((folder / "erm.json").read_text())
+    assert "already evaluated" in capsys.readouterr().out
+    assert "mark" in json.loads((folder / "erm.json").read_text())
     evaluate.main([*line, "--force"])
     assert json.loads((folder / "erm.json").read_text()) == made
-    (folder / "erm.json").write_text('{"data": "to')                                 # cut off: not taken for whole
+    (folder / "erm.json").write_text('{"data": "to')  # cut off: not taken for whole
     evaluate.main(line)
     assert json.loads((folder / "erm.json").read_text()) == made
     (folder / "erm.json").write_text(json.dumps({**made, "made_from": {"erm": "of another .pt"}}))
@@ -175,12 +188,13 @@ def test_skip_and_force(tmp_path, capsys):
 
 def test_stale_chain_is_refused(tmp_path):
     folder = make_world(tmp_path, methods=("cox",))
-    evaluate.main(["--data", "toy", "--runs", str(tmp_path)])                        # evaluated before, and refused still
+    evaluate.main(["--data", "toy", "--runs", str(tmp_path)])  # evaluated before, and refused still
     connect = dict(bank.load(folder / "connect.pt"))
     meta = connect.pop("meta")
     connect["labelled"] = ["i4"]
     bank.save(folder / "connect.pt", connect, quiet=True,
-              **{k: meta[k] for k in ("stage", "data", "fingerprint", "args", "made_from", "paired", "n_labelled")})
+              **{k: meta[k] for k in ("stage", "data", "fingerprint", "args", "made_from", "paired",
+                                      "n_labelled")})
     with pytest.raises(bank.UserError, match=r"cox\.pt was made from an earlier connect; make it again"):
         evaluate.main(["--data", "toy", "--runs", str(tmp_path)])
 
@@ -189,24 +203,26 @@ def test_other_data_is_refused(tmp_path):
     make_world(tmp_path)
     inputs = dict(bank.load(bank.inputs_path(tmp_path, "toy", "sonar")))
     meta = inputs.pop("meta")
-    bank.save(bank.inputs_path(tmp_path, "toy", "sonar"), inputs, stage="extract_features", data="toy", fingerprint="0" * 64,
-              args=meta["args"], quiet=True)
+    bank.save(bank.inputs_path(tmp_path, "toy", "sonar"), inputs, stage="extract_features", data="toy",
+              fingerprint="0" * 64, args=meta["args"], quiet=True)
     with pytest.raises(bank.UserError, match="other data|earlier inputs/sonar"):
         evaluate.main(["--data", "toy", "--runs", str(tmp_path)])
 
 
 def test_nothing_found_says_what_to_run(tmp_path):
     say = lambda *more: ["--data", "toy", "--runs", str(tmp_path), *more]
-    with pytest.raises(bank.UserError, match="no finished run .*run first: python extract_features.py --data toy --oom audio"):
+    with pytest.raises(bank.UserError, match="no finished run .*run first: python extract_features.py --data "
+                                             "toy --oom audio"):
         evaluate.main(say("--oom", "audio"))
     make_world(tmp_path)
-    with pytest.raises(bank.UserError, match="matches --oom sonar --seed 3; run first: python train_connect.py --data toy"):
+    with pytest.raises(bank.UserError, match="matches --oom sonar --seed 3; run first: python "
+                                             "train_connect.py --data toy"):
         evaluate.main(say("--oom", "sonar", "--seed", "3"))
     with pytest.raises(bank.UserError, match="run first: python train_explore.py .*--method moco"):
         evaluate.main(say("--method", "moco", "--table"))
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
+# ----------------------------------------------------------------------------------------------------- tables
 
 def row(block, *start):
     return next(r for r in block["rows"] if tuple(r[:len(start)]) == start)[len(start):]
@@ -218,7 +234,7 @@ def test_mean_and_sd():
     sd = np.std([80, 82, 87], ddof=1)
     assert row(blocks[0], "semi, 10% labels", "cox") == [f"**83.0 ± {sd:.1f}**"]
     assert row(blocks[0], "semi, 10% labels", "erm") == ["70.0 (n = 1)"]              # one seed: no sd
-    assert row(blocks[0], "semi, 10% labels", "aligned") == ["99.0 (n = 1)"]          # sees all labels: never bold
+    assert row(blocks[0], "semi, 10% labels", "aligned") == ["99.0 (n = 1)"]  # sees all labels: never bold
     assert [r[1] for r in blocks[0]["rows"]] == ["erm", "cox", "aligned"]
     assert "over 3 seeds" in blocks[0]["notes"][0] and "chance 33.3%" in " ".join(blocks[0]["notes"])
 
@@ -229,7 +245,8 @@ def test_several_data_sets_and_modalities_are_columns():
     assert row(blocks[0], "semi, 10% labels", "cox") == ["70.0", "60.0", "50.0"]
 
 
-@pytest.mark.parametrize("other, name", [({"labels": 0.02}, "semi, 2% labels"), ({"per_class": 4}, "semi, 4 labels per class"),
+@pytest.mark.parametrize("other, name", [({"labels": 0.02}, "semi, 2% labels"),
+                                         ({"per_class": 4}, "semi, 4 labels per class"),
                                          ({"paired": "by class: rgb"}, "semi, 10% labels, paired by class")])
 def test_unlike_runs_are_not_averaged(other, name):
     blocks = report.tables([record(0.5), record(0.9, seed=1, **other)])
@@ -243,29 +260,32 @@ def test_unlike_flags_are_said():
     assert "Not alike" in notes and "--epochs (2, 9)" in notes
     notes = " ".join(report.tables([record(0.5, w_agree=1), record(0.6, seed=1, w_agree=2)])[0]["notes"])
     assert "the seeds of cox differ in --w-agree (1, 2)" in notes
-    for alike in (record(0.6, seed=1), record(0.1, method="random", epochs=50)):              # random has no training
+    for alike in (record(0.6, seed=1), record(0.1, method="random", epochs=50)):  # random has no training
         assert "Not alike" not in " ".join(report.tables([record(0.5), alike])[0]["notes"])
 
 
 def test_balanced_table_only_where_classes_are_skewed():
     titles = lambda *counts: [b["title"] for b in report.tables([record(0.5, counts=counts)])]
     assert not any("Balanced" in t for t in titles(10, 12, 14))
-    assert any("Balanced" in t for t in titles(10, 12, 16)) and any("Balanced" in t for t in titles(0, 12, 12))
+    assert any("Balanced" in t for t in titles(10, 12, 16))
+    assert any("Balanced" in t for t in titles(0, 12, 12))
 
 
 def test_unsup_says_at_chance():
     unsup = dict(setting="unsup", labels=0.0, paired="none", counts=(100, 100, 100))
-    said = lambda *accuracies: next(b for b in report.tables([record(a, seed=i, **unsup) for i, a in enumerate(accuracies)])
-                                    if b["title"].startswith("Without labels"))
+
+    def said(*accuracies):
+        blocks = report.tables([record(a, seed=i, **unsup) for i, a in enumerate(accuracies)])
+        return next(b for b in blocks if b["title"].startswith("Without labels"))
     block = said(0.34, 0.37)
     assert block["header"] == ["method", "sonar accuracy", "sonar Hungarian", "sonar NMI"]
     assert block["rows"][0][1:] == ["35.5 ± 2.1", "50.0 ± 0.0", "25.0 ± 0.0"]
     assert "at chance" in block["notes"][0] and "chance is 33.3%" in block["notes"][0]
     assert "above chance by" in said(0.60, 0.62)["notes"][0]
-    assert "at chance" in said(0.2, 0.9)["notes"][0]                                   # two seeds far apart prove nothing
+    assert "at chance" in said(0.2, 0.9)["notes"][0]  # two seeds far apart prove nothing
 
 
-# ------------------------------------------------------------------------------------------------------------ report
+# ----------------------------------------------------------------------------------------------------- report
 
 def test_table_and_report_are_written(tmp_path, capsys):
     make_world(tmp_path, seeds=(0, 1), methods=("random", "erm", "cox"))
@@ -274,7 +294,8 @@ def test_table_and_report_are_written(tmp_path, capsys):
     evaluate.main(["--data", "toy", "other", "--runs", str(tmp_path), "--table", "--out", str(out)])
     records = json.loads((out / "table.json").read_text())
     assert len(records) == 7
-    assert {"data", "perceptor", "setting", "method", "oom", "seed", "labels", "paired", "metrics"} <= set(records[0])
+    assert {"data", "perceptor", "setting", "method", "oom", "seed", "labels", "paired",
+            "metrics"} <= set(records[0])
     with open(out / "table.csv", newline="") as f:
         lines = list(csv.DictReader(f))
     assert len(lines) == 7 and float(lines[0]["accuracy"]) == records[0]["metrics"]["accuracy"]
@@ -316,4 +337,5 @@ def test_plane_is_deterministic_and_ordered():
     spread = ((z - mean) @ axes).std(0)
     assert spread[0] > spread[1] > 3 and torch.equal(axes, report.plane(z)[1])
     assert (axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all()
-    assert report.plane(torch.randn(3, 1))[1].shape == (1, 2) and report.plane(torch.randn(1, 4))[1].shape == (4, 2)
+    assert report.plane(torch.randn(3, 1))[1].shape == (1, 2)
+    assert report.plane(torch.randn(1, 4))[1].shape == (4, 2)
