@@ -72,8 +72,8 @@ def record(accuracy, *, method="cox", seed=0, oom="sonar", setting="semi", label
     """A record as METHOD.json holds it, of a given accuracy."""
     names = [f"c{i}" for i in range(len(counts))]
     return {"data": data, "perceptor": "bind", "setting": setting, "method": method, "oom": oom, "seed": seed,
-            "labels": labels, "per_class": per_class, "n_labelled": 3, "paired": paired, "fingerprint": "f" * 64,
-            "history": [], "args": {"epochs": 2, **args}, "metrics": {
+            "labels": labels, "per_class": per_class, "n_labelled": 3, "paired": paired,
+            "fingerprint": "f" * 64, "history": [], "args": {"epochs": 2, **args}, "metrics": {
                 "accuracy": accuracy, "balanced_accuracy": accuracy, "hungarian_accuracy": 0.5, "nmi": 0.25,
                 "n_test": sum(counts), "per_class": dict.fromkeys(names, accuracy),
                 "confusion": np.diag(counts).tolist(), "agreement": None,
