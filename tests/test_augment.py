@@ -1,4 +1,5 @@
-"""augment.py: normalised batches, and augmentations that keep what the learner relies on: shapes, padding, time axes."""
+"""augment.py: normalised batches, and augmentations that keep shapes, padding and time axes."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,7 +31,8 @@ def correlation(a, b):
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-12)
 
 
-# --------------------------------------------------------------------------------------------------------- all kinds
+# -------------------------------------------------------------------------------------------------- all kinds
+
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("kind", SHAPES)
@@ -44,8 +46,17 @@ def test_shape_dtype_and_input_stay(kind, strength):
     assert kind == "text" or y.isfinite().all()
 
 
-@pytest.mark.parametrize("kind, shape", [("image", (1, 1, 1)), ("image", (1, 3, 200)), ("video", (1, 1, 2, 2)), ("series", (1, 1)),
-                                         ("series", (4, 1)), ("text", (1,))])
+@pytest.mark.parametrize(
+    "kind, shape",
+    [
+        ("image", (1, 1, 1)),
+        ("image", (1, 3, 200)),
+        ("video", (1, 1, 2, 2)),
+        ("series", (1, 1)),
+        ("series", (4, 1)),
+        ("text", (1,)),
+    ],
+)
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_the_smallest_items(kind, shape, strength):
     x, lengths = items(kind, 1, shape)
@@ -78,9 +89,17 @@ def test_items_of_a_batch_are_moved_each_in_its_own_way(kind):
     assert len({tuple(row.flatten().tolist()) for row in y}) == 4
 
 
-# ------------------------------------------------------------------------------------------------------------ series
+# ----------------------------------------------------------------------------------------------------- series
 
-@given(st.integers(1, 5), st.integers(1, 30), st.integers(1, 6), st.sampled_from(STRENGTHS), st.integers(0, 2**31), st.data())
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 30),
+    st.integers(1, 6),
+    st.sampled_from(STRENGTHS),
+    st.integers(0, 2**31),
+    st.data(),
+)
 def test_padding_stays_zero_and_lengths_valid(n, t, c, strength, seed, data):
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, t), min_size=n, max_size=n)))
     torch.manual_seed(seed)
@@ -104,17 +123,19 @@ def test_lengths_vary_both_ways_and_are_not_written_in_place():
 
 
 def test_replay_plays_at_another_speed_from_another_start():
-    """A ramp stays a ramp: of a slope within 1 ± speed, from a start within ± shift, zero outside what there is."""
+    """A ramp stays a ramp: of a slope within 1 ± speed, a start within ± shift, zero outside."""
     x = ((torch.arange(80.0) + 1) * (torch.arange(80) < 40)).expand(200, 1, 80)
     y, new = module.replay(x, torch.full((200,), 40), 0.2, 0.1)
     slopes, starts = [], []
     for row, t in zip(y[:, 0], new.tolist()):
         assert (row[t:] == 0).all()
         heard = row.nonzero().squeeze(1)
-        assert heard[-1] >= t - 2 and len(heard) == heard[-1] - heard[0] + 1               # in one piece, to the end
+        assert heard[-1] >= t - 2 and len(heard) == heard[-1] - heard[0] + 1  # in one piece, to the end
         values = row[heard]
         slope = (values[-1] - values[0]) / (len(values) - 1)
-        torch.testing.assert_close(values, values[0] + slope * torch.arange(len(values)), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(
+            values, values[0] + slope * torch.arange(len(values)), atol=1e-3, rtol=1e-4
+        )
         assert values.min() >= 1 and values.max() <= 40
         slopes.append(float(slope)), starts.append(float(values[0] - 1 - slope * heard[0]))
     assert 0.8 <= min(slopes) < 0.9 and 1.1 < max(slopes) <= 1.2 + 1e-4
@@ -151,7 +172,7 @@ def test_weak_series_are_not_dropped_in_parts():
     assert (augment("series", 10 * x, None, "weak")[0] > 5).all()
     strong = augment("series", 10 * x, None, "strong")[0]
     gone = (strong == 0).float().mean((1, 2))
-    assert (gone > 0).float().mean() > 0.9 and gone.max() < 0.6                         # spans of time and channels, never all
+    assert (gone > 0).float().mean() > 0.9 and gone.max() < 0.6  # spans of time and channels, never all
 
 
 def test_strong_keeps_every_channel_where_there_are_few():
@@ -159,7 +180,8 @@ def test_strong_keeps_every_channel_where_there_are_few():
     assert ((y != 0).any(-1)).all()
 
 
-# -------------------------------------------------------------------------------------------------------------- text
+# ------------------------------------------------------------------------------------------------------- text
+
 
 @given(st.integers(1, 5), st.integers(1, 40), st.sampled_from(STRENGTHS), st.integers(0, 2**31))
 def test_text_keeps_padding_spaces_and_length(n, t, strength, seed):
@@ -176,12 +198,15 @@ def test_text_loses_whole_words_at_the_stated_rate(strength, share):
     text = b"one two six ten the cat sat mat"
     x = torch.tensor(list(text), dtype=torch.uint8).expand(500, -1)
     y = augment("text", x, None, strength)[0]
-    words = torch.stack([(y[:, i:i + 3] == MASKED_BYTE) for i in range(0, len(text), 4)], 1)    # (500, words, 3)
+    words = torch.stack(
+        [(y[:, i : i + 3] == MASKED_BYTE) for i in range(0, len(text), 4)], 1
+    )  # (500, words, 3)
     assert torch.equal(words.all(-1), words.any(-1))
     assert abs(words.any(-1).float().mean() - share) < 0.03
 
 
-# ---------------------------------------------------------------------------------------------------- images, clips
+# ---------------------------------------------------------------------------------------------- images, clips
+
 
 def test_all_frames_of_a_clip_move_alike():
     frame = torch.randn(4, 3, 1, 16, 16)
@@ -204,7 +229,9 @@ def test_images_are_neither_mirrored_nor_turned_over():
     x = torch.zeros(300, 1, 20, 20)
     x[:, :, 3:7, 3:7] = 10.0
     y = augment("image", x, None, "weak")[0]
-    quarters = torch.stack([y[:, :, :10, :10], y[:, :, :10, 10:], y[:, :, 10:, :10], y[:, :, 10:, 10:]]).sum((2, 3, 4))
+    quarters = torch.stack([y[:, :, :10, :10], y[:, :, :10, 10:], y[:, :, 10:, :10], y[:, :, 10:, 10:]]).sum(
+        (2, 3, 4)
+    )
     assert (quarters.argmax(0) == 0).float().mean() > 0.97
 
 
@@ -215,16 +242,27 @@ def test_weak_images_have_no_hole_and_strong_ones_do():
     assert (hole > 0).float().mean() > 0.5 and hole.max() <= 0.35
 
 
-# ------------------------------------------------------------------------------------------------------------- batch
+# ------------------------------------------------------------------------------------------------------ batch
+
 
 def inputs_file(kind, lengths=None):
     if kind == "text":
         x, lengths = sentences(5, 12)
         return {"kind": "text", "x": x, "lengths": lengths, "mean": None, "std": None}
     shape = SHAPES[kind]
-    x = torch.randint(0, 256, (5, *shape), dtype=torch.uint8) if kind in ("image", "video") else 3 * torch.randn(5, *shape) + 100
+    x = (
+        torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+        if kind in ("image", "video")
+        else 3 * torch.randn(5, *shape) + 100
+    )
     ones = (shape[0], *(1,) * (len(shape) - 1))
-    return {"kind": kind, "x": x, "lengths": lengths, "mean": torch.rand(ones) * 100, "std": 1 + torch.rand(ones)}
+    return {
+        "kind": kind,
+        "x": x,
+        "lengths": lengths,
+        "mean": torch.rand(ones) * 100,
+        "std": 1 + torch.rand(ones),
+    }
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "series"])
@@ -239,7 +277,9 @@ def test_batch_normalises(kind):
 def test_batch_normalises_per_position():
     file = inputs_file("series")
     file["mean"], file["std"] = torch.randn(5, 40), 1 + torch.rand(5, 40)
-    torch.testing.assert_close(batch(file, torch.tensor([4]), "cpu")[0][0], (file["x"][4] - file["mean"]) / file["std"])
+    torch.testing.assert_close(
+        batch(file, torch.tensor([4]), "cpu")[0][0], (file["x"][4] - file["mean"]) / file["std"]
+    )
 
 
 def test_batch_leaves_zero_in_the_padding():
@@ -251,7 +291,7 @@ def test_batch_leaves_zero_in_the_padding():
     for row, r in zip(x, rows.tolist()):
         t = int(lengths[r])
         torch.testing.assert_close(row[:, :t], ((file["x"][r] - file["mean"]) / file["std"])[:, :t])
-        assert (row[:, t:] == 0).all()                                                   # not -mean / std
+        assert (row[:, t:] == 0).all()  # not -mean / std
 
 
 def test_batch_of_text_is_its_bytes():

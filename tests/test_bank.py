@@ -1,4 +1,5 @@
-"""bank.py: the .pt contract. What is read is whole, finite, of the same data and of the work that was asked for."""
+"""bank.py: the .pt contract. What is read is whole, finite, and of the data and the work asked for."""
+
 import os
 import signal
 import subprocess
@@ -12,13 +13,25 @@ import bank
 from bank import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-META = {"stage": "train_connect", "data": "toy", "fingerprint": "f" * 64, "args": {"epochs": 2, "w_agree": 1.0}}
+META = {
+    "stage": "train_connect",
+    "data": "toy",
+    "fingerprint": "f" * 64,
+    "args": {"epochs": 2, "w_agree": 1.0},
+}
 
 
 def content():
-    return {"features": torch.arange(12.0).reshape(4, 3), "ids": ["a", "b", "c", "d"], "labels": torch.tensor([0, 1, -1, 0]),
-            "split": torch.tensor([0, 1, 2, 0]), "class_names": ["x", "y"], "lengths": None, "kind": "series",
-            "nested": {"half": torch.ones(2, dtype=torch.bfloat16), "list": [torch.arange(0), 1.5, "t", True]}}
+    return {
+        "features": torch.arange(12.0).reshape(4, 3),
+        "ids": ["a", "b", "c", "d"],
+        "labels": torch.tensor([0, 1, -1, 0]),
+        "split": torch.tensor([0, 1, 2, 0]),
+        "class_names": ["x", "y"],
+        "lengths": None,
+        "kind": "series",
+        "nested": {"half": torch.ones(2, dtype=torch.bfloat16), "list": [torch.arange(0), 1.5, "t", True]},
+    }
 
 
 def save(path, obj=None, **changes):
@@ -45,7 +58,8 @@ def complaint(call, *parts):
     return message
 
 
-# ----------------------------------------------------------------------------------------------------- write and read
+# --------------------------------------------------------------------------------------------- write and read
+
 
 def test_what_is_saved_is_loaded(tmp_path):
     path = tmp_path / "deep" / "er" / "x.pt"
@@ -54,9 +68,13 @@ def test_what_is_saved_is_loaded(tmp_path):
     meta = read.pop("meta")
     assert same(read, content())
     assert meta["digest"] == digest == bank.digest(read)
-    assert meta["made_from"] == {"inputs/rgb": "abc"} and meta["paired"] == "true" and meta["args"] == META["args"]
+    assert (
+        meta["made_from"] == {"inputs/rgb": "abc"}
+        and meta["paired"] == "true"
+        and meta["args"] == META["args"]
+    )
     assert {"stage", "data", "fingerprint", "argv", "torch", "time"} <= meta.keys()
-    assert set(torch.load(path, weights_only=True)) == {*content(), "meta"}          # plain types only
+    assert set(torch.load(path, weights_only=True)) == {*content(), "meta"}  # plain types only
     assert os.listdir(path.parent) == ["x.pt"]
 
 
@@ -79,11 +97,15 @@ def test_refuses_what_is_not_finite(tmp_path, bad, dtype):
 def test_refuses_weights_that_are_not_finite(tmp_path):
     """A diverged learner lies one level down, in a state dict."""
     path = tmp_path / "connect.pt"
-    complaint(lambda: save(path, {"learner": {"norm.weight": torch.tensor([1.0, float("nan")])}}), path, "learner")
+    complaint(
+        lambda: save(path, {"learner": {"norm.weight": torch.tensor([1.0, float("nan")])}}), path, "learner"
+    )
     assert not path.exists()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"]
+)
 @pytest.mark.parametrize("old", [False, True])
 def test_a_writer_that_fails_midway_leaves_the_old_file_or_none(tmp_path, monkeypatch, error, old):
     path = tmp_path / "x.pt"
@@ -96,10 +118,11 @@ def test_a_writer_that_fails_midway_leaves_the_old_file_or_none(tmp_path, monkey
         real(obj, f, **kw)
         os.truncate(f, os.path.getsize(f) // 2)
         raise error
+
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(type(error)):
         save(path, {"features": torch.zeros(1000)})
-    assert os.listdir(tmp_path) == (["x.pt"] if old else [])                         # no temporary file either
+    assert os.listdir(tmp_path) == (["x.pt"] if old else [])  # no temporary file either
     assert (path.read_bytes() if path.exists() else None) == before
 
 
@@ -123,11 +146,13 @@ def test_a_writer_killed_midway_leaves_the_old_file_or_none(tmp_path, moment):
     save(old)
     before = old.read_bytes()
     for path in (old, new):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(path), moment], cwd=ROOT, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(path), moment], cwd=ROOT, capture_output=True
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert old.read_bytes() == before and not new.exists()
     assert len(os.listdir(banks)) == 3, "the two killed writers should have left their temporary files"
-    files, _ = bank.load_banks(tmp_path, "toy", "bind", "audio")                     # … which nothing takes for banks
+    files, _ = bank.load_banks(tmp_path, "toy", "bind", "audio")  # … which nothing takes for banks
     assert list(files) == ["rgb"]
     assert not bank.finished(new, {}, {}, None, False)
     save(new)
@@ -143,11 +168,16 @@ def test_an_open_file_survives_its_replacement(tmp_path):
     assert (read == 1).all() and (bank.load(path)["features"] == 2).all()
 
 
-# ------------------------------------------------------------------------------------------------- files to refuse
+# -------------------------------------------------------------------------------------------- files to refuse
+
 
 def test_missing_file_names_the_command(tmp_path):
-    complaint(lambda: bank.load(tmp_path / "x.pt", first="python extract_features.py --data d"),
-              tmp_path / "x.pt", "is missing", "python extract_features.py --data d")
+    complaint(
+        lambda: bank.load(tmp_path / "x.pt", first="python extract_features.py --data d"),
+        tmp_path / "x.pt",
+        "is missing",
+        "python extract_features.py --data d",
+    )
 
 
 def damage_text(path):
@@ -173,7 +203,7 @@ def damage_directory(path):
 
 
 def damage_pickle(path):
-    torch.save({"meta": {}, "features": Path("/")}, path)                            # needs more than weights_only allows
+    torch.save({"meta": {}, "features": Path("/")}, path)  # needs more than weights_only allows
 
 
 def damage_tensor(path):
@@ -193,24 +223,35 @@ def damage_lacks_key(path):
 
 
 def damage_meta(path):
-    torch.save({"features": torch.zeros(1), "meta": {"epoch": 3}}, path)             # somebody else's checkpoint
+    torch.save({"features": torch.zeros(1), "meta": {"epoch": 3}}, path)  # somebody else's checkpoint
 
 
 DAMAGES = [v for k, v in sorted(globals().items()) if k.startswith("damage_") and v is not damage_meta]
-FOREIGN = pytest.param(damage_meta, marks=pytest.mark.xfail(strict=True, reason="bank.load takes any meta for one of ours"))
+FOREIGN = pytest.param(
+    damage_meta, marks=pytest.mark.xfail(strict=True, reason="bank.load takes any meta for one of ours")
+)
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, FOREIGN], ids=lambda f: f.__name__[7:])
 def test_what_is_no_whole_file_of_ours_is_refused(tmp_path, damage):
     path = tmp_path / "x.pt"
     damage(path)
-    complaint(lambda: bank.load(path, first="python extract_features.py", keys=("features",)),
-              path, "remove it", "python extract_features.py")
+    complaint(
+        lambda: bank.load(path, first="python extract_features.py", keys=("features",)),
+        path,
+        "remove it",
+        "python extract_features.py",
+    )
 
 
 def test_no_bank_names_the_command(tmp_path):
-    message = complaint(lambda: bank.load_banks(tmp_path, "toy", "bind", "audio", first="python extract_features.py --oom audio"),
-                        bank.bank_dir(tmp_path, "toy", "bind", "audio"), "python extract_features.py --oom audio")
+    message = complaint(
+        lambda: bank.load_banks(
+            tmp_path, "toy", "bind", "audio", first="python extract_features.py --oom audio"
+        ),
+        bank.bank_dir(tmp_path, "toy", "bind", "audio"),
+        "python extract_features.py --oom audio",
+    )
     assert "bank" in message
 
 
@@ -218,24 +259,40 @@ def test_damaged_bank_among_good_ones_is_named(tmp_path):
     banks = bank.bank_dir(tmp_path, "toy", "bind", "audio")
     save(banks / "depth.pt"), save(banks / "rgb.pt")
     (banks / "rgb.pt").write_bytes(b"x")
-    complaint(lambda: bank.load_banks(tmp_path, "toy", "bind", "audio", first="python extract_features.py"),
-              banks / "rgb.pt", "python extract_features.py")
+    complaint(
+        lambda: bank.load_banks(tmp_path, "toy", "bind", "audio", first="python extract_features.py"),
+        banks / "rgb.pt",
+        "python extract_features.py",
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- the chain
+# -------------------------------------------------------------------------------------------------- the chain
+
 
 def test_check_chain():
     meta = {"fingerprint": "a" * 64, "made_from": {"inputs/rgb": "1", "banks/depth": "2"}}
     assert bank.check_chain("x.pt", meta, {"inputs/rgb": "1", "banks/depth": "2"}, "a" * 64) is None
     assert bank.check_chain("x.pt", meta, {}, None) is None
-    complaint(lambda: bank.check_chain("x.pt", meta, {"banks/depth": "3"}, "a" * 64), "x.pt", "banks/depth", "--force")
-    complaint(lambda: bank.check_chain("x.pt", meta, {}, "b" * 64), "x.pt", "aaaaaaaa", "bbbbbbbb", "--force", "--runs")
+    complaint(
+        lambda: bank.check_chain("x.pt", meta, {"banks/depth": "3"}, "a" * 64),
+        "x.pt",
+        "banks/depth",
+        "--force",
+    )
+    complaint(
+        lambda: bank.check_chain("x.pt", meta, {}, "b" * 64),
+        "x.pt",
+        "aaaaaaaa",
+        "bbbbbbbb",
+        "--force",
+        "--runs",
+    )
 
 
 def test_finished(tmp_path, capsys):
     path, args, made = tmp_path / "x.pt", {"epochs": 2, "w_agree": 1.0}, {"inputs/rgb": "1"}
     ask = lambda a=args, m=made, f="f" * 64, force=False: bank.finished(path, a, m, f, force)
-    assert not ask()                                                                 # nothing there
+    assert not ask()  # nothing there
     save(path, made_from=made)
     assert ask() and "already done" in capsys.readouterr().out
     assert ask({**args}, dict(made))
@@ -245,7 +302,7 @@ def test_finished(tmp_path, capsys):
     complaint(lambda: ask({"w_agree": 1.0}), path, "--epochs", "2")
     complaint(lambda: ask(f="e" * 64), path, "--force")
     complaint(lambda: ask(m={"inputs/rgb": "2"}), path, "inputs/rgb", "--force")
-    assert not ask({"epochs": 9}, {"inputs/rgb": "2"}, "e" * 64, force=True)         # force never looks
+    assert not ask({"epochs": 9}, {"inputs/rgb": "2"}, "e" * 64, force=True)  # force never looks
 
 
 def test_finished_does_not_take_a_damaged_file_for_done(tmp_path):
@@ -255,18 +312,28 @@ def test_finished_does_not_take_a_damaged_file_for_done(tmp_path):
     assert not bank.finished(path, META["args"], {}, None, True)
 
 
-# ------------------------------------------------------------------------------------------------------------ digest
+# ----------------------------------------------------------------------------------------------------- digest
+
 
 def test_digest_is_of_the_content():
     base = {"a": torch.arange(6.0), "b": {"c": [1, 2.5, None, "t"]}}
     d = bank.digest(base)
-    assert d == bank.digest({"b": {"c": [1, 2.5, None, "t"]}, "a": torch.arange(6.0)})            # not of the order
-    assert d == bank.digest({"a": torch.arange(12.0)[::2].div(2), "b": {"c": (1, 2.5, None, "t")}})   # nor of the strides
-    others = [{"a": torch.arange(6.0) + 1e-6, "b": base["b"]}, {"a": torch.arange(6.0).reshape(2, 3), "b": base["b"]},
-              {"a": torch.arange(6.0).double(), "b": base["b"]}, {"a": torch.arange(6), "b": base["b"]},
-              {"a": base["a"], "b": {"c": [2.5, 1, None, "t"]}}, {"a": base["a"], "b": {"c": [1, 2.5, None, "u"]}},
-              {"a": base["a"], "b": {"d": [1, 2.5, None, "t"]}}, {"a": base["a"], "b": {"c": ["1", 2.5, None, "t"]}},
-              {"a": base["a"]}, {"a": base["a"], "b": {"c": [1, 2.5, None, "t"]}, "e": []}]
+    assert d == bank.digest({"b": {"c": [1, 2.5, None, "t"]}, "a": torch.arange(6.0)})  # not of the order
+    assert d == bank.digest(
+        {"a": torch.arange(12.0)[::2].div(2), "b": {"c": (1, 2.5, None, "t")}}
+    )  # nor of the strides
+    others = [
+        {"a": torch.arange(6.0) + 1e-6, "b": base["b"]},
+        {"a": torch.arange(6.0).reshape(2, 3), "b": base["b"]},
+        {"a": torch.arange(6.0).double(), "b": base["b"]},
+        {"a": torch.arange(6), "b": base["b"]},
+        {"a": base["a"], "b": {"c": [2.5, 1, None, "t"]}},
+        {"a": base["a"], "b": {"c": [1, 2.5, None, "u"]}},
+        {"a": base["a"], "b": {"d": [1, 2.5, None, "t"]}},
+        {"a": base["a"], "b": {"c": ["1", 2.5, None, "t"]}},
+        {"a": base["a"]},
+        {"a": base["a"], "b": {"c": [1, 2.5, None, "t"]}, "e": []},
+    ]
     digests = [d, *map(bank.digest, others)]
     assert len(set(digests)) == len(digests)
 
@@ -276,32 +343,50 @@ def test_digest_tells_int_and_float_of_the_same_bytes():
     assert bank.digest({"x": bits}) != bank.digest({"x": bits.view(torch.int32)})
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool]
+)
 def test_digest_takes_every_dtype_and_size(dtype):
-    digests = {bank.digest({"x": torch.zeros(shape, dtype=dtype)}) for shape in [(), (0,), (0, 3), (3, 0), (2,), (1, 2)]}
+    digests = {
+        bank.digest({"x": torch.zeros(shape, dtype=dtype)})
+        for shape in [(), (0,), (0, 3), (3, 0), (2,), (1, 2)]
+    }
     assert len(digests) == 6
 
 
-# ----------------------------------------------------------------------------------------------------- paths and rows
+# --------------------------------------------------------------------------------------------- paths and rows
+
 
 def test_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my robot").mkdir()
     assert bank.data_name("synth") == "synth"
-    assert bank.data_name("my robot") == bank.data_name("my robot/") == bank.data_name(str(tmp_path / "my robot")) == "my robot"
+    assert (
+        bank.data_name("my robot")
+        == bank.data_name("my robot/")
+        == bank.data_name(str(tmp_path / "my robot"))
+        == "my robot"
+    )
     monkeypatch.chdir(tmp_path / "my robot")
-    assert bank.data_name(".") == "my robot"                                          # never runs/./
+    assert bank.data_name(".") == "my robot"  # never runs/./
     assert bank.inputs_path("runs", "synth", "rgb") == Path("runs/synth/inputs/rgb.pt")
     assert bank.bank_dir("runs", "synth", "bind", "audio") == Path("runs/synth/bind/no-audio/banks")
     assert bank.bank_dir("runs", "synth", "hf:google/vit", "audio") == Path("runs/synth/hf_google_vit/banks")
-    assert bank.run_dir("runs", "synth", "bind", "audio", "semi", 3) == Path("runs/synth/bind/oom-audio/semi/seed3")
+    assert bank.run_dir("runs", "synth", "bind", "audio", "semi", 3) == Path(
+        "runs/synth/bind/oom-audio/semi/seed3"
+    )
 
 
 def test_banks_of_different_oom_modalities_never_meet():
     dirs = {bank.bank_dir("runs", "synth", "bind", m) for m in ("audio", "rgb")}
     assert len(dirs) == 2
-    runs = {bank.run_dir("runs", "synth", p, m, s, k) for p in ("bind", "x") for m in ("audio", "rgb") for s in ("semi", "unsup")
-            for k in (0, 1)}
+    runs = {
+        bank.run_dir("runs", "synth", p, m, s, k)
+        for p in ("bind", "x")
+        for m in ("audio", "rgb")
+        for s in ("semi", "unsup")
+        for k in (0, 1)
+    }
     assert len(runs) == 16
 
 
@@ -315,18 +400,20 @@ def test_rows_are_test_rows_only_when_asked_for():
 
 
 def test_load_banks_leaves_the_oom_modality_out(tmp_path):
-    folder = bank.bank_dir(tmp_path, "toy", "shared/one", "audio")                    # a perceptor whose banks all share
+    folder = bank.bank_dir(tmp_path, "toy", "shared/one", "audio")  # a perceptor whose banks all share
     digests = {m: save(folder / f"{m}.pt", {**content(), "kind": m}) for m in ("audio", "rgb", "depth")}
     files, made_from = bank.load_banks(tmp_path, "toy", "shared/one", "audio")
     assert list(files) == ["depth", "rgb"]
     assert made_from == {"banks/depth": digests["depth"], "banks/rgb": digests["rgb"]}
 
 
-# ------------------------------------------------------------------------------------------------------------- run
+# -------------------------------------------------------------------------------------------------------- run
+
 
 def test_run_prints_one_line_and_exits_with_2(capsys):
     def main(argv):
         raise UserError(f"{argv[0]} is bad; mend it")
+
     with pytest.raises(SystemExit) as exit:
         bank.run(main, ["this"])
     assert exit.value.code == 2
@@ -336,6 +423,7 @@ def test_run_prints_one_line_and_exits_with_2(capsys):
 def test_run_ends_an_interrupt_without_a_traceback(capsys):
     def main(argv):
         raise KeyboardInterrupt
+
     with pytest.raises(SystemExit) as exit:
         bank.run(main)
     assert exit.value.code == 130

@@ -1,4 +1,5 @@
-"""perceptors/bind.py: what it pairs, that its joint space is one, and that it sees training rows of IM modalities alone."""
+"""perceptors/bind.py: what it pairs, that its joint space is one, and that it sees IM training rows alone."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,29 +9,64 @@ from perceptors import bind
 
 
 def toy(n=240, classes=4, seed=0, splits=(0.7, 0.1)):
-    """Three modalities of one latent vector: an image, a series of varying length, a feature vector (a fixed-length series)."""
+    """Three modalities of one latent vector: an image, a series of varying length, a feature vector."""
     g = torch.Generator().manual_seed(seed)
     latent = torch.randn(n, 6, generator=g)
     labels = latent[:, :2].gt(0).long() @ torch.tensor([1, 2])
     maps = [torch.randn(6, d, generator=torch.Generator().manual_seed(7 + d)) for d in (64, 3, 12)]
     split = torch.full((n,), 2)
-    split[:round(splits[0] * n)] = 0
-    split[round(splits[0] * n):round(sum(splits) * n)] = 1
-    common = {"ids": [f"i{k}" for k in range(n)], "labels": labels, "split": split, "class_names": list("abcd")[:classes]}
+    split[: round(splits[0] * n)] = 0
+    split[round(splits[0] * n) : round(sum(splits) * n)] = 1
+    common = {
+        "ids": [f"i{k}" for k in range(n)],
+        "labels": labels,
+        "split": split,
+        "class_names": list("abcd")[:classes],
+    }
     image = (latent @ maps[0]).view(n, 1, 8, 8)
     lengths = torch.randint(12, 25, (n,), generator=g)
-    series = torch.stack([(latent @ maps[1][:, :1]).repeat(1, 24), latent[:, :1] * torch.linspace(-1, 1, 24), latent[:, 1:2].repeat(1, 24),
-                          latent[:, 2:3].repeat(1, 24)], 1) * (torch.arange(24) < lengths[:, None])[:, None]
+    series = (
+        torch.stack(
+            [
+                (latent @ maps[1][:, :1]).repeat(1, 24),
+                latent[:, :1] * torch.linspace(-1, 1, 24),
+                latent[:, 1:2].repeat(1, 24),
+                latent[:, 2:3].repeat(1, 24),
+            ],
+            1,
+        )
+        * (torch.arange(24) < lengths[:, None])[:, None]
+    )
     vector = (latent @ maps[2]).unsqueeze(1)
-    normal = lambda kind, x, t=None: {"kind": kind, "x": x, "lengths": t, "mean": x.mean(), "std": x.std(), **common}
-    return {"rgb": normal("image", image), "imu": normal("series", series, lengths), "fourier": normal("series", vector)}
+    normal = lambda kind, x, t=None: {
+        "kind": kind,
+        "x": x,
+        "lengths": t,
+        "mean": x.mean(),
+        "std": x.std(),
+        **common,
+    }
+    return {
+        "rgb": normal("image", image),
+        "imu": normal("series", series, lengths),
+        "fourier": normal("series", vector),
+    }
 
 
 def keep(file, rows):
     """The rows of an inputs file where this modality was observed."""
     rows = torch.as_tensor(rows)
-    out = {k: v[rows] if isinstance(v, torch.Tensor) and v.dim() and len(v) == len(file["ids"]) and k not in ("mean", "std")
-           else v for k, v in file.items()}
+    out = {
+        k: (
+            v[rows]
+            if isinstance(v, torch.Tensor)
+            and v.dim()
+            and len(v) == len(file["ids"])
+            and k not in ("mean", "std")
+            else v
+        )
+        for k, v in file.items()
+    }
     return {**out, "ids": [file["ids"][r] for r in rows.tolist()]}
 
 
@@ -41,21 +77,22 @@ def generator(seed=0):
 TINY = dict(dim=16, width=32, batch_size=64)
 
 
-# --------------------------------------------------------------------------------------------------------- the pairs
+# -------------------------------------------------------------------------------------------------- the pairs
+
 
 def test_pair_table_of_complete_rows():
     inputs = toy(20)
     names, table, by_class = bind.pair_table(inputs, False, generator())
     assert names == ["fourier", "imu", "rgb"] and by_class == []
-    assert table.shape == (14, 3)                                                     # training rows alone
+    assert table.shape == (14, 3)  # training rows alone
     for row in table.tolist():
         assert len({inputs[m]["ids"][r] for m, r in zip(names, row)}) == 1
 
 
 def test_pair_table_knows_missing_cells():
     inputs = toy(20)
-    inputs["rgb"] = keep(inputs["rgb"], range(5, 20))                                  # rows 0-4 lack the image
-    inputs["imu"] = keep(inputs["imu"], [*range(8), 19])                              # rows 8-18 lack the series
+    inputs["rgb"] = keep(inputs["rgb"], range(5, 20))  # rows 0-4 lack the image
+    inputs["imu"] = keep(inputs["imu"], [*range(8), 19])  # rows 8-18 lack the series
     names, table, by_class = bind.pair_table(inputs, False, generator())
     assert by_class == [] and len(table) == 14
     seen = {}
@@ -63,7 +100,11 @@ def test_pair_table_knows_missing_cells():
         ids = {m: inputs[m]["ids"][r] for m, r in zip(names, row) if r >= 0}
         assert len(set(ids.values())) == 1
         seen[ids["fourier"]] = set(ids)
-    assert seen["i0"] == {"fourier", "imu"} and seen["i5"] == {"fourier", "imu", "rgb"} and seen["i9"] == {"fourier", "rgb"}
+    assert (
+        seen["i0"] == {"fourier", "imu"}
+        and seen["i5"] == {"fourier", "imu", "rgb"}
+        and seen["i9"] == {"fourier", "rgb"}
+    )
     assert not {"i14", "i19"} & seen.keys()
 
 
@@ -79,7 +120,12 @@ def test_a_modality_that_shares_no_row_is_refused():
     with pytest.raises(UserError) as caught:
         bind.pair_table(apart(), False, generator())
     message = str(caught.value)
-    assert "fourier" in message and "--pair-by-class" in message and "manifest.csv" in message and "\n" not in message
+    assert (
+        "fourier" in message
+        and "--pair-by-class" in message
+        and "manifest.csv" in message
+        and "\n" not in message
+    )
 
 
 def test_sharing_test_rows_alone_is_sharing_none():
@@ -104,7 +150,7 @@ def test_pair_by_class_pairs_within_the_class_and_says_so():
             continue
         assert len({int(inputs[m]["labels"][r]) for m, r in present.items()}) == 1
         assert all(inputs[m]["split"][r] == 0 for m, r in present.items())
-        assert row[k] != 3                                                             # its label is unknown
+        assert row[k] != 3  # its label is unknown
         drawn += row[k] >= 0
     assert drawn == 42
     again = bind.pair_table(inputs, True, generator())[1]
@@ -122,10 +168,15 @@ def test_pair_by_class_touches_no_modality_that_has_true_pairs():
 def test_a_single_modality_needs_no_pairs():
     inputs = {"rgb": toy(20)["rgb"]}
     names, table, by_class = bind.pair_table(inputs, False, generator())
-    assert names == ["rgb"] and table.squeeze(1).tolist() == sorted(range(14), key=lambda r: f"i{r}") and by_class == []
+    assert (
+        names == ["rgb"]
+        and table.squeeze(1).tolist() == sorted(range(14), key=lambda r: f"i{r}")
+        and by_class == []
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------- training
+
 
 def bank_of(encoders, inputs):
     return {m: bind.features(encoders[m], inputs[m]) for m in encoders}
@@ -151,16 +202,20 @@ def test_features_are_unit_rows_of_all_items(trained):
 def test_features_do_not_depend_on_the_batches(trained):
     inputs, encoders, _ = trained
     for m in inputs:
-        torch.testing.assert_close(bind.features(encoders[m], inputs[m], batch_size=7), bind.features(encoders[m], inputs[m]),
-                                   atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            bind.features(encoders[m], inputs[m], batch_size=7),
+            bind.features(encoders[m], inputs[m]),
+            atol=1e-5,
+            rtol=1e-4,
+        )
 
 
 @pytest.mark.parametrize("a, b", [("rgb", "imu"), ("rgb", "fourier"), ("imu", "fourier")])
 def test_partners_find_each_other_on_rows_never_seen(trained, a, b):
     inputs, encoders, _ = trained
-    held = inputs["rgb"]["split"] == 2                                                # 120 rows: chance is 5 of 120
+    held = inputs["rgb"]["split"] == 2  # 120 rows: chance is 5 of 120
     banks = bank_of(encoders, inputs)
-    rank = (banks[a][held] @ banks[b][held].T)
+    rank = banks[a][held] @ banks[b][held].T
     hits = (rank.topk(5).indices == torch.arange(int(held.sum()))[:, None]).any(1).float().mean()
     assert hits > 0.4, hits
 
@@ -185,7 +240,9 @@ def test_no_label_is_used_without_pair_by_class():
         file["labels"] = torch.full((120,), -1)
     one, two = (bind.train(inputs, epochs=2, seed=0, **TINY)[0] for inputs in (clean, unlabelled))
     for m in clean:
-        assert all(torch.equal(a, b) for a, b in zip(one[m].state_dict().values(), two[m].state_dict().values())), m
+        assert all(
+            torch.equal(a, b) for a, b in zip(one[m].state_dict().values(), two[m].state_dict().values())
+        ), m
 
 
 def test_the_seed_decides():
@@ -218,13 +275,13 @@ def test_a_single_modality_is_trained_on_two_views():
     x, _ = bind.batch(file, held, "cpu")
     a, b = (encoders["rgb"](bind.augment("image", x)[0]) for _ in range(2))
     hits = ((a @ b.T).topk(3).indices == torch.arange(len(held))[:, None]).any(1).float().mean()
-    assert hits > 0.5                                                                 # chance is 3 of 80
+    assert hits > 0.5  # chance is 3 of 80
     before = bind.train(inputs, epochs=1, seed=0, **{**TINY, "batch_size": 400})[0]["rgb"]
     assert not torch.equal(bind.features(before, file), bind.features(encoders["rgb"], file))
 
 
 def test_pairs_by_class_bring_classes_together():
-    """Modalities that share no row: after training, the nearest items of the other one are of the same class."""
+    """Modalities that share no row: in the end the nearest items of the other one are of the same class."""
     inputs = toy(400)
     other = toy(400, seed=3)["fourier"]
     other["ids"] = [f"other{k}" for k in range(400)]
@@ -234,7 +291,7 @@ def test_pairs_by_class_bring_classes_together():
     banks = bank_of(encoders, inputs)
     a, b = ((inputs[m]["split"] == 2).nonzero().squeeze(1) for m in ("rgb", "fourier"))
     nearest = (banks["rgb"][a] @ banks["fourier"][b].T).argmax(1)
-    assert (inputs["rgb"]["labels"][a] == other["labels"][b][nearest]).float().mean() > 0.5      # chance is 0.25
+    assert (inputs["rgb"]["labels"][a] == other["labels"][b][nearest]).float().mean() > 0.5  # chance is 0.25
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 9, 10, 11, 20])
@@ -253,11 +310,21 @@ def test_more_rows_than_a_batch_and_gaps():
     assert all(p.isfinite().all() for e in encoders.values() for p in e.parameters())
 
 
-# ---------------------------------------------------------------------------------------------------------- encoders
+# --------------------------------------------------------------------------------------------------- encoders
 
-@pytest.mark.parametrize("kind, shape, lengths", [("image", (1, 3, 5), False), ("image", (3, 32, 32), False), ("video", (3, 2, 16, 16), False),
-                                                  ("series", (2, 100), True), ("series", (1, 1), False), ("series", (40, 100), False),
-                                                  ("text", (9,), True)])
+
+@pytest.mark.parametrize(
+    "kind, shape, lengths",
+    [
+        ("image", (1, 3, 5), False),
+        ("image", (3, 32, 32), False),
+        ("video", (3, 2, 16, 16), False),
+        ("series", (2, 100), True),
+        ("series", (1, 1), False),
+        ("series", (40, 100), False),
+        ("text", (9,), True),
+    ],
+)
 def test_encoder_shapes_and_gradients(kind, shape, lengths):
     encoder = bind.Encoder(kind=kind, shape=shape, lengths=lengths, dim=8, width=16)
     x = torch.randint(1, 200, (3, *shape), dtype=torch.uint8) if kind == "text" else torch.randn(3, *shape)

@@ -1,4 +1,5 @@
 """model.py: the learner, the heads, the connections and the losses, each against what it must equal or do."""
+
 import math
 
 import numpy as np
@@ -7,8 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from model import (Connection, Head, Learner, connection_loss, entropy, fit_head, info_nce, kl_literal, kl_matched,
-                   map_items, matched_target, slice_steps, train_connection)
+from model import (
+    Connection,
+    Head,
+    Learner,
+    connection_loss,
+    entropy,
+    fit_head,
+    info_nce,
+    kl_literal,
+    kl_matched,
+    map_items,
+    matched_target,
+    slice_steps,
+    train_connection,
+)
 
 SMALL = dict(width=32, depth=2, patch=4)
 SHAPES = {"image": (3, 8, 8), "video": (3, 4, 8, 8), "series": (2, 40), "text": (20,)}
@@ -19,7 +33,8 @@ def item(kind, shape, n=3):
     return torch.randint(1, 256, (n, *shape), dtype=torch.uint8) if kind == "text" else torch.randn(n, *shape)
 
 
-# ----------------------------------------------------------------------------------------------------------- learner
+# ---------------------------------------------------------------------------------------------------- learner
+
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("shapes", [SHAPES, ODD], ids=["whole patches", "odd sizes"])
@@ -31,7 +46,7 @@ def test_learner_gives_one_finite_row_per_item(kind, shapes):
     assert z.shape == (4, 32) and z.dtype == torch.float32 and z.isfinite().all()
     torch.testing.assert_close(z[1], z[3])
     assert (z[0] - z[1]).abs().max() > 1e-3
-    torch.testing.assert_close(learner(x[1:2]), z[1:2])                               # items do not see each other
+    torch.testing.assert_close(learner(x[1:2]), z[1:2])  # items do not see each other
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -72,7 +87,7 @@ def test_what_lies_beyond_the_length_does_not_matter(kind, shape):
     y = x.clone()
     y[0, ..., 4:], y[1, ..., 12:] = (7, 7) if kind == "text" else (1e3, -1e3)
     torch.testing.assert_close(learner(y, lengths), z)
-    y[1, ..., 11] = 7 if x[1, ..., 11].ne(7).all() else 8                              # the last valid step does
+    y[1, ..., 11] = 7 if x[1, ..., 11].ne(7).all() else 8  # the last valid step does
     assert (learner(y, lengths)[1] - z[1]).abs().max() > 1e-4
 
 
@@ -83,27 +98,31 @@ def test_longer_padding_gives_the_same_features(kind, shape, longer):
     long = Learner(kind=kind, shape=longer, width=32, depth=2, slice=4).eval()
     state = {**short.state_dict()}
     state["position"] = long.state_dict()["position"].clone()
-    state["position"][:, :short.position.shape[1]] = short.position
+    state["position"][:, : short.position.shape[1]] = short.position
     long.load_state_dict(state)
     lengths = torch.tensor([3, 9, shape[-1]])
     x = item(kind, shape)
     x = x * (torch.arange(shape[-1]) < lengths[:, None]).view(3, *(1,) * (x.dim() - 2), -1)
     padded = F.pad(x, (0, longer[-1] - shape[-1]))
     torch.testing.assert_close(long(padded, lengths), short(x, lengths), atol=1e-5, rtol=1e-4)
-    assert (long(padded) - long(padded, lengths)).abs().max() > 1e-4                   # it is the lengths that do it
+    assert (long(padded) - long(padded, lengths)).abs().max() > 1e-4  # it is the lengths that do it
 
 
 @pytest.mark.parametrize("kind", ["series", "text"])
 def test_full_lengths_are_no_lengths(kind):
     learner = Learner(kind=kind, shape=SHAPES[kind], **SMALL).eval()
     x = item(kind, SHAPES[kind])
-    torch.testing.assert_close(learner(x, torch.full((3,), SHAPES[kind][-1])), learner(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        learner(x, torch.full((3,), SHAPES[kind][-1])), learner(x), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", ["series", "text"])
 def test_length_zero_gives_finite_features(kind):
     learner = Learner(kind=kind, shape=SHAPES[kind], **SMALL)
-    x = item(kind, SHAPES[kind]) * torch.tensor([0, 1, 1], dtype=torch.uint8).view(3, *(1,) * len(SHAPES[kind]))
+    x = item(kind, SHAPES[kind]) * torch.tensor([0, 1, 1], dtype=torch.uint8).view(
+        3, *(1,) * len(SHAPES[kind])
+    )
     z = learner(x, torch.tensor([0, 3, 7]))
     z.sum().backward()
     assert z.isfinite().all() and all(p.grad.isfinite().all() for p in learner.parameters())
@@ -113,10 +132,12 @@ def test_default_learner_is_vit_t_16():
     learner = Learner(kind="image", shape=(3, 224, 224))
     assert learner.position.shape == (1, 196, 192) and len(learner.blocks) == 12
     assert learner.blocks[0].attention.heads == 3
-    encoder = 12 * (4 * 192 * 192 + 4 * 192 + 2 * 192 * 768 + 768 + 192 + 4 * 192) + 2 * 192     # weights and biases
-    ends = 3 * 16 * 16 * 192 + 192 + 196 * 192                                                     # patches, positions
+    encoder = (
+        12 * (4 * 192 * 192 + 4 * 192 + 2 * 192 * 768 + 768 + 192 + 4 * 192) + 2 * 192
+    )  # weights and biases
+    ends = 3 * 16 * 16 * 192 + 192 + 196 * 192  # patches, positions
     assert sum(p.numel() for p in learner.parameters()) == encoder + ends
-    assert encoder + ends == pytest.approx(5.5e6, rel=0.02)                                       # DeiT's 5.7 M has the 1000-way head
+    assert encoder + ends == pytest.approx(5.5e6, rel=0.02)  # DeiT's 5.7 M has the 1000-way head
 
 
 def test_learner_refuses_an_unknown_kind():
@@ -127,11 +148,14 @@ def test_learner_refuses_an_unknown_kind():
 def test_slice_steps():
     for steps in [1, 2, 31, 32, 33, 64, 65, 512, 1000]:
         s = slice_steps(steps)
-        assert math.ceil(steps / s) <= 32 and (s == 1 or math.ceil(steps / (s - 1)) > 32), steps   # the shortest that fits
+        assert math.ceil(steps / s) <= 32 and (
+            s == 1 or math.ceil(steps / (s - 1)) > 32
+        ), steps  # the shortest that fits
     assert slice_steps(100, tokens=10) == 10 and slice_steps(0) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------- heads
+# ------------------------------------------------------------------------------------------------------ heads
+
 
 def blobs(n, d, classes, spread, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
@@ -146,6 +170,7 @@ def blobs(n, d, classes, spread, seed=0, scale=1.0):
 def test_fit_head_is_as_good_as_logistic_regression(scale, spread):
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
+
     z, y = blobs(600, 10, 5, spread, 1, scale)
     zt, yt = blobs(2000, 10, 5, spread, 2, scale)
     head = fit_head(z, y, 5)
@@ -167,17 +192,21 @@ def test_fit_head_with_constant_features(constant):
     assert (head(with_constant(zt)).argmax(1) == yt).float().mean() >= plain - 0.01
 
 
-ROUNDED = pytest.param(5.3, marks=pytest.mark.xfail(strict=True, reason="fit_head divides by the rounding noise of the mean"))
+ROUNDED = pytest.param(
+    5.3, marks=pytest.mark.xfail(strict=True, reason="fit_head divides by the rounding noise of the mean")
+)
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, ROUNDED])
 def test_a_feature_that_was_constant_decides_nothing_later(constant):
-    """A dimension that no training item moves says nothing of the classes, whatever a later item has there."""
+    """A dimension that no training item moves says nothing, whatever a later item has there."""
     z, y = blobs(600, 10, 5, 0.5, 1)
     zt, yt = blobs(2000, 10, 5, 0.5, 2)
     head = fit_head(torch.cat([z, torch.full((600, 1), constant)], 1), y, 5)
     later = torch.cat([zt, constant + 0.1 * torch.randn(2000, 1)], 1)
-    assert (head(later).argmax(1) == yt).float().mean() >= (fit_head(z, y, 5)(zt).argmax(1) == yt).float().mean() - 0.01
+    assert (head(later).argmax(1) == yt).float().mean() >= (
+        fit_head(z, y, 5)(zt).argmax(1) == yt
+    ).float().mean() - 0.01
 
 
 def test_fit_head_on_identical_items_gives_the_prior():
@@ -204,18 +233,23 @@ def test_fit_head_on_random_batches():
     g = lambda: torch.Generator().manual_seed(3)
     one, two = (fit_head(z, y, 5, batch=128, generator=g()) for _ in range(2))
     assert torch.equal(one.linear.weight, two.linear.weight)
-    assert ((one(zt).argmax(1) == yt).float().mean() - (fit_head(z, y, 5)(zt).argmax(1) == yt).float().mean()).abs() < 0.02
+    assert (
+        (one(zt).argmax(1) == yt).float().mean() - (fit_head(z, y, 5)(zt).argmax(1) == yt).float().mean()
+    ).abs() < 0.02
 
 
 def test_head_standardises():
     head = Head(2, 3)
     head.mean.copy_(torch.tensor([1.0, -2.0])), head.std.copy_(torch.tensor([2.0, 4.0]))
     z = torch.randn(5, 2)
-    torch.testing.assert_close(head(z), head.linear((z - torch.tensor([1.0, -2.0])) / torch.tensor([2.0, 4.0])))
-    assert {"mean", "std"} <= head.state_dict().keys()                                # saved with the weights
+    torch.testing.assert_close(
+        head(z), head.linear((z - torch.tensor([1.0, -2.0])) / torch.tensor([2.0, 4.0]))
+    )
+    assert {"mean", "std"} <= head.state_dict().keys()  # saved with the weights
 
 
-# ------------------------------------------------------------------------------------------------------- connections
+# ------------------------------------------------------------------------------------------------ connections
+
 
 def linear_world(n=400, d_im=8, d=6, seed=0):
     g = torch.Generator().manual_seed(seed)
@@ -233,7 +267,9 @@ def connection(z_im, d, **sizes):
 def test_connection_loss_does_not_move_the_learner(w_ce):
     learner = Learner(kind="series", shape=(2, 16), **SMALL)
     head, c = torch.nn.Linear(32, 3), Connection(d_im=8, d=32)
-    connection_loss(c, torch.randn(5, 8), learner(torch.randn(5, 2, 16)), torch.tensor([0, 1, 2, 0, 1]), head, w_ce=w_ce).backward()
+    connection_loss(
+        c, torch.randn(5, 8), learner(torch.randn(5, 2, 16)), torch.tensor([0, 1, 2, 0, 1]), head, w_ce=w_ce
+    ).backward()
     assert all(p.grad is None for p in learner.parameters())
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in c.parameters())
 
@@ -302,7 +338,9 @@ def test_train_connection_pairs_the_same_rows():
 def test_a_single_pair_can_be_trained_on():
     z_im, z = linear_world()
     c = connection(z_im, 6)
-    last = train_connection(c, torch.optim.Adam(c.parameters(), lr=1e-3), z_im[:1], z[None, :1], torch.zeros(1), None, steps=200)
+    last = train_connection(
+        c, torch.optim.Adam(c.parameters(), lr=1e-3), z_im[:1], z[None, :1], torch.zeros(1), None, steps=200
+    )
     assert math.isfinite(last) and F.mse_loss(map_items(c, z_im[:1]), z[:1]) < 0.2 * z[:1].square().mean()
 
 
@@ -321,7 +359,7 @@ def test_beta_weighs_the_kl_to_the_standard_normal():
     z_im, z = linear_world(50)
     c = connection(z_im, 6).eval()
     with torch.no_grad():
-        c.encode[-1].weight.mul_(5)                                                    # means and variances worth the name
+        c.encode[-1].weight.mul_(5)  # means and variances worth the name
     _, mean, logvar = c(z_im)
     assert logvar.abs().max() < 8
     kl = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(1).mean()
@@ -337,15 +375,18 @@ def test_map_items_in_batches_is_the_same_and_deterministic():
     assert whole.shape == (400, 6) and not whole.requires_grad
 
 
-# ------------------------------------------------------------------------------------------------------------ losses
+# ----------------------------------------------------------------------------------------------------- losses
+
 
 def posterior_logp(n, c, seed=0):
-    return (2 * torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).log_softmax(-1)
+    return (
+        2 * torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ).log_softmax(-1)
 
 
 def test_kl_literal_is_the_mean_over_all_pairs():
     d, a = posterior_logp(7, 4), posterior_logp(5, 4, 1)
-    logits = d + 3.0                                                                   # logits are known up to a constant
+    logits = d + 3.0  # logits are known up to a constant
     loops = [kl_divergence(Categorical(logits=x), Categorical(logits=y)) for x in d for y in a]
     torch.testing.assert_close(kl_literal(logits, a.mean(0)), torch.stack(loops).mean())
 
@@ -360,7 +401,7 @@ def test_kl_matched_is_the_mean_kl_to_each_target():
     loop = [kl_divergence(Categorical(logits=x), Categorical(probs=t)) for x, t in zip(d, target)]
     torch.testing.assert_close(kl_matched(d - 1.0, target), torch.stack(loop).mean())
     assert kl_matched(target.log(), target).abs() < 1e-12
-    assert kl_matched(d, F.one_hot(d.argmax(1), 4).double()).isfinite()               # a target of zeros and ones
+    assert kl_matched(d, F.one_hot(d.argmax(1), 4).double()).isfinite()  # a target of zeros and ones
 
 
 def class_posteriors(c, seed=5):
@@ -373,7 +414,11 @@ def matched_by_loop(heads, rows, smooth):
     for i in range(b):
         named = {int(heads[m, i].argmax()) for m in range(k)}
         weights = {n: float(heads[:, i, n].mean()) for n in named if not rows[n].isnan().any()}
-        t = sum(w * rows[n] for n, w in weights.items()) / sum(weights.values()) if weights else heads[:, i].mean(0)
+        t = (
+            sum(w * rows[n] for n, w in weights.items()) / sum(weights.values())
+            if weights
+            else heads[:, i].mean(0)
+        )
         out[i] = (1 - smooth) * t + smooth / c
     return out
 
@@ -382,7 +427,7 @@ def matched_by_loop(heads, rows, smooth):
 def test_matched_target_against_a_loop(k):
     heads = (2 * torch.randn(k, 30, 5)).softmax(-1)
     rows = class_posteriors(5)
-    rows[1], rows[4] = float("nan"), float("nan")                                      # classes without anchors
+    rows[1], rows[4] = float("nan"), float("nan")  # classes without anchors
     target = matched_target(heads, rows)
     torch.testing.assert_close(target, matched_by_loop(heads, rows, 0.01), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(target.sum(-1), torch.ones(30))
@@ -391,7 +436,7 @@ def test_matched_target_against_a_loop(k):
 
 def test_matched_target_of_certain_heads_is_their_class_posterior():
     rows = class_posteriors(4)
-    heads = F.one_hot(torch.tensor([[0, 3, 2]] * 3), 4).float()                        # (3 heads, 3 items, 4)
+    heads = F.one_hot(torch.tensor([[0, 3, 2]] * 3), 4).float()  # (3 heads, 3 items, 4)
     torch.testing.assert_close(matched_target(heads, rows, smooth=0.0), rows[[0, 3, 2]])
 
 
@@ -427,7 +472,7 @@ def test_entropy():
     logp = posterior_logp(9, 5)
     torch.testing.assert_close(entropy(logp + 2), Categorical(logits=logp).entropy().mean())
     torch.testing.assert_close(entropy(torch.zeros(3, 7)), torch.tensor(math.log(7)))
-    assert entropy(torch.tensor([[1e4, 0.0, 0.0]])) == 0                               # certain: 0, not NaN
+    assert entropy(torch.tensor([[1e4, 0.0, 0.0]])) == 0  # certain: 0, not NaN
 
 
 def test_info_nce_against_a_loop():

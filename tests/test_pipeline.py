@@ -1,4 +1,5 @@
-"""The stages on a folder of recordings written here: what they write, skip, refuse, never look at, and survive."""
+"""The stages on a folder written here: what they write, skip, refuse, never look at, and survive."""
+
 import contextlib
 import csv
 import io
@@ -23,27 +24,38 @@ import train_explore
 from bank import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = {"extract_features": extract_features, "train_connect": train_connect, "train_explore": train_explore}
-FLAGS = {"extract_features": "--image-size 8 --bind-epochs 2 --bind-width 8 --bind-dim 8",
-         "train_connect": "--width 16 --depth 1 --patch 4 --warmup-epochs 2 --batch 16 --labelled-batch 8 --connect-steps 2 --labels 0.2",
-         "train_explore": "--epochs 2 --batch 16 --labelled-batch 8 --connect-steps 2 --refreshes 2 --queue 64"}
+STAGES = {
+    "extract_features": extract_features,
+    "train_connect": train_connect,
+    "train_explore": train_explore,
+}
+FLAGS = {
+    "extract_features": "--image-size 8 --bind-epochs 2 --bind-width 8 --bind-dim 8",
+    "train_connect": "--width 16 --depth 1 --patch 4 --warmup-epochs 2 --batch 16 --labelled-batch 8 "
+    "--connect-steps 2 --labels 0.2",
+    "train_explore": "--epochs 2 --batch 16 --labelled-batch 8 --connect-steps 2 --refreshes 2 --queue 64",
+}
 CLASSES = ("cup", "key", "pen")
 UNSUP_REFUSED = ("erm", "entmin", "fixmatch", "selftrain")
 
 
-# ------------------------------------------------------------------------------------------------------ helpers
+# ---------------------------------------------------------------------------------------------------- helpers
+
 
 def write_folder(path, n=(60, 12, 30), separate=(), seed=0):
-    """rgb 8x8 png, imu (2, T) npy of varying T, language; every row has all three, but for the modalities in `separate`,
-    which have rows of their own."""
+    """rgb 8x8 png, imu (2, T) npy of varying T, language; every row has all three, but for the modalities in
+    `separate`, which have rows of their own."""
     rng = np.random.default_rng(seed)
     rows = []
     for part in [(), *((m,) for m in separate)]:
         for split, count in zip(("train", "val", "test"), n):
             for k in range(count):
                 c, name = k % 3, f"{'_'.join(part) or 'i'}{split}{k}"
-                cells = {"rgb": f"rgb/{name}.png", "imu": f"imu/{name}.npy",
-                         "language": f"a {('red', 'long', 'small')[c]} {CLASSES[c]} number {rng.integers(9)}"}
+                cells = {
+                    "rgb": f"rgb/{name}.png",
+                    "imu": f"imu/{name}.npy",
+                    "language": f"a {('red', 'long', 'small')[c]} {CLASSES[c]} number {rng.integers(9)}",
+                }
                 cells = {m: v if (m in part if part else m not in separate) else "" for m, v in cells.items()}
                 if cells["rgb"]:
                     (path / "rgb").mkdir(parents=True, exist_ok=True)
@@ -53,8 +65,13 @@ def write_folder(path, n=(60, 12, 30), separate=(), seed=0):
                 if cells["imu"]:
                     (path / "imu").mkdir(parents=True, exist_ok=True)
                     t = np.arange(rng.integers(8, 21))
-                    np.save(path / cells["imu"], (np.stack([np.sin(t * (0.3 + 0.5 * c)), t / 20 * (c - 1)])
-                                                  + 0.3 * rng.standard_normal((2, len(t)))).astype(np.float32))
+                    np.save(
+                        path / cells["imu"],
+                        (
+                            np.stack([np.sin(t * (0.3 + 0.5 * c)), t / 20 * (c - 1)])
+                            + 0.3 * rng.standard_normal((2, len(t)))
+                        ).astype(np.float32),
+                    )
                 rows.append([name, split, CLASSES[c], *(cells[m] for m in ("rgb", "imu", "language"))])
     write_manifest(path, rows)
     return path
@@ -72,7 +89,18 @@ def read_manifest(path):
 
 def argv(stage, folder, runs, *flags, oom="imu"):
     own = [w for f in flags for w in str(f).split()]
-    return ["--data", str(folder), "--oom", oom, "--runs", str(runs), "--device", "cpu", *FLAGS[stage].split(), *own]
+    return [
+        "--data",
+        str(folder),
+        "--oom",
+        oom,
+        "--runs",
+        str(runs),
+        "--device",
+        "cpu",
+        *FLAGS[stage].split(),
+        *own,
+    ]
 
 
 def stage(name, folder, runs, *flags, oom="imu"):
@@ -84,8 +112,14 @@ def stage(name, folder, runs, *flags, oom="imu"):
 
 
 def command(name, folder, runs, *flags, oom="imu", **environment):
-    return dict(args=[sys.executable, "-u", f"{name}.py", *argv(name, folder, runs, *flags, oom=oom)], cwd=ROOT, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return dict(
+        args=[sys.executable, "-u", f"{name}.py", *argv(name, folder, runs, *flags, oom=oom)],
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def refused(name, folder, runs, *flags, oom="imu", parts=()):
@@ -120,11 +154,13 @@ def differ(a, b):
 
 
 def digests(runs):
-    return {str(p.relative_to(runs)): bank.load(p)["meta"]["digest"] for p in sorted(Path(runs).rglob("*.pt"))}
+    return {
+        str(p.relative_to(runs)): bank.load(p)["meta"]["digest"] for p in sorted(Path(runs).rglob("*.pt"))
+    }
 
 
 def change(path, **tensors_of):
-    """Rewrite a file of stage 1 with other tensors: {name: function of the old one}; its meta stays but for the digest."""
+    """Rewrite a file of stage 1 with other tensors: {name: function of the old one}; the meta stays."""
     file = bank.load(path)
     meta = file.pop("meta")
     file = {k: tensors_of[k](v.clone()) if k in tensors_of else v for k, v in file.items()}
@@ -138,7 +174,7 @@ def no_leftovers(runs):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Heads of 20 steps instead of 200, and one thread: nothing here asks how good a head is, and the tensors are tiny."""
+    """Heads of 20 steps instead of 200, and one thread: nothing here asks how good a head is."""
     threads, steps = torch.get_num_threads(), model.fit_head.__kwdefaults__["steps"]
     torch.set_num_threads(1)
     model.fit_head.__kwdefaults__["steps"] = 20
@@ -178,12 +214,17 @@ def run_dir(runs, setting="semi", seed=0, data="toy", oom="imu"):
     return bank.run_dir(runs, data, "bind", oom, setting, seed)
 
 
-# ------------------------------------------------------------------------------------------ what a chain leaves behind
+# --------------------------------------------------------------------------------- what a chain leaves behind
+
 
 def test_files_lie_where_the_contract_says(finished_runs, folder):
     expected = {bank.inputs_path(finished_runs, folder, m) for m in ("rgb", "imu", "language")}
     expected |= {bank.bank_dir(finished_runs, folder, "bind", "imu") / f"{m}.pt" for m in ("rgb", "language")}
-    expected |= {run_dir(finished_runs) / "connect.pt", run_dir(finished_runs) / "cox.pt", run_dir(finished_runs, "unsup") / "connect.pt"}
+    expected |= {
+        run_dir(finished_runs) / "connect.pt",
+        run_dir(finished_runs) / "cox.pt",
+        run_dir(finished_runs, "unsup") / "connect.pt",
+    }
     assert expected <= set(finished_runs.rglob("*.pt"))
     assert not (bank.bank_dir(finished_runs, folder, "bind", "imu") / "imu.pt").exists()
     no_leftovers(finished_runs)
@@ -204,11 +245,15 @@ def test_inputs_and_banks_hold_the_data_set(finished_runs, folder):
     for k in (0, 70, 101):
         raw = np.load(folder / rows[k][4])
         assert imu["lengths"][k] == raw.shape[1]
-        np.testing.assert_allclose(imu["x"][k, :, :raw.shape[1]], raw, rtol=1e-6)
+        np.testing.assert_allclose(imu["x"][k, :, : raw.shape[1]], raw, rtol=1e-6)
     for m in ("rgb", "language"):
         file = bank.load(bank.bank_dir(finished_runs, folder, "bind", "imu") / f"{m}.pt")
         fingerprints.add(file["meta"]["fingerprint"])
-        assert file["features"].shape == (102, 8) and file["ids"] == imu["ids"] and torch.equal(file["split"], imu["split"])
+        assert (
+            file["features"].shape == (102, 8)
+            and file["ids"] == imu["ids"]
+            and torch.equal(file["split"], imu["split"])
+        )
         torch.testing.assert_close(file["features"].norm(dim=1), torch.ones(102))
     assert len(fingerprints) == 1
 
@@ -246,7 +291,11 @@ def test_nothing_of_an_im_test_row_is_mapped(finished_runs, folder):
 
 def test_other_items_have_neither_label_nor_pair_in_unsup(finished_runs):
     connect = bank.load(run_dir(finished_runs, "unsup") / "connect.pt")
-    assert connect["labelled"] == [] and connect["meta"]["paired"] == "none" and connect["meta"]["n_labelled"] == 0
+    assert (
+        connect["labelled"] == []
+        and connect["meta"]["paired"] == "none"
+        and connect["meta"]["n_labelled"] == 0
+    )
     assert all(len(t) == 0 for pair in connect["pairs"].values() for t in pair)
 
 
@@ -274,8 +323,13 @@ def all_methods(folder, finished_runs, tmp_path_factory):
     for setting in ("semi", "unsup"):
         for method in train_explore.METHODS:
             if setting == "semi" or method not in UNSUP_REFUSED:
-                printed[setting, method] = stage("train_explore", folder, runs, f"--method {method} --setting {setting} --force",
-                                                 "--threshold 0.2" if method == "fixmatch" else "")
+                printed[setting, method] = stage(
+                    "train_explore",
+                    folder,
+                    runs,
+                    f"--method {method} --setting {setting} --force",
+                    "--threshold 0.2" if method == "fixmatch" else "",
+                )
     return runs, printed
 
 
@@ -292,7 +346,7 @@ def test_every_method_semi(all_methods, method):
     assert file["meta"]["n_labelled"] == (60 if method == "aligned" else 12)
     assert len(file["before"]["agree"]) == len(file["after"]["agree"]) == len(file["unlabelled"])
     assert file["meta"]["paired"] == "true" and file["meta"]["labels"] == 0.2
-    for other in train_explore.METHODS:                                                  # no method is another one by mistake
+    for other in train_explore.METHODS:  # no method is another one by mistake
         if other != method:
             assert differ(file["learner"], bank.load(run_dir(runs) / f"{other}.pt")["learner"]), other
 
@@ -300,7 +354,9 @@ def test_every_method_semi(all_methods, method):
 @pytest.mark.parametrize("method", [m for m in train_explore.METHODS if m not in UNSUP_REFUSED])
 def test_every_method_unsup(all_methods, method):
     runs, _ = all_methods
-    file, connect = bank.load(run_dir(runs, "unsup") / f"{method}.pt"), bank.load(run_dir(runs, "unsup") / "connect.pt")
+    file, connect = bank.load(run_dir(runs, "unsup") / f"{method}.pt"), bank.load(
+        run_dir(runs, "unsup") / "connect.pt"
+    )
     assert differ(file["learner"], connect["learner"])
     assert all(t.isfinite().all() for t in tensors({"l": file["learner"], "h": file["head"]}).values())
     assert len(file["unlabelled"]) == (0 if method == "aligned" else 60)
@@ -308,7 +364,13 @@ def test_every_method_unsup(all_methods, method):
 
 @pytest.mark.parametrize("method", UNSUP_REFUSED)
 def test_methods_that_need_labels_are_refused_in_unsup(runs, folder, method):
-    refused("train_explore", folder, runs, f"--method {method} --setting unsup", parts=(method, "labels", "semi", "cox"))
+    refused(
+        "train_explore",
+        folder,
+        runs,
+        f"--method {method} --setting unsup",
+        parts=(method, "labels", "semi", "cox"),
+    )
     assert not (run_dir(runs, "unsup") / f"{method}.pt").exists()
 
 
@@ -341,13 +403,32 @@ def test_im_chooses_modalities(folder, tmp_path):
 def test_synth_by_name(tmp_path):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        extract_features.main(["--data", "synth", "--oom", "audio", "--im", "language", "--runs", str(tmp_path), "--device", "cpu",
-                               "--bind-epochs", "1", "--bind-width", "8", "--image-size", "8"])
+        extract_features.main(
+            [
+                "--data",
+                "synth",
+                "--oom",
+                "audio",
+                "--im",
+                "language",
+                "--runs",
+                str(tmp_path),
+                "--device",
+                "cpu",
+                "--bind-epochs",
+                "1",
+                "--bind-width",
+                "8",
+                "--image-size",
+                "8",
+            ]
+        )
     file = bank.load(bank.inputs_path(tmp_path, "synth", "audio"))
     assert file["kind"] == "series" and {0, 1, 2} == set(file["split"].tolist())
 
 
-# ----------------------------------------------------------------------------------- skipped, forced, deterministic
+# ----------------------------------------------------------------------------- skipped, forced, deterministic
+
 
 @pytest.mark.parametrize("name, files", [("extract_features", 5), ("train_connect", 1), ("train_explore", 1)])
 def test_finished_work_is_skipped(runs, folder, name, files):
@@ -359,7 +440,8 @@ def test_finished_work_is_skipped(runs, folder, name, files):
 
 AGAIN = """
 import sys, extract_features, train_connect, train_explore
-for name, rest in zip(("extract_features", "train_connect", "train_explore"), " ".join(sys.argv[1:]).split(" // ")):
+names = ("extract_features", "train_connect", "train_explore")
+for name, rest in zip(names, sys.argv[1].split(" // ")):
     sys.modules[name].main(rest.split(" "))
 """
 
@@ -368,8 +450,13 @@ def test_force_reproduces_every_file_bit_for_bit(runs, folder):
     """In another process, with another hash seed: no order of a set or dict leaks into the result."""
     before, stamps = digests(runs), {p: p.stat().st_mtime_ns for p in runs.rglob("*.pt")}
     words = " // ".join(" ".join(argv(name, folder, runs, "--force")) for name in STAGES)
-    done = subprocess.run([sys.executable, "-c", AGAIN, words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "2"},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN, words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "2"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     rewritten = {p for p in stamps if p.stat().st_mtime_ns != stamps[p]}
     assert set(stamps) - rewritten == {run_dir(runs, "unsup") / "connect.pt"}
@@ -382,24 +469,29 @@ def test_every_method_is_deterministic(all_methods, folder, tmp_path, method):
     runs = Path(shutil.copytree(all_methods[0], tmp_path / "runs"))
     path = run_dir(runs) / f"{method}.pt"
     first = bank.load(path)["meta"]["digest"]
-    torch.manual_seed(12345)                                                           # whatever ran before
+    torch.manual_seed(12345)  # whatever ran before
     stage("train_explore", folder, runs, f"--method {method} --force")
     assert bank.load(path)["meta"]["digest"] == first
 
 
 def test_another_seed_is_another_run(runs, folder):
-    refused("train_explore", folder, runs, "--seed 1", parts=("connect.pt", "python train_connect.py", "--seed 1"))
+    refused(
+        "train_explore", folder, runs, "--seed 1", parts=("connect.pt", "python train_connect.py", "--seed 1")
+    )
     stage("train_connect", folder, runs, "--seed 1")
     stage("train_explore", folder, runs, "--seed 1")
     zero, one = (bank.load(run_dir(runs, seed=s) / "connect.pt") for s in (0, 1))
     assert zero["labelled"] != one["labelled"] and differ(zero["learner"], one["learner"])
 
 
-# ------------------------------------------------------------------------------------------ the chain, refused
+# ----------------------------------------------------------------------------------------- the chain, refused
+
 
 def test_missing_stages_are_named(folder, tmp_path):
     for name in ("train_connect", "train_explore"):
-        message = refused(name, folder, tmp_path, parts=("imu.pt", "python extract_features.py", str(folder), "--oom imu"))
+        message = refused(
+            name, folder, tmp_path, parts=("imu.pt", "python extract_features.py", str(folder), "--oom imu")
+        )
         assert "run first" in message
     assert not list(tmp_path.rglob("*.pt"))
 
@@ -413,17 +505,32 @@ def test_the_named_command_mends_it(runs, folder):
     stage("train_explore", folder, runs)
 
 
-@pytest.mark.parametrize("name", ["train_connect", pytest.param("train_explore", marks=pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="train_explore calls load_banks without first="))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_connect",
+        pytest.param(
+            "train_explore",
+            marks=pytest.mark.xfail(
+                strict=True, raises=AssertionError, reason="train_explore calls load_banks without first="
+            ),
+        ),
+    ],
+)
 def test_missing_banks_are_named(runs, folder, name):
     shutil.rmtree(bank.bank_dir(runs, folder, "bind", "imu"))
     refused(name, folder, runs, "--force", parts=("bank", "python extract_features.py", "--oom imu"))
 
 
-@pytest.mark.parametrize("file, stages", [("inputs/imu.pt", ("extract_features", "train_connect", "train_explore")),
-                                          ("bind/no-imu/banks/rgb.pt", ("extract_features", "train_connect", "train_explore")),
-                                          ("bind/oom-imu/semi/seed0/connect.pt", ("train_connect", "train_explore")),
-                                          ("bind/oom-imu/semi/seed0/cox.pt", ("train_explore",))])
+@pytest.mark.parametrize(
+    "file, stages",
+    [
+        ("inputs/imu.pt", ("extract_features", "train_connect", "train_explore")),
+        ("bind/no-imu/banks/rgb.pt", ("extract_features", "train_connect", "train_explore")),
+        ("bind/oom-imu/semi/seed0/connect.pt", ("train_connect", "train_explore")),
+        ("bind/oom-imu/semi/seed0/cox.pt", ("train_explore",)),
+    ],
+)
 def test_truncated_files_are_refused_by_every_stage_that_reads_them(runs, folder, file, stages):
     path = runs / "toy" / file
     os.truncate(path, os.path.getsize(path) // 2)
@@ -451,7 +558,7 @@ def replace_folder(folder):
 @pytest.mark.parametrize("edit", [edit_file, edit_manifest, replace_folder], ids=lambda f: f.__name__)
 def test_changed_data_are_noticed_along_the_chain(runs, folder, tmp_path, edit):
     own = Path(shutil.copytree(folder, tmp_path / "toy"))
-    assert stage("extract_features", own, runs).count("already done") == 5                # the place does not matter
+    assert stage("extract_features", own, runs).count("already done") == 5  # the place does not matter
     edit(own)
     before = digests(runs)
     refused("extract_features", own, runs, parts=(".pt", "other data", "--force", "--runs"))
@@ -462,14 +569,28 @@ def test_changed_data_are_noticed_along_the_chain(runs, folder, tmp_path, edit):
     stage("train_connect", own, runs, "--force")
     refused("train_explore", own, runs, parts=(run_dir(runs) / "cox.pt", "--force"))
     stage("train_explore", own, runs, "--force")
-    assert {k for k in before if before[k] == digests(runs)[k]} <= {"toy/bind/oom-imu/unsup/seed0/connect.pt", "toy/inputs/rgb.pt",
-                                                                     "toy/inputs/language.pt", "toy/inputs/imu.pt",
-                                                                     "toy/bind/no-imu/banks/rgb.pt", "toy/bind/no-imu/banks/language.pt"}
+    assert {k for k in before if before[k] == digests(runs)[k]} <= {
+        "toy/bind/oom-imu/unsup/seed0/connect.pt",
+        "toy/inputs/rgb.pt",
+        "toy/inputs/language.pt",
+        "toy/inputs/imu.pt",
+        "toy/bind/no-imu/banks/rgb.pt",
+        "toy/bind/no-imu/banks/language.pt",
+    }
 
 
-@pytest.mark.parametrize("name, flag", [("extract_features", "--image-size 4"), ("extract_features", "--bind-epochs 3"),
-                                        ("extract_features", "--seed 1"), ("train_connect", "--labels 0.3"),
-                                        ("train_connect", "--width 32"), ("train_explore", "--epochs 3"), ("train_explore", "--gate 0")])
+@pytest.mark.parametrize(
+    "name, flag",
+    [
+        ("extract_features", "--image-size 4"),
+        ("extract_features", "--bind-epochs 3"),
+        ("extract_features", "--seed 1"),
+        ("train_connect", "--labels 0.3"),
+        ("train_connect", "--width 32"),
+        ("train_explore", "--epochs 3"),
+        ("train_explore", "--gate 0"),
+    ],
+)
 def test_other_flags_are_refused_without_force(runs, folder, name, flag):
     before = digests(runs)
     word = {"--bind-epochs": "--epochs"}.get(flag.split()[0], flag.split()[0])
@@ -490,8 +611,10 @@ def test_stage_2_redone_makes_stage_3_stale(runs, folder):
 def interrupted_force(runs, folder, monkeypatch):
     """Stage 1 redone at another image size, and stopped between the inputs and the banks."""
     with monkeypatch.context() as m:
+
         def stop(*args, **kwargs):
             raise KeyboardInterrupt
+
         m.setattr(extract_features.bind, "train", stop)
         with pytest.raises(KeyboardInterrupt):
             stage("extract_features", folder, runs, "--image-size 4 --force")
@@ -503,14 +626,17 @@ def test_banks_of_earlier_inputs_are_not_taken_for_done(runs, folder, monkeypatc
     refused("extract_features", folder, runs, "--image-size 4", parts=("banks", "inputs/rgb", "--force"))
 
 
-@pytest.mark.xfail(strict=True, reason="train_connect checks the banks' fingerprint, not the inputs they were made from")
+@pytest.mark.xfail(
+    strict=True, reason="train_connect checks the banks' fingerprint, not the inputs they were made from"
+)
 def test_banks_of_earlier_inputs_are_refused_by_stage_2(runs, folder, monkeypatch):
     interrupted_force(runs, folder, monkeypatch)
     shutil.rmtree(run_dir(runs))
     refused("train_connect", folder, runs, parts=("banks", "inputs/rgb"))
 
 
-# -------------------------------------------------------------------------------------------------- pairs by class
+# --------------------------------------------------------------------------------------------- pairs by class
+
 
 def test_oom_without_shared_rows_needs_pair_by_class(tmp_path):
     own = write_folder(tmp_path / "toy", separate=("imu",))
@@ -543,10 +669,16 @@ def test_pair_by_class_changes_nothing_where_rows_are_shared(runs, folder, tmp_p
 
 @pytest.fixture(scope="module")
 def bind_by_class(tmp_path_factory):
-    """imu shares rows with rgb and with language, which share none with each other: bind alone needs --pair-by-class."""
+    """imu shares rows with rgb and with language, which share none: bind alone needs --pair-by-class."""
     base = tmp_path_factory.mktemp("by_class")
     own, runs = write_folder(base / "toy"), base / "runs"
-    write_manifest(own, [[*r[:3], r[3] if k % 2 else "", r[4], "" if k % 2 else r[5]] for k, r in enumerate(read_manifest(own))])
+    write_manifest(
+        own,
+        [
+            [*r[:3], r[3] if k % 2 else "", r[4], "" if k % 2 else r[5]]
+            for k, r in enumerate(read_manifest(own))
+        ],
+    )
     refused("extract_features", own, runs, "--bind-epochs 1", parts=("language", "--pair-by-class"))
     assert not (runs / "toy" / "bind").exists()
     out = stage("extract_features", own, runs, "--pair-by-class --bind-epochs 1")
@@ -562,7 +694,9 @@ def test_im_without_shared_rows_needs_pair_by_class(bind_by_class):
         assert meta["args"]["pair_by_class"] is True
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="train_connect does not look at the banks' paired_by_class")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="train_connect does not look at the banks' paired_by_class"
+)
 def test_pairs_by_class_in_bind_are_said_in_the_results(bind_by_class, tmp_path):
     own, runs, _ = bind_by_class
     runs = Path(shutil.copytree(runs, tmp_path / "runs"))
@@ -571,7 +705,8 @@ def test_pairs_by_class_in_bind_are_said_in_the_results(bind_by_class, tmp_path)
     assert "class" in bank.load(run_dir(runs) / "cox.pt")["meta"]["paired"]
 
 
-# --------------------------------------------------------------------------------------- labels that nobody may read
+# -------------------------------------------------------------------------------- labels that nobody may read
+
 
 def weights(path):
     file = bank.load(path)
@@ -599,12 +734,15 @@ def trained(folder, finished_runs, tmp_path_factory):
 def test_no_stage_learns_from_test_rows(runs, folder, trained):
     """With other labels, inputs and features in every test row, all weights are the same bit for bit."""
     test = bank.load(bank.inputs_path(runs, folder, "imu"))["split"] == 2
+
     def wrong(y):
         y[test] = (y[test] + 1) % 3
         return y
+
     def noise(x):
         x[test] = torch.randn(x[test].shape, generator=torch.Generator().manual_seed(9))
         return x
+
     change(bank.inputs_path(runs, folder, "imu"), labels=wrong, x=noise)
     for m in ("rgb", "language"):
         change(bank.bank_dir(runs, folder, "bind", "imu") / f"{m}.pt", labels=wrong, features=noise)
@@ -618,8 +756,11 @@ def test_bind_learns_from_no_test_row(runs, folder):
     before = {m: bank.load(folder_of_banks / f"{m}.pt") for m in ("rgb", "language")}
     test = before["rgb"]["split"] == 2
     for m in before:
-        change(bank.inputs_path(runs, folder, m), labels=lambda y: torch.where(test, (y + 1) % 3, y),
-               x=lambda x: torch.where(test.view(-1, *(1,) * (x.dim() - 1)), x.flip(-1), x))
+        change(
+            bank.inputs_path(runs, folder, m),
+            labels=lambda y: torch.where(test, (y + 1) % 3, y),
+            x=lambda x: torch.where(test.view(-1, *(1,) * (x.dim() - 1)), x.flip(-1), x),
+        )
     shutil.rmtree(folder_of_banks)
     stage("extract_features", folder, runs)
     for m, old in before.items():
@@ -631,9 +772,9 @@ def test_bind_learns_from_no_test_row(runs, folder):
 
 @pytest.mark.parametrize("lie", ["another class", "none"])
 def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, monkeypatch, lie):
-    """Which items keep their label is drawn from the true labels; then the label of every item that was not drawn is changed.
+    """Which items keep their label is drawn from the true labels; then all other labels change.
 
-    The draw itself is made with the true labels again, so that the same items are drawn and the generator goes the same way.
+    The draw itself is made with the true labels again: the same items, the same steps of the generator.
     """
     path = bank.inputs_path(runs, folder, "imu")
     file = bank.load(path)
@@ -641,12 +782,18 @@ def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, m
     drawn = set(bank.load(run_dir(runs) / "connect.pt")["labelled"])
     hidden = torch.tensor([i not in drawn for i in file["ids"]]) & (file["split"] == 0)
     assert hidden.sum() == 48
-    change(path, labels=lambda y: torch.where(hidden, (true + 1) % 3 if lie == "another class" else torch.full_like(y, -1), y))
+    change(
+        path,
+        labels=lambda y: torch.where(
+            hidden, (true + 1) % 3 if lie == "another class" else torch.full_like(y, -1), y
+        ),
+    )
     real, seen = train_connect.choose_labelled, []
 
     def draw(labels, *rest):
         seen.append(labels)
         return real(true[file["split"] == 0], *rest)
+
     monkeypatch.setattr(train_connect, "choose_labelled", draw)
     for key, changed in train_all(folder, runs).items():
         assert_same(trained[key], changed, key)
@@ -654,7 +801,7 @@ def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, m
 
 
 def test_the_draw_depends_on_the_labels_by_class_alone():
-    """What choose_labelled may use of the hidden labels: who is in which class. Renamed classes, the same items."""
+    """All that choose_labelled may use of hidden labels is who is in which class: renamed, the same items."""
     labels = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(1))
     draw = lambda y: train_connect.choose_labelled(y, 20, 0, torch.Generator().manual_seed(3))
     one = draw(labels)
@@ -665,20 +812,28 @@ def test_the_draw_depends_on_the_labels_by_class_alone():
     assert len(train_connect.choose_labelled(labels, 0, 3, torch.Generator())) == 12
 
 
-@pytest.mark.xfail(strict=True, raises=(ZeroDivisionError, RuntimeError), reason="train_connect.choose_labelled divides by no classes")
+@pytest.mark.xfail(
+    strict=True,
+    raises=(ZeroDivisionError, RuntimeError),
+    reason="train_connect.choose_labelled divides by no classes",
+)
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):
     own = write_folder(tmp_path / "toy", separate=("imu",))
-    write_manifest(own, [[r[0], r[1], "" if r[4] and r[1] == "train" else r[2], *r[3:]] for r in read_manifest(own)])
+    write_manifest(
+        own, [[r[0], r[1], "" if r[4] and r[1] == "train" else r[2], *r[3:]] for r in read_manifest(own)]
+    )
     stage("extract_features", own, tmp_path / "runs")
     refused("train_connect", own, tmp_path / "runs", "--pair-by-class", parts=("imu", "label"))
 
 
-# ------------------------------------------------------------------------------------------------ stopped in the middle
+# -------------------------------------------------------------------------------------- stopped in the middle
 
-CASES = [("extract_features", "--bind-epochs 1000000", "training bind", signal.SIGKILL),
-         ("train_connect", "--warmup-epochs 1000000", "labelled items", signal.SIGKILL),
-         ("train_connect", "--warmup-epochs 1000000", "labelled items", signal.SIGINT),
-         ("train_explore", "--epochs 1000000 --method erm", "epochs of", signal.SIGKILL)]
+CASES = [
+    ("extract_features", "--bind-epochs 1000000", "training bind", signal.SIGKILL),
+    ("train_connect", "--warmup-epochs 1000000", "labelled items", signal.SIGKILL),
+    ("train_connect", "--warmup-epochs 1000000", "labelled items", signal.SIGINT),
+    ("train_explore", "--epochs 1000000 --method erm", "epochs of", signal.SIGKILL),
+]
 
 
 @pytest.mark.parametrize("name, flags, begun, how", CASES, ids=[f"{c[0]} {c[3].name}" for c in CASES])
@@ -711,8 +866,14 @@ def test_a_stage_stopped_in_training_leaves_nothing_for_a_later_one(runs, folder
     assert len(set(runs.rglob("*.pt")) - before) == (2 if name == "extract_features" else 1)
 
 
-@pytest.mark.parametrize("name, target", [("extract_features", "bind/no-imu/banks/rgb.pt"), ("train_connect", "bind/oom-imu/semi/seed0/connect.pt"),
-                                          ("train_explore", "bind/oom-imu/semi/seed0/cox.pt")])
+@pytest.mark.parametrize(
+    "name, target",
+    [
+        ("extract_features", "bind/no-imu/banks/rgb.pt"),
+        ("train_connect", "bind/oom-imu/semi/seed0/connect.pt"),
+        ("train_explore", "bind/oom-imu/semi/seed0/cox.pt"),
+    ],
+)
 def test_an_interrupt_while_writing_keeps_the_old_file(runs, folder, monkeypatch, capsys, name, target):
     path = runs / "toy" / target
     before, real = path.read_bytes(), torch.save
@@ -722,6 +883,7 @@ def test_an_interrupt_while_writing_keeps_the_old_file(runs, folder, monkeypatch
         if Path(target).name in str(f) and "banks" in str(f) or name != "extract_features":
             os.truncate(f, 100)
             raise KeyboardInterrupt
+
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(SystemExit) as exit:
         bank.run(STAGES[name].main, argv(name, folder, runs, "--force"))
@@ -730,7 +892,9 @@ def test_an_interrupt_while_writing_keeps_the_old_file(runs, folder, monkeypatch
     no_leftovers(runs)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bank.save looks at the tensors of the top level alone")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="bank.save looks at the tensors of the top level alone"
+)
 def test_a_diverged_training_is_not_saved(runs, folder):
     path = run_dir(runs) / "erm.pt"
     try:
@@ -738,10 +902,13 @@ def test_a_diverged_training_is_not_saved(runs, folder):
     except UserError as error:
         assert "--lr" in str(error) and not path.exists()
     else:
-        assert all(t.isfinite().all() for t in tensors(bank.load(path)["learner"]).values()), "NaN weights were saved"
+        assert all(
+            t.isfinite().all() for t in tensors(bank.load(path)["learner"]).values()
+        ), "NaN weights were saved"
 
 
-# ---------------------------------------------------------------------------------------------------------- bad input
+# -------------------------------------------------------------------------------------------------- bad input
+
 
 def bad_missing(f, rows):
     os.remove(f / "imu/itrain4.npy")
@@ -880,12 +1047,16 @@ def test_bad_input_ends_with_one_line_before_any_training(tmp_path, capsys, spoi
     parts = spoil(own, rows)
     write_manifest(own, rows)
     line = one_error_line(capsys, argv("extract_features", own, tmp_path / "runs"), parts)
-    assert ";" in line                                                                  # what is wrong; what mends it
+    assert ";" in line  # what is wrong; what mends it
     assert not list((tmp_path / "runs").rglob("banks"))
     no_leftovers(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="inputs written before the bad file stay, and are of another fingerprint")
+@pytest.mark.xfail(
+    strict=True,
+    raises=UserError,
+    reason="inputs written before the bad file stay, and are of another fingerprint",
+)
 def test_the_mended_folder_goes_through(tmp_path, capsys):
     """A file that could not be used is replaced, as the message says: the same command goes on."""
     own = write_folder(tmp_path / "toy", n=(9, 3, 6))
@@ -896,12 +1067,18 @@ def test_the_mended_folder_goes_through(tmp_path, capsys):
     stage("extract_features", own, tmp_path / "runs")
 
 
-@pytest.mark.parametrize("change, parts", [(("--oom", "smell"), ("--oom smell", "rgb", "imu", "language")),
-                                           (("--im", "smell"), ("--im smell", "rgb", "language")),
-                                           (("--im", "imu"), ("--im imu",)),
-                                           (("--data", "nowhere"), ("nowhere", "manifest.csv", "synth")),
-                                           (("--data", "setup.py"), ("setup.py", "file", "manifest.csv")),
-                                           (("--data", "tests"), ("manifest.csv", "not there"))], ids=lambda v: " ".join(v)[:20])
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (("--oom", "smell"), ("--oom smell", "rgb", "imu", "language")),
+        (("--im", "smell"), ("--im smell", "rgb", "language")),
+        (("--im", "imu"), ("--im imu",)),
+        (("--data", "nowhere"), ("nowhere", "manifest.csv", "synth")),
+        (("--data", "setup.py"), ("setup.py", "file", "manifest.csv")),
+        (("--data", "tests"), ("manifest.csv", "not there")),
+    ],
+    ids=lambda v: " ".join(v)[:20],
+)
 def test_bad_flags_end_with_one_line(tmp_path, capsys, folder, monkeypatch, change, parts):
     monkeypatch.chdir(ROOT)
     one_error_line(capsys, [*argv("extract_features", folder, tmp_path), *change], parts)
@@ -936,13 +1113,28 @@ def test_help(name, capsys):
     assert all(flag in out for flag in ("--data", "--oom", "--perceptor", "--runs", "--seed", "--force"))
 
 
-# ------------------------------------------------------------------------------------------------------- evaluation
+# ------------------------------------------------------------------------------------------------- evaluation
+
 
 @pytest.mark.skipif(not (ROOT / "evaluate.py").exists(), reason="there is no evaluate.py yet")
 def test_the_table_has_a_row_for_each_finished_method(runs, folder, tmp_path):
     stage("train_explore", folder, runs, "--method erm")
-    done = subprocess.run([sys.executable, "evaluate.py", "--data", str(folder), "--runs", str(runs), "--table", "--out", str(tmp_path / "out")],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "evaluate.py",
+            "--data",
+            str(folder),
+            "--runs",
+            str(runs),
+            "--table",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     rows = [line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("|")]
     text = "\n".join(rows).lower()
