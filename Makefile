@@ -1,17 +1,81 @@
-# PYTHON: the interpreter every target uses, e.g. `make test PYTHON=python3` outside .venv.
+# Everything that one does with this repository. `make` alone lists the targets.
+
+# PYTHON: the interpreter of every target, e.g. `make gpu-check PYTHON=python3`. The default is .venv's, and a
+# target that uses it sets .venv up first. PYTHON3: what .venv is made from.
 PYTHON ?= .venv/bin/python
+PYTHON3 ?= python3
 
-.PHONY: build nvcc-check gpu-check
+# The demo's settings, all in this place. DEMO=short only shows that the four stages run: its figures mean nothing.
+DEMO ?= full
+demo_full  = RUNS=runs/demo SEEDS="0 1 2" METHODS="random erm selftrain cox" \
+	EXTRACT="--image-size 24 --bind-epochs 15" CONNECT="--width 64 --depth 3 --slice 3" EXPLORE="--epochs 30"
+demo_short = RUNS=runs/demo-short SEEDS="0" METHODS="random erm cox" \
+	EXTRACT="--image-size 16 --bind-epochs 2" CONNECT="--width 32 --depth 2 --slice 3 --warmup-epochs 4" \
+	EXPLORE="--epochs 4 --refreshes 2"
 
-build:  ## compile the operators in place, incrementally
+STAMP := .venv/.installed
+READY := $(if $(filter .venv/bin/python,$(PYTHON)),$(STAMP))
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+TORCH := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
+# What can be tested of the operators where only torch, numpy, pytest and hypothesis are installed.
+OP_TESTS := $(patsubst csrc/cuda/%.cu,tests/test_%.py,$(wildcard csrc/cuda/*.cu)) tests/test_ops_registration.py
+COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-short test bench build nvcc-check gpu-check clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile \
+		| while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
+
+install: $(READY)  ## set up .venv: torch, the other dependencies, the compiled operators
+
+# One line says what this machine lacks. A changed kernel is compiled alone; a changed setup.py or pyproject.toml installs everything again.
+$(STAMP): setup.py pyproject.toml $(SOURCES)
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON3) is not Python >= 3.10; install one and name it: make PYTHON3=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON3) -c 'import venv, ensurepip' 2>/dev/null \
+		|| { echo "error: $(PYTHON3) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON3) -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+		|| { echo "error: $(PYTHON3) has no C headers; install them (Debian, Ubuntu: apt install python3-dev)" >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null \
+		|| { echo "error: no C++ compiler ($${CXX:-c++}); install one (Debian, Ubuntu: apt install g++) or set CXX" >&2; exit 1; }
+	$(if $(filter setup.py pyproject.toml,$?),$(install_all),.venv/bin/python setup.py build_ext --inplace)
+	@touch $@
+
+define install_all
+test -x .venv/bin/python || $(PYTHON3) -m venv .venv
+.venv/bin/python -m pip install --quiet --upgrade pip
+.venv/bin/python -m pip install "setuptools>=70" wheel ninja pybind11 numpy "$(TORCH)"
+.venv/bin/python -m pip install --no-build-isolation -e ".[test]"
+endef
+
+demo: $(READY)  ## the four stages on the embedded data set, ending with the result table (DEMO=short: a minute)
+	$(demo_$(DEMO)) DATA=synth OOM=audio PYTHON="$(PYTHON)" bash run.sh
+
+demo-short:  ## the same as a quick check; its figures mean nothing
+	@$(MAKE) --no-print-directory demo DEMO=short
+
+test: $(READY)  ## every test
+	$(PYTHON) -m pytest tests -q
+
+bench: $(READY)  ## time the operators against plain torch (COX_BENCH_SCALE=4: larger)
+	$(PYTHON) -m pytest bench
+
+build: $(READY)  ## compile the operators in place, incrementally
 	$(PYTHON) setup.py build_ext --inplace
 
-nvcc-check:  ## compile every CUDA kernel for sm_80, sm_90 and sm_100; no GPU needed
+nvcc-check: $(READY)  ## compile every CUDA kernel for sm_80, sm_90 and sm_100; no GPU needed
 	$(PYTHON) csrc/nvcc_check.py
 
-gpu-check:  ## on a GPU machine, no network: build the CUDA operators, test them, time them
+gpu-check: $(READY)  ## on a GPU machine, no network: build the CUDA operators, test them, time them
 	COX_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m cox_ops
-	$(PYTHON) -m pytest tests -m "cuda or not slow" -k "ops or anchor or agreement or mmd or distances"
+	$(PYTHON) -m pytest $(OP_TESTS) -m "cuda or not slow"
 	mkdir -p bench/results
-	$(PYTHON) -m pytest bench --benchmark-json=bench/results/gpu.json
+	$(PYTHON) -m pytest bench --benchmark-json=bench/results/.gpu.json
+	$(PYTHON) bench/name_result.py bench/results/.gpu.json $(COMMIT)
+
+clean:  ## remove .venv and everything compiled; runs/ stays
+	rm -rf .venv build cox.egg-info cox_ops/*.so .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

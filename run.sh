@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# One data set through the four stages: the record of an experiment. Run it from the repository's root.
+#
+#   bash run.sh                                     the embedded data set, audio as the new sensor
+#   DATA=my_robot OOM=sonar bash run.sh             your own folder with manifest.csv (README.md, "Your own sensor")
+#   SETTING=unsup DATA=my_robot OOM=sonar bash run.sh                                     no label, no pair at all
+#
+# Finished work is skipped, so the same command goes on after a stop. On a GPU set JOBS to what fits its memory.
+set -euo pipefail
+export PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-synth} OOM=${OOM:-audio} SETTING=${SETTING:-semi}
+export RUNS=${RUNS:-runs}                     # everything is written under it
+[ "$SETTING" = unsup ] && methods="random moco ssl cox" || methods="random erm selftrain cox"
+METHODS=${METHODS:-$methods}                  # also: entmin fixmatch moco ssl aligned
+SEEDS=${SEEDS:-0 1 2}
+export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+JOBS=${JOBS:-$cores}                          # seeds and methods side by side
+export threads=$((cores > JOBS ? cores / JOBS : 1))
+name=$([ -d "$DATA" ] && cd "$DATA" && basename "$(pwd -P)" || basename "$DATA")
+OUT=${OUT:-$RUNS/$name/report}                # table.md, table.csv, table.json, report.html
+export log=$RUNS/$name/log/$OOM-$SETTING
+mkdir -p "$log"
+
+job() {  # job NAME COMMAND...: output to the log, one line on the screen; a failure stops the whole script
+    local file="$log/$1.log"
+    if OMP_NUM_THREADS=$threads "${@:2}" >"$file" 2>&1; then
+        echo "  $1: $(grep -E 'already done|done in' "$file" | tail -n 1)"
+    else
+        { echo "error: $1 failed; the last lines of $file:"; tail -n 5 "$file"; } >&2
+        return 255                            # xargs starts nothing more
+    fi
+}
+connect() {
+    job "connect-seed$1" "$PYTHON" train_connect.py --data "$DATA" --oom "$OOM" --runs "$RUNS" \
+        --setting "$SETTING" --seed "$1" $CONNECT
+}
+explore() {
+    job "$2-seed$1" "$PYTHON" train_explore.py --data "$DATA" --oom "$OOM" --runs "$RUNS" \
+        --setting "$SETTING" --seed "$1" --method "$2" $EXPLORE
+}
+export -f job connect explore
+
+echo "== 1 extract_features: perceptor and banks, all $cores cores"
+"$PYTHON" extract_features.py --data "$DATA" --oom "$OOM" --runs "$RUNS" $EXTRACT
+
+echo "== 2 train_connect: seeds $SEEDS, $JOBS side by side, logs in $log"
+printf '%s\n' $SEEDS | xargs -P "$JOBS" -I{} bash -c 'connect {}'
+
+echo "== 3 train_explore: $METHODS"
+for seed in $SEEDS; do for method in $METHODS; do echo "$seed $method"; done; done |
+    xargs -P "$JOBS" -L 1 bash -c 'explore "$@"' _
+
+echo "== 4 evaluate"
+"$PYTHON" evaluate.py --data "$DATA" --oom "$OOM" --runs "$RUNS" --table --out "$OUT"
