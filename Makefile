@@ -10,7 +10,7 @@ DEMO ?= full
 demo_full  = RUNS=runs/demo SEEDS="0 1 2" METHODS="random erm selftrain cox" \
 	EXTRACT="--image-size 24 --bind-epochs 15" CONNECT="--width 64 --depth 3 --slice 3" EXPLORE="--epochs 30"
 demo_short = RUNS=runs/demo-short SEEDS="0" METHODS="random erm cox" \
-	EXTRACT="--image-size 16 --bind-epochs 2" CONNECT="--width 32 --depth 2 --slice 3 --warmup-epochs 4" \
+	EXTRACT="--im rgb,language --image-size 16 --bind-epochs 3" CONNECT="--width 32 --depth 2 --slice 3 --warmup-epochs 4" \
 	EXPLORE="--epochs 4 --refreshes 2"
 
 STAMP := .venv/.installed

@@ -15,16 +15,21 @@ SEEDS=${SEEDS:-0 1 2}
 export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3
 cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS=${JOBS:-$cores}                          # seeds and methods side by side
-export threads=$((cores > JOBS ? cores / JOBS : 1))
 name=$([ -d "$DATA" ] && cd "$DATA" && basename "$(pwd -P)" || basename "$DATA")
 OUT=${OUT:-$RUNS/$name/report}                # table.md, table.csv, table.json, report.html
 export log=$RUNS/$name/log/$OOM-$SETTING
 mkdir -p "$log"
 
+side_by_side() {  # side_by_side FUNCTION: call it with every line's words, JOBS at a time, the cores shared out
+    local lines; mapfile -t lines
+    export threads=$((cores / (${#lines[@]} < JOBS ? ${#lines[@]} : JOBS)))
+    [ "$threads" -ge 1 ] || threads=1
+    printf '%s\n' "${lines[@]}" | xargs -P "$JOBS" -L 1 bash -c "$1 \"\$@\"" _
+}
 job() {  # job NAME COMMAND...: output to the log, one line on the screen; a failure stops the whole script
     local file="$log/$1.log"
     if OMP_NUM_THREADS=$threads "${@:2}" >"$file" 2>&1; then
-        echo "  $1: $(grep -E 'already done|done in' "$file" | tail -n 1)"
+        echo "  $1: $(grep -E 'already done|done in' "$file" | tail -n 1 | sed 's/ Next:.*//')"
     else
         { echo "error: $1 failed; the last lines of $file:"; tail -n 5 "$file"; } >&2
         return 255                            # xargs starts nothing more
@@ -43,12 +48,11 @@ export -f job connect explore
 echo "== 1 extract_features: perceptor and banks, all $cores cores"
 "$PYTHON" extract_features.py --data "$DATA" --oom "$OOM" --runs "$RUNS" $EXTRACT
 
-echo "== 2 train_connect: seeds $SEEDS, $JOBS side by side, logs in $log"
-printf '%s\n' $SEEDS | xargs -P "$JOBS" -I{} bash -c 'connect {}'
+echo "== 2 train_connect: seeds $SEEDS; logs in $log"
+for seed in $SEEDS; do echo "$seed"; done | side_by_side connect
 
 echo "== 3 train_explore: $METHODS"
-for seed in $SEEDS; do for method in $METHODS; do echo "$seed $method"; done; done |
-    xargs -P "$JOBS" -L 1 bash -c 'explore "$@"' _
+for seed in $SEEDS; do for method in $METHODS; do echo "$seed $method"; done; done | side_by_side explore
 
 echo "== 4 evaluate"
 "$PYTHON" evaluate.py --data "$DATA" --oom "$OOM" --runs "$RUNS" --table --out "$OUT"
