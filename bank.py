@@ -64,7 +64,10 @@ def run_dir(runs, data, perceptor, oom, setting, seed):
 # ---------------------------------------------------------------------------------------------------- write and read
 
 def digest(obj):
-    """sha256 (16 hex digits) of a nest of dicts, lists, tensors and plain values, independent of torch.save's bytes."""
+    """sha256 (16 hex digits) of a nest of dicts, lists, tensors and plain values, independent of torch.save's bytes.
+
+    Every part is fed with its length or an end mark, so that no two nests give the same bytes.
+    """
     h = hashlib.sha256()
 
     def feed(o):
@@ -74,11 +77,12 @@ def digest(obj):
             flat = flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat
             h.update(memoryview(np.ascontiguousarray(flat.numpy())).cast("B"))
         elif isinstance(o, dict):
+            h.update(f"{{{len(o)}:".encode())
             for k in sorted(o):
-                h.update(str(k).encode())
+                h.update(repr(k).encode() + b":")
                 feed(o[k])
         elif isinstance(o, (list, tuple)):
-            h.update(f"[{len(o)}".encode())
+            h.update(f"[{len(o)}:".encode())
             for v in o:
                 feed(v)
         else:
@@ -87,10 +91,36 @@ def digest(obj):
     return h.hexdigest()[:16]
 
 
+def not_finite(obj, name=""):
+    """The dotted name of the first floating tensor in a nest that has NaN or infinite values, else None."""
+    if isinstance(obj, torch.Tensor):
+        return name if obj.is_floating_point() and not torch.isfinite(obj).all() else None
+    parts = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, (list, tuple)) else ()
+    return next((bad for k, v in parts if (bad := not_finite(v, f"{name}.{k}" if name else str(k)))), None)
+
+
+def alive(pid):
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 def write_atomic(path, write):
-    """Call write(temporary path), then rename: `path` is either whole or absent, whenever the process dies."""
+    """Call write(temporary path), then rename: `path` is either whole or absent, whenever the process dies.
+
+    What killed writers of the same path left behind is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.iterdir():
+        pid = old.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if old.name == f".{path.name}.{pid}.tmp" and pid.isdecimal() and not alive(int(pid)):
+            old.unlink(missing_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(tmp)
@@ -104,12 +134,11 @@ def write_atomic(path, write):
 def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=False, **facts):
     """Write `obj` (dict of tensors and plain types) with its meta. Returns the digest of the content.
 
-    Raises UserError where a floating tensor at the top level is not finite: nothing downstream has to check again.
+    Raises UserError where a floating tensor, however deep, is not finite: nothing downstream has to check again.
     """
-    for name, value in obj.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path}: {name} has NaN or infinite values and is not written; lower --lr, or look at the "
-                            f"inputs of {stage}")
+    if name := not_finite(obj):
+        raise UserError(f"{path}: {name} has NaN or infinite values and is not written; lower --lr, or look at the "
+                        f"inputs of {stage}")
     meta = {"stage": stage, "data": data, "fingerprint": fingerprint, "args": args, "made_from": made_from or {},
             "digest": digest(obj), "argv": sys.argv, "torch": str(torch.__version__),
             "time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts}
@@ -122,7 +151,7 @@ def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=Fal
 def load(path, *, first="", keys=()):
     """Read a file written by `save` (memory-mapped, weights_only). `first` says which command makes it.
 
-    Raises UserError where it is missing, damaged, or lacks one of `keys`.
+    Raises UserError where it is missing, damaged, not one of ours, or lacks one of `keys`.
     """
     path = Path(path)
     if not path.exists():
@@ -130,6 +159,7 @@ def load(path, *, first="", keys=()):
     try:
         obj = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         missing = [k for k in (*keys, "meta") if k not in obj]
+        missing += [k for k in ("fingerprint", "args", "made_from", "digest") if not missing and k not in obj["meta"]]
     except Exception as e:
         reason = str(e).split("\n")[0][:120]
         raise UserError(f"{path} cannot be read ({reason}); remove it" + (f" and run: {first}" if first else "")) from None
