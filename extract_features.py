@@ -9,6 +9,7 @@ Writes  RUNS/DATA/inputs/<modality>.pt          kind, x (n, …), lengths (n,), 
 Every file of the data set is decoded and checked before anything is trained. The OOM modality takes no part in `bind`.
 """
 import argparse
+import os
 import time
 
 import torch
@@ -47,6 +48,40 @@ def get_args(argv=None):
     return p.parse_args(argv)
 
 
+class Progress(readers.Items):
+    """readers.Items that move a progress bar: one item in memory at a time, however large the modality."""
+
+    def __init__(self, dataset, modality, rows, bar):
+        super().__init__(dataset, modality, rows)
+        self.bar = bar
+
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        self.bar.update()
+        return item
+
+
+def read_inputs(data, modality, rows, folder, shape):
+    """The learner's inputs of one modality at the given rows (media.learner_inputs); an unlike item is named by its file."""
+    kind, train = data.modalities[modality], [data.split[i] == "train" for i in rows]
+    passes = 2 if kind == "series" else 1                                   # series: first the lengths, then the values
+    with tqdm(total=passes * len(rows), desc=f"read {modality}", mininterval=1, disable=None) as bar:
+        try:
+            return media.learner_inputs(kind, Progress(data, modality, rows, bar), train, **shape)
+        except media.Ragged as e:
+            row = rows[e.item]
+            cell = data.cells[modality][row]
+            where = os.path.join(folder, cell) if isinstance(cell, str) else modality
+            raise bank.UserError(f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty "
+                                 f"the cell") from None
+
+
+def left_over(path, fingerprint):
+    """Whether an inputs file is of other data and nothing was made from any: stage 1 stopped before its first bank."""
+    others = (p for p in path.parent.parent.rglob("*.pt") if p.parent != path.parent)
+    return path.exists() and bank.load(path)["meta"]["fingerprint"] != fingerprint and not any(others)
+
+
 def main(argv=None):
     args = get_args(argv)
     start = time.time()
@@ -54,7 +89,9 @@ def main(argv=None):
     # ------------------------------------------------------------------------------------------------------ data
     if args.perceptor == "bind" and not args.oom:
         raise bank.UserError("--perceptor bind needs --oom: its encoders are trained on the other modalities alone")
-    options = {"commonality": args.commonality, "seed": args.data_seed} if args.data == "synth" else {}
+    if args.bind_width < 8 or args.bind_width % 8:
+        raise bank.UserError(f"--bind-width {args.bind_width}: give a multiple of 8 (its layers are normalised in groups)")
+    options = {"commonality": args.commonality, "seed": args.data_seed} if args.data == "synth" else {"frames": args.frames}
     data = readers.read(args.data, **options)
     if args.oom and args.oom not in data.modalities:
         raise bank.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}")
@@ -72,12 +109,10 @@ def main(argv=None):
     files = {}
     for m in [*ims, *([args.oom] if args.oom else [])]:
         path = bank.inputs_path(args.runs, args.data, m)
-        if not bank.finished(path, shape, {}, data.fingerprint, args.force):
+        redo = args.force or left_over(path, data.fingerprint)
+        if not bank.finished(path, shape, {}, data.fingerprint, redo):
             seen = [i for i, cell in enumerate(data.cells[m]) if cell is not None]
-            raws = [data.load(m, i) for i in tqdm(seen, desc=f"read {m}", mininterval=1, disable=None)]
-            train = torch.tensor([data.split[i] == "train" for i in seen])
-            made = media.learner_inputs(data.modalities[m], raws, train, **shape)
-            del raws
+            made = read_inputs(data, m, seen, args.data, shape)
             bank.save(path, {**made, "ids": [data.ids[i] for i in seen], "class_names": data.class_names,
                              "labels": torch.tensor([data.labels[i] for i in seen]),
                              "split": torch.tensor([bank.SPLITS.index(data.split[i]) for i in seen])},

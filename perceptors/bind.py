@@ -20,7 +20,8 @@ def pair_table(inputs, pair_by_class, generator):
     """Which rows belong together: (names, table (n, K) int64 of row numbers, -1 where not observed, by_class names).
 
     A row of the table is one instance of the training split. A modality that shares no instance with another one gets,
-    with `pair_by_class`, a random labelled item of the same class for each labelled instance; without it: UserError.
+    with `pair_by_class`, a random labelled item of the same class for each labelled instance; without it, or where no
+    labelled item allows it: UserError.
     """
     names = sorted(inputs)
     at = {m: {inputs[m]["ids"][r]: r for r in rows(inputs[m], ("train",)).tolist()} for m in names}
@@ -33,6 +34,11 @@ def pair_table(inputs, pair_by_class, generator):
     if alone and not pair_by_class:
         raise UserError(f"modality {names[alone[0]]} shares no training row with another IM modality, so bind has no pairs "
                         f"for it; fill rows of manifest.csv in both, or give --pair-by-class")
+    for k in alone:
+        own = inputs[names[k]]
+        if not (own["labels"][rows(own, ("train",))] >= 0).any():
+            raise UserError(f"modality {names[k]} has no labelled training row, so --pair-by-class finds no pairs for it; "
+                            f"label some, or leave it out with --im")
     label = torch.full((len(ids),), -1)
     for k, m in enumerate(names):
         seen = table[:, k] >= 0
@@ -44,6 +50,11 @@ def pair_table(inputs, pair_by_class, generator):
             need = ((label == c) & (table[:, k] < 0)).nonzero().squeeze(1)
             if c >= 0 and len(pool) and len(need):
                 table[need, k] = pool[torch.randint(len(pool), (len(need),), generator=generator)]
+    usable = (table >= 0) & ((table >= 0).sum(1, keepdim=True) >= 2)
+    for k in alone:
+        if not usable[:, k].any():
+            raise UserError(f"modality {names[k]} shares no class with a labelled training row of another IM modality, so "
+                            f"--pair-by-class finds no pairs for it; label some, or leave it out with --im")
     return names, table, [names[k] for k in alone]
 
 

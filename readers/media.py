@@ -24,6 +24,14 @@ class MediaError(Exception):
     """A file that cannot be used, in one line: what is wrong with it."""
 
 
+class Ragged(UserError):
+    """An item that is unlike the others of its modality: `item`, its number, and `what` is unlike."""
+
+    def __init__(self, item, what):
+        super().__init__(f"item {item}: {what}; all items of a modality must agree")
+        self.item, self.what = item, what
+
+
 def reason(error):
     """The message of a decoder's exception on one line."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -240,34 +248,28 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
               length (feature vectors, binned sensors), else (C, 1) over the valid part.
       audio   becomes series: log mel, (mels, frames of 10 ms); lengths always; mean, std (mels, 1)
       text    x uint8 (n, T) UTF-8 bytes, 0 = padding; lengths; mean and std are None
+    Raises Ragged, a UserError, where items have unlike channels or dtypes.
     Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.
     """
     train = [bool(t) for t in train]
     if kind == "series" and not hasattr(raws, "__getitem__"):
         raws = list(raws)   # read twice below
-    try:
-        if kind == "image":
-            out = _images(raws, train, image_size)
-        elif kind == "video":
-            out = _videos(raws, train, image_size, frames)
-        elif kind == "series":
-            out = _series(raws, train, series_length)
-        elif kind == "audio":
-            mel = [log_mel(wave, mels) for wave in _each(raws)]
-            out = _series(mel, train, series_length, per_position=False)
-        elif kind == "text":
-            out = _texts(raws)
-        else:
-            raise ValueError(f"unknown kind {kind!r}: image, video, series, audio or text")
-    except _Ragged as e:
-        raise UserError(f"item {e.args[0]}: {e.args[1]}; all items of a modality must agree") from None
+    if kind == "image":
+        out = _images(raws, train, image_size)
+    elif kind == "video":
+        out = _videos(raws, train, image_size, frames)
+    elif kind == "series":
+        out = _series(raws, train, series_length)
+    elif kind == "audio":
+        mel = [log_mel(wave, mels) for wave in _each(raws)]
+        out = _series(mel, train, series_length, per_position=False)
+    elif kind == "text":
+        out = _texts(raws)
+    else:
+        raise ValueError(f"unknown kind {kind!r}: image, video, series, audio or text")
     if len(out["x"]) != len(train):
         raise ValueError(f"{len(out['x'])} items but {len(train)} train flags")
     return out
-
-
-class _Ragged(Exception):
-    pass
 
 
 def _each(raws):
@@ -286,10 +288,10 @@ def _images(raws, train, size):
         if x is None:
             x = torch.empty((n, *item.shape), dtype=item.dtype)
         if item.dtype != x.dtype:
-            raise _Ragged(i, f"pixels are {item.dtype}, those before it {x.dtype}")
+            raise Ragged(i, f"pixels are {item.dtype}, those before it {x.dtype}")
         if len(item) != x.shape[1]:
             if {len(item), x.shape[1]} != {1, 3}:
-                raise _Ragged(i, f"{len(item)} channels, those before it {x.shape[1]}")
+                raise Ragged(i, f"{len(item)} channels, those before it {x.shape[1]}")
             if len(item) == 3:   # the first coloured one: what came before was grey
                 x = x.expand(-1, 3, -1, -1).clone()
             item = item.expand(3, -1, -1)
@@ -316,7 +318,7 @@ def _series(items, train, limit, per_position=True):
     shapes = [tuple(item.shape) for item in _each(items)]
     for i, (channels, _) in enumerate(shapes):
         if channels != shapes[0][0]:
-            raise _Ragged(i, f"{channels} channels, item 0 has {shapes[0][0]}")
+            raise Ragged(i, f"{channels} channels, the first one has {shapes[0][0]}")
     n, channels, longest = len(shapes), shapes[0][0], max(t for _, t in shapes)
     lengths = [t for _, t in shapes]
     if longest > limit:   # integer ceiling of t * limit / longest: at least 1, at most limit

@@ -158,6 +158,14 @@ def test_pair_by_class_pairs_within_the_class_and_says_so():
     assert not torch.equal(table, bind.pair_table(inputs, True, generator(1))[1])
 
 
+@pytest.mark.parametrize("labels, said", [(-1, "no labelled training row"), (7, "shares no class")])
+def test_pair_by_class_needs_labelled_rows_of_a_shared_class(labels, said):
+    inputs = apart()
+    inputs["fourier"] = {**inputs["fourier"], "labels": torch.full_like(inputs["fourier"]["labels"], labels)}
+    with pytest.raises(UserError, match=f"fourier {'has ' if labels < 0 else ''}{said}.*--pair-by-class"):
+        bind.pair_table(inputs, True, generator())
+
+
 def test_pair_by_class_touches_no_modality_that_has_true_pairs():
     inputs = toy(30)
     inputs["rgb"] = keep(inputs["rgb"], range(3, 30))
