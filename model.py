@@ -114,6 +114,12 @@ class Head(nn.Module):
         return self.linear((z - self.mean) / self.std)
 
 
+def deviation(z):
+    """Standard deviation (d,) of each feature of z (N, d); 1 where a feature is constant up to the rounding of its mean."""
+    std = z.std(0, correction=0)
+    return torch.where(std > 1e-5 * z.abs().amax(0), std, torch.ones_like(std))
+
+
 def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
     """The "optimal classifier" of features: softmax regression on z (N, d), y (N,), optional item weights (N,).
 
@@ -123,7 +129,7 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
     nn.init.zeros_(head.linear.weight)
     nn.init.zeros_(head.linear.bias)
     head.mean.copy_(z.mean(0))
-    head.std.copy_(z.std(0, correction=0).clamp(min=1e-6 * z.abs().max().clamp(min=1e-30)))
+    head.std.copy_(deviation(z))
     head.to(z.device)
     x = (z - head.mean) / head.std
     opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
@@ -160,7 +166,7 @@ class Connection(nn.Module):
     def standardise(self, z_im):
         """Take mean and standard deviation from the whole bank z_im (N, d_im)."""
         self.mean.copy_(z_im.mean(0))
-        self.std.copy_(z_im.std(0, correction=0).clamp(min=1e-6))
+        self.std.copy_(deviation(z_im))
 
     def forward(self, z_im):
         """z_im (B, d_im) -> (mapped (B, d), mean, log-variance); v is sampled in training, its mean otherwise."""

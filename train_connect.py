@@ -121,8 +121,10 @@ def main(argv=None):
     oom, inputs_file = bank.load_inputs(args.runs, args.data, args.oom, first=first)
     ims, made_from = bank.load_banks(args.runs, args.data, args.perceptor, args.oom, first=first)
     fingerprint = oom["meta"]["fingerprint"]
+    sources = {m: bank.inputs_path(args.runs, args.data, m) for m in ims}
+    now = {f"inputs/{m}": bank.load(p, first=first)["meta"]["digest"] for m, p in sources.items() if p.exists()}
     for m, im in ims.items():
-        bank.check_chain(bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt", im["meta"], {}, fingerprint)
+        bank.check_chain(bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt", im["meta"], now, fingerprint)
     made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
     path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
@@ -132,6 +134,9 @@ def main(argv=None):
     generator = torch.Generator().manual_seed(args.seed)
     classes, names = len(oom["class_names"]), sorted(ims)
     train = bank.rows(oom, ("train",))                                                          # M rows of the inputs
+    if args.setting == "semi" and not (oom["labels"][train] >= 0).any():
+        raise bank.UserError(f"no training row of {args.oom} has a label, so --setting semi has nothing to start from; label "
+                             f"some and extract again, or give --setting unsup")
     print(f"{args.oom} from {', '.join(names)}: M = {len(train)}, {classes} classes, {args.setting}, seed {args.seed}, "
           f"{args.device}, torch {torch.__version__}")
 
@@ -145,10 +150,13 @@ def main(argv=None):
         z_im[m], y_im[m] = ims[m]["features"][r].to(args.device), ims[m]["labels"][r].to(args.device)
         ids_im[m] = [ims[m]["ids"][i] for i in r.tolist()]
         fold = torch.rand(len(r), generator=generator) < 0.2
-        probe = fit_head(z_im[m][~fold], y_im[m][~fold], classes)
-        held = (probe(z_im[m][fold]).argmax(1) == y_im[m][fold]).float().mean()
+        said = "too few to hold out a fifth"
+        if fold.any() and not fold.all():
+            probe = fit_head(z_im[m][~fold], y_im[m][~fold], classes)
+            held = (probe(z_im[m][fold]).argmax(1) == y_im[m][fold]).float().mean()
+            said = f"{100 * held:.1f}% on a fifth held out"
         im_heads[m] = fit_head(z_im[m], y_im[m], classes)
-        print(f"  IM head {m}: N = {len(r)}, d = {z_im[m].shape[1]}, {100 * held:.1f}% on a fifth held out")
+        print(f"  IM head {m}: N = {len(r)}, d = {z_im[m].shape[1]}, {said}")
 
     # ---------------------------------------------------------------------------------------------- OOM side: warm up
     learner = Learner(kind=oom["kind"], shape=tuple(oom["x"].shape[1:]), width=args.width, depth=args.depth, patch=args.patch,
@@ -224,6 +232,9 @@ def main(argv=None):
         print(f"  connection {m}: MMD {curve[-len(points)]['mmd']:.3f} -> {curve[-1]['mmd']:.3f}")
 
     # ------------------------------------------------------------------------------------------------------ save
+    paired = "by class: " + ", ".join(by_class) if by_class else "true" if args.setting == "semi" else "none"
+    bind_by_class = sorted({i for im in ims.values() for i in im["meta"].get("paired_by_class", [])})
+    paired += "; bind by class: " + ", ".join(bind_by_class) if bind_by_class else ""
     state = lambda module: {k: v.detach().cpu() for k, v in module.state_dict().items()}
     bank.save(path, {
         "arch": {"kind": oom["kind"], "shape": list(oom["x"].shape[1:]), "width": args.width, "depth": args.depth,
@@ -235,8 +246,7 @@ def main(argv=None):
         "mapped_ids": ids_im, "pairs": {m: list(p) for m, p in pairs.items()},
         "labelled": [oom["ids"][r] for r in labelled.tolist()], "curve": curve, "warmup_loss": losses,
     }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings, made_from=made_from,
-        paired="by class: " + ", ".join(by_class) if by_class else "true" if args.setting == "semi" else "none",
-        n_labelled=len(labelled), seconds=round(time.time() - start, 1))
+        paired=paired, n_labelled=len(labelled), seconds=round(time.time() - start, 1))
     print(f"stage 2 done in {time.time() - start:.0f} s. Next: python train_explore.py --data {args.data} --oom {args.oom} "
           f"--method cox --setting {args.setting} --seed {args.seed}")
 

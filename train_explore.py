@@ -89,8 +89,9 @@ def main(argv=None):
     first = f"python train_connect.py --data {args.data} --oom {args.oom} --setting {args.setting} --seed {args.seed}"
 
     # ------------------------------------------------------------------------------------------------------ data
-    oom, _ = bank.load_inputs(args.runs, args.data, args.oom, first=f"python extract_features.py --data {args.data} --oom {args.oom}")
-    ims, made_from = bank.load_banks(args.runs, args.data, args.perceptor, args.oom)
+    extract = f"python extract_features.py --data {args.data} --oom {args.oom} --perceptor {args.perceptor}"
+    oom, _ = bank.load_inputs(args.runs, args.data, args.oom, first=extract)
+    ims, made_from = bank.load_banks(args.runs, args.data, args.perceptor, args.oom, first=extract)
     made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
     fingerprint = oom["meta"]["fingerprint"]
     folder = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed)
