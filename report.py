@@ -196,7 +196,8 @@ def column_notes(records, columns):
 
 
 def pairing(paired):
-    """The pairing of a record in words."""
+    """The pairing of a record in words; the perceptor's own is said with the perceptor."""
+    paired = paired.partition("; bind by class")[0]
     return {"true": "true instances", "none": "none"}.get(paired) or \
         f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
 

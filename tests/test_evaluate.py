@@ -255,6 +255,14 @@ def test_unlike_runs_are_not_averaged(other, name):
     assert "not averaged" in notes and ("PAIRED BY CLASS" in notes) == ("paired" in other)
 
 
+def test_the_perceptors_pairs_by_class_are_said_with_the_perceptor():
+    one = record(0.5, paired="true; bind by class: imu, rgb") | {"perceptor_paired_by_class": ["imu", "rgb"]}
+    notes = " ".join(report.tables([one])[0]["notes"])
+    assert "perceptor's pairs drawn by class: imu, rgb" in notes and "pairs: true instances;" in notes
+    assert report.condition(one) == "semi, 10% labels"
+    assert report.pairing("by class: a; bind by class: b").endswith("within the class (a)")
+
+
 def test_unlike_flags_are_said():
     notes = " ".join(report.tables([record(0.5, epochs=2), record(0.6, method="erm", epochs=9)])[0]["notes"])
     assert "Not alike" in notes and "--epochs (2, 9)" in notes

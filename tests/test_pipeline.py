@@ -505,18 +505,7 @@ def test_the_named_command_mends_it(runs, folder):
     stage("train_explore", folder, runs)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train_connect",
-        pytest.param(
-            "train_explore",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="train_explore calls load_banks without first="
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["train_connect", "train_explore"])
 def test_missing_banks_are_named(runs, folder, name):
     shutil.rmtree(bank.bank_dir(runs, folder, "bind", "imu"))
     refused(name, folder, runs, "--force", parts=("bank", "python extract_features.py", "--oom imu"))
@@ -626,9 +615,6 @@ def test_banks_of_earlier_inputs_are_not_taken_for_done(runs, folder, monkeypatc
     refused("extract_features", folder, runs, "--image-size 4", parts=("banks", "inputs/rgb", "--force"))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="train_connect checks the banks' fingerprint, not the inputs they were made from"
-)
 def test_banks_of_earlier_inputs_are_refused_by_stage_2(runs, folder, monkeypatch):
     interrupted_force(runs, folder, monkeypatch)
     shutil.rmtree(run_dir(runs))
@@ -694,9 +680,6 @@ def test_im_without_shared_rows_needs_pair_by_class(bind_by_class):
         assert meta["args"]["pair_by_class"] is True
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="train_connect does not look at the banks' paired_by_class"
-)
 def test_pairs_by_class_in_bind_are_said_in_the_results(bind_by_class, tmp_path):
     own, runs, _ = bind_by_class
     runs = Path(shutil.copytree(runs, tmp_path / "runs"))
@@ -812,11 +795,6 @@ def test_the_draw_depends_on_the_labels_by_class_alone():
     assert len(train_connect.choose_labelled(labels, 0, 3, torch.Generator())) == 12
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(ZeroDivisionError, RuntimeError),
-    reason="train_connect.choose_labelled divides by no classes",
-)
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):
     own = write_folder(tmp_path / "toy", separate=("imu",))
     write_manifest(
@@ -892,9 +870,6 @@ def test_an_interrupt_while_writing_keeps_the_old_file(runs, folder, monkeypatch
     no_leftovers(runs)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bank.save looks at the tensors of the top level alone"
-)
 def test_a_diverged_training_is_not_saved(runs, folder):
     path = run_dir(runs) / "erm.pt"
     try:
@@ -1052,11 +1027,6 @@ def test_bad_input_ends_with_one_line_before_any_training(tmp_path, capsys, spoi
     no_leftovers(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UserError,
-    reason="inputs written before the bad file stay, and are of another fingerprint",
-)
 def test_the_mended_folder_goes_through(tmp_path, capsys):
     """A file that could not be used is replaced, as the message says: the same command goes on."""
     own = write_folder(tmp_path / "toy", n=(9, 3, 6))
@@ -1067,9 +1037,61 @@ def test_the_mended_folder_goes_through(tmp_path, capsys):
     stage("extract_features", own, tmp_path / "runs")
 
 
+def test_unlike_items_are_named_by_their_file(tmp_path, capsys):
+    """What the first bytes do not tell: 8 and 16 bits among tiffs."""
+    own = write_folder(tmp_path / "toy", n=(9, 3, 6))
+    rows = read_manifest(own)
+    for k, r in enumerate(rows):
+        picture = np.full((8, 8), k, np.uint16 if k == 4 else np.uint8)
+        Image.fromarray(picture).save(own / r[3].replace(".png", ".tif"))
+        r[3] = r[3].replace(".png", ".tif")
+    write_manifest(own, rows)
+    one_error_line(
+        capsys,
+        argv("extract_features", own, tmp_path / "runs"),
+        (str(own / "rgb/itrain4.tif"), "(id itrain4)", "float32", "uint8", ";"),
+    )
+
+
+def test_items_are_read_one_at_a_time(tmp_path, monkeypatch):
+    own = write_folder(tmp_path / "toy", n=(9, 3, 6))
+    real, kinds = extract_features.media.learner_inputs, {}
+
+    def look(kind, raws, *args, **kw):
+        kinds[kind] = isinstance(raws, extract_features.readers.Items)
+        return real(kind, raws, *args, **kw)
+
+    monkeypatch.setattr(extract_features.media, "learner_inputs", look)
+    stage("extract_features", own, tmp_path / "runs")
+    assert kinds == {"image": True, "series": True, "text": True}
+
+
+def test_frames_reach_the_reader(tmp_path, monkeypatch):
+    own = write_folder(tmp_path / "toy", n=(9, 3, 6))
+    real, seen = extract_features.readers.read, []
+
+    def look(data, **options):
+        seen.append(options)
+        return real(data, **options)
+
+    monkeypatch.setattr(extract_features.readers, "read", look)
+    stage("extract_features", own, tmp_path / "runs", "--frames 5")
+    assert seen == [{"frames": 5}]
+
+
+def test_few_items_have_none_to_hold_out(tmp_path, monkeypatch):
+    own = write_folder(tmp_path / "toy", n=(9, 3, 6))
+    stage("extract_features", own, tmp_path / "runs")
+    monkeypatch.setattr(train_connect.torch, "rand", lambda *size, **_: torch.ones(*size))
+    out = stage("train_connect", own, tmp_path / "runs", "--labels 0.4")
+    assert "too few to hold out" in out and "nan" not in out
+
+
 @pytest.mark.parametrize(
     "change, parts",
     [
+        (("--bind-width", "12"), ("--bind-width 12", "multiple of 8")),
+        (("--bind-width", "0"), ("--bind-width 0", "multiple of 8")),
         (("--oom", "smell"), ("--oom smell", "rgb", "imu", "language")),
         (("--im", "smell"), ("--im smell", "rgb", "language")),
         (("--im", "imu"), ("--im imu",)),
