@@ -217,6 +217,17 @@ def entropy(logits):
     return -(logp.exp() * logp).sum(-1).mean()
 
 
+def match_shares(logits, shares, rounds=10):
+    """Biases (C,) under which the mean posterior of logits (M, C) is `shares` (C,): a few rounds of Sinkhorn's scaling.
+
+    The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too often.
+    """
+    bias = torch.zeros_like(shares)
+    for _ in range(rounds):
+        bias = bias + shares.clamp(min=1e-6).log() - (logits + bias).softmax(-1).mean(0).clamp(min=1e-6).log()
+    return bias - bias.mean()
+
+
 def matched_target(head_posteriors, class_posteriors, smooth=0.01):
     """The anchor posterior that a disagreement item is matched to, through the classes its heads name (Eqs. 13, 15).
 

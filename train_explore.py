@@ -12,6 +12,7 @@ Every method has the same learner, start, augmentation, steps, batches and learn
   erm       labelled items alone         entmin    + entropy of the posteriors     fixmatch  + confident pseudo-labels
   moco      + momentum contrast, and entropy in semi                               ssl       + consistency under Gaussian noise
   aligned   all labels: the upper limit  random    untrained
+A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every refresh), on the CPU to the same bits.
 """
 import argparse
 import copy
@@ -25,9 +26,10 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch
-from model import (Connection, Head, Learner, entropy, fit_head, kl_literal, kl_matched, map_items, matched_target,
-                   train_connection)
+from model import (Connection, Head, Learner, entropy, fit_head, kl_literal, kl_matched, map_items, match_shares,
+                   matched_target, train_connection)
 
+EMERGENT = ("emergent", "emergent_im", "emergent_label")       # OOM items, their IM instances, their labels
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
 
 
@@ -51,7 +53,11 @@ def get_args(argv=None):
     p.add_argument("--w-agree", type=float, default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
     p.add_argument("--w-disagree", type=float, default=0.5, help="cox, selftrain: weight of the KL on D")
     p.add_argument("--kl", default="matched", choices=["matched", "literal"], help="what the KL on D pairs (Eq. 13)")
+    p.add_argument("--w-mapped", type=float, default=1.0, help="cox: weight of a mapped IM item beside a labelled OOM item "
+                   "in fitting the heads h*_k")
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
+    p.add_argument("--shares", default="known", choices=["known", "free"], help="cox, selftrain: known: heads are held to the "
+                   "class frequencies of the IM items (selftrain: of the labelled ones); free: they are not")
     p.add_argument("--w-entropy", type=float, default=0.3, help="entmin, moco: weight of the entropy")
     p.add_argument("--threshold", type=float, default=0.95, help="fixmatch: least confidence of a pseudo-label")
     p.add_argument("--noise", type=float, default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
@@ -73,12 +79,15 @@ def embed(learner, oom, rows, device):
 
 
 @torch.no_grad()
-def judge(z, head, heads, gate):
+def judge(z, head, heads, shares, gate):
     """Agreement on features z (M, d): mask (M,), label (M,) (-1: disagreement), confidence (M,), head posteriors (K, M, C).
 
-    The heads h*_k on mapped items judge (Section 3.2); with `gate` the learner's head is one more of them.
+    The heads h*_k on mapped items judge (Section 3.2); with `gate` the learner's head is one more of them. `shares` (C,) or
+    None: every head is held to these class frequencies.
     """
     logits = torch.stack([h(z) for h in heads] + ([head(z).float()] if gate else []))
+    if shares is not None:
+        logits = logits + torch.stack([match_shares(t, shares) for t in logits])[:, None]
     mask, label, confidence = cox_ops.modality_agreement(logits)
     return mask, label, confidence, logits.softmax(-1)
 
@@ -137,6 +146,8 @@ def main(argv=None):
     for m in names:
         at = {i: r for r, i in enumerate(ims[m]["ids"])}
         z_im[m] = ims[m]["features"][torch.tensor([at[i] for i in connect["mapped_ids"][m]])].to(device)
+    known = y.to(device) if args.method == "selftrain" else torch.cat([y_im[m] for m in names])
+    shares = None if args.shares == "free" else torch.bincount(known, minlength=classes).float() / len(known)
     common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))          # instances in every modality
     row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
     shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}
@@ -153,36 +164,62 @@ def main(argv=None):
     print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(labelled)} labelled, {len(unlabelled)} unlabelled, "
           f"{epochs} epochs of {epoch_steps} steps, {device}")
 
-    before, history, sets = None, [], None
-    progress = tqdm(total=epochs * epoch_steps, desc=args.method, mininterval=1, disable=None)
-    for epoch in range(epochs + 1):
+    # -------------------------------------------------------------------- go on from a checkpoint of a stopped run, if any
+    before, history, sets, begin_epoch = None, [], {}, 0
+    parts = {"learner": learner, "head": head, "optimizer": optimizer,
+             **{f"connection {m}": connections[m] for m in names},
+             **{f"connection optimizer {m}": connection_optimizers[m] for m in names}}
+    if args.method == "moco":
+        parts.update(project=project, key_learner=key_learner, key_project=key_project)
+    if checkpoint.exists() and not args.force:
+        saved = bank.load(checkpoint)
+        if saved["meta"]["args"] == settings and saved["meta"]["made_from"] == made_from:
+            for name, part in parts.items():
+                part.load_state_dict(saved["parts"][name])
+            v, sets = {m: t.to(device) for m, t in saved["v"].items()}, {k: t.to(device) for k, t in saved["sets"].items()}
+            before, history, begin_epoch = saved["before"], saved["history"], saved["epoch"]
+            queue = saved["queue"].to(device) if args.method == "moco" else None
+            torch.set_rng_state(saved["rng"])
+            generator.set_state(saved["generator"])
+            print(f"  going on from epoch {begin_epoch} ({checkpoint})")
+
+    progress = tqdm(total=epochs * epoch_steps, initial=begin_epoch * epoch_steps, desc=args.method, mininterval=1, disable=None)
+    for epoch in range(begin_epoch, epochs + 1):
+        if begin_epoch < epoch < epochs and epoch % refresh_every == 0:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in EMERGENT}, "before": before,
+                                   "history": history, "epoch": epoch, "queue": queue if args.method == "moco" else None,
+                                   "rng": torch.get_rng_state(), "generator": generator.get_state()},
+                      stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
+                      made_from=made_from, quiet=True)
 
         # ------------------------------------------------- anchors: agreement, emergent correspondence, refresh (6-9)
         choosing = args.method in ("cox", "selftrain") and epoch < epochs and epoch % refresh_every == 0
         if choosing or epoch == 0 or epoch == epochs:
             z = embed(learner, oom, unlabelled, device)
-            if (choosing or epoch == epochs) and epoch and args.method in ("cox", "selftrain"):
+            if args.method in ("cox", "selftrain"):
                 z_own = embed(learner, oom, labelled, device)
                 for m in names:
                     own, own_im = (t.to(device) for t in connect["pairs"][m])
                     z_pair, im_pair, y_pair = z_own[own], z_im[m][own_im], y.to(device)[own]
-                    if sets is not None and len(sets["emergent"]):
+                    if len(sets.get("emergent", ())):
                         z_pair = torch.cat([z_pair, z[sets["emergent"]]])
                         im_pair = torch.cat([im_pair, z_im[m][shared[m][sets["emergent_im"]]]])
                         y_pair = torch.cat([y_pair, sets["emergent_label"]])
-                    if len(z_pair):
+                    if epoch and len(z_pair):
                         train_connection(connections[m], connection_optimizers[m], im_pair, z_pair[None], y_pair, head,
                                          steps=args.connect_steps, generator=generator)
-                    v[m] = map_items(connections[m], z_im[m])
-                    heads[m] = fit_head(torch.cat([v[m], z_own]), torch.cat([y_im[m], y.to(device)]), classes)
-            mask, label, confidence, posteriors = judge(z, head, [heads[m] for m in names], args.gate)
+                        v[m] = map_items(connections[m], z_im[m])
+                    weight = torch.cat([v[m].new_full((len(v[m]),), args.w_mapped), v[m].new_ones(len(z_own))])
+                    heads[m] = fit_head(torch.cat([v[m], z_own]), torch.cat([y_im[m], y.to(device)]), classes, weight=weight)
+            mask, label, confidence, posteriors = judge(z, head, [heads[m] for m in names], shares, args.gate)
             snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
                         "prediction": head(z).argmax(1).cpu()}
             before = before or snapshot
         if choosing:
-            sets = {"emergent": torch.empty(0, dtype=torch.long), "emergent_label": None, "emergent_im": None}
+            sets = {"emergent": torch.empty(0, dtype=torch.long, device=device)}
             if args.method == "selftrain":
-                posteriors = head(z).softmax(-1).detach()[None]
+                posteriors = judge(z, head, [], shares, True)[3]
                 count = int(mask.sum())
                 best = cox_ops.top_anchors(posteriors[0].max(-1).values, count, largest=True)
                 mask = torch.zeros_like(mask).index_fill_(0, best, True)
@@ -190,7 +227,9 @@ def main(argv=None):
             elif common:
                 score, nearest = cox_ops.nearest_anchor(z, torch.stack([v[m][shared[m]] for m in names]))
                 emergent_label = y_im[names[0]][shared[names[0]]][nearest]
-                trusted = mask & (label == emergent_label) if args.setting == "semi" else nearest >= 0
+                if args.setting == "semi":                       # two witnesses: the heads and the nearest mapped instance
+                    mask = mask & (label == emergent_label)
+                trusted = mask if args.setting == "semi" else nearest >= 0
                 best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))), mask=trusted)
                 best = best[best >= 0]
                 sets.update(emergent=best, emergent_im=nearest[best], emergent_label=emergent_label[best])
@@ -279,6 +318,7 @@ def main(argv=None):
     }, stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings, made_from=made_from,
         paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
         seconds=round(time.time() - start, 1))
+    checkpoint.unlink(missing_ok=True)
     print(f"stage 3 done in {time.time() - start:.0f} s. Next: python evaluate.py --data {args.data} --table --out runs/report")
 
 
