@@ -73,6 +73,7 @@ def train(inputs, *, dim=64, width=64, epochs=40, batch_size=256, lr=1e-3, seed=
     parameters = [log_scale, *(p for e in encoders.values() for p in e.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3)
     usable = table[(table >= 0).sum(1) >= min(2, len(names))]
+    batch_size = min(batch_size, max(32, len(usable) // 8))               # some steps an epoch for a small folder, too
     steps = max(1, len(usable) // batch_size)
     warm = 0.2 if epochs * steps == 10 else 0.1        # torch divides by zero where the warm-up is exactly one step
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=warm)
