@@ -268,6 +268,8 @@ def test_unlike_flags_are_said():
     assert "Not alike" in notes and "--epochs (2, 9)" in notes
     notes = " ".join(report.tables([record(0.5, w_agree=1), record(0.6, seed=1, w_agree=2)])[0]["notes"])
     assert "the seeds of cox differ in --w-agree (1, 2)" in notes
+    notes = " ".join(report.tables([record(0.5), record(0.6, seed=1, w_agree=2)])[0]["notes"])
+    assert "the seeds of cox differ in --w-agree (2, null)" in notes          # an option that came later
     for alike in (record(0.6, seed=1), record(0.1, method="random", epochs=50)):  # random has no training
         assert "Not alike" not in " ".join(report.tables([record(0.5), alike])[0]["notes"])
 
