@@ -181,7 +181,8 @@ def column_notes(records, columns):
             groups = [("these runs", [r for r in rows if r["method"] != "random"], SHARED)]
             for method in dict.fromkeys(r["method"] for r in rows):
                 same = [r for r in rows if r["method"] == method]
-                groups.append((f"the seeds of {method}", same, set().union(*(r["args"] for r in same)) - {*SHARED}))
+                own = set().union(*(r["args"] for r in same)) - {*SHARED}
+                groups.append((f"the seeds of {method}", same, own))
             for who, mine, flags in groups:
                 for flag in sorted(flags):
                     values = sorted({json.dumps(r["args"].get(flag)) for r in mine})
