@@ -121,8 +121,10 @@ def test_missing_build_says_what_to_run(tmp_path):
     package.mkdir()
     for name in ("__init__.py", "ops.py", "ref.py"):
         (package / name).write_text((ROOT / "cox_ops" / name).read_text())
-    run = subprocess.run([sys.executable, "-c", "import cox_ops"], cwd=tmp_path, capture_output=True,
-                         text=True)
+    # An editable install's finder would lend this package the built module of the installed one.
+    code = ("import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]; "
+            "import cox_ops")
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     last = run.stderr.strip().splitlines()[-1]
     assert run.returncode == 1 and last.startswith("ImportError: cox_ops is not built")
     assert "python setup.py build_ext --inplace" in last
