@@ -56,6 +56,7 @@ demo: $(READY)  ## the four stages on the embedded data set, ending with the res
 demo-short:  ## the same as a quick check; its figures mean nothing
 	@$(MAKE) --no-print-directory demo DEMO=short
 
+test: export OMP_WAIT_POLICY ?= passive
 test: $(READY)  ## every test
 	$(PYTHON) -m pytest tests -q
 

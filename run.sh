@@ -18,6 +18,7 @@ JOBS=${JOBS:-$cores}                          # seeds and methods side by side
 name=$([ -d "$DATA" ] && cd "$DATA" && basename "$(pwd -P)" || basename "$DATA")
 OUT=${OUT:-$RUNS/$name/report}                # table.md, table.csv, table.json, report.html
 export log=$RUNS/$name/log/$OOM-$SETTING
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}   # waiting threads sleep: beside other work up to 10 times faster
 mkdir -p "$log"
 
 side_by_side() {  # side_by_side FUNCTION: call it with every line's words, JOBS at a time, the cores shared out
