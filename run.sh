@@ -25,15 +25,16 @@ side_by_side() {  # side_by_side FUNCTION: call it with every line's words, JOBS
     local lines; mapfile -t lines
     export threads=$((cores / (${#lines[@]} < JOBS ? ${#lines[@]} : JOBS)))
     [ "$threads" -ge 1 ] || threads=1
-    printf '%s\n' "${lines[@]}" | xargs -P "$JOBS" -L 1 bash -c "$1 \"\$@\"" _
+    printf '%s\n' "${lines[@]}" | xargs -P "$JOBS" -L 1 bash -c "$1 \"\$@\"" _ ||
+        { echo "error: not every job succeeded, see above; the same command goes on from here" >&2; return 1; }
 }
-job() {  # job NAME COMMAND...: output to the log, one line on the screen; a failure stops the whole script
+job() {  # job NAME COMMAND...: output to the log, one line on the screen, the end of the log after a failure
     local file="$log/$1.log"
     if OMP_NUM_THREADS=$threads "${@:2}" >"$file" 2>&1; then
         echo "  $1: $(grep -E 'already done|done in' "$file" | tail -n 1 | sed 's/ Next:.*//')"
     else
         { echo "error: $1 failed; the last lines of $file:"; tail -n 5 "$file"; } >&2
-        return 255                            # xargs starts nothing more
+        return 1
     fi
 }
 connect() {

@@ -10,6 +10,7 @@ semi    a class-balanced share of the OOM items keeps label and pairing; all oth
 unsup   no OOM item has either: anchors are the items on which the IM heads agree (Eq. 14), class centroids are the pairs
 """
 import argparse
+import math
 import time
 
 import torch
@@ -37,7 +38,8 @@ def get_args(argv=None):
     p.add_argument("--width", type=int, default=192, help="learner: width (192, 12, 16 make ViT-T/16)")
     p.add_argument("--depth", type=int, default=12, help="learner: blocks")
     p.add_argument("--patch", type=int, default=16, help="learner: side of an image patch or video tubelet")
-    p.add_argument("--slice", type=int, default=0, help="learner: steps of a time slice; 0 makes at most 32 tokens")
+    p.add_argument("--slice", type=int, default=0, help="learner: steps of a time slice; 0: at most 32 tokens, one "
+                   "token for a feature vector or binned sensor (fixed length, at most 512 values)")
     p.add_argument("--warmup-epochs", type=int, default=10, help="epochs on the labelled items, or on the anchors (unsup)")
     p.add_argument("--batch", type=int, default=128, help="items of a step; an epoch is M / batch steps for every method")
     p.add_argument("--labelled-batch", type=int, default=64, help="labelled items of a step")
@@ -159,8 +161,11 @@ def main(argv=None):
         print(f"  IM head {m}: N = {len(r)}, d = {z_im[m].shape[1]}, {said}")
 
     # ---------------------------------------------------------------------------------------------- OOM side: warm up
-    learner = Learner(kind=oom["kind"], shape=tuple(oom["x"].shape[1:]), width=args.width, depth=args.depth, patch=args.patch,
-                      slice=args.slice).to(args.device)
+    shape = list(oom["x"].shape[1:])
+    fixed = oom["kind"] == "series" and oom["lengths"] is None and math.prod(shape) <= 512
+    arch = {"kind": oom["kind"], "shape": shape, "width": args.width, "depth": args.depth, "patch": args.patch,
+            "slice": args.slice or (shape[-1] if fixed else 0)}
+    learner = Learner(**arch).to(args.device)
     head = torch.nn.Linear(args.width, classes).to(args.device)
     initial = {"learner": {k: v.cpu().clone() for k, v in learner.state_dict().items()},
                "head": {k: v.cpu().clone() for k, v in head.state_dict().items()}}
@@ -222,7 +227,8 @@ def main(argv=None):
         for at, following in zip(points, [*points[1:], None]):
             v = map_items(c, z_im[m])
             semi = args.setting == "semi"
-            h = fit_head(torch.cat([v, z[0]]) if semi else v, torch.cat([y_im[m], y]) if semi else y_im[m], classes)
+            h = fit_head(torch.cat([v, z[0]]) if semi else v, torch.cat([y_im[m], y]) if semi else y_im[m], classes,
+                         steps=60 if following else 200)
             curve.append({"modality": m, "step": at, "mmd": float(cox_ops.mmd(v[:2000], z_oom)),
                           "head": {k: t.cpu() for k, t in h.state_dict().items()}})
             if following is not None:
@@ -237,8 +243,7 @@ def main(argv=None):
     paired += "; bind by class: " + ", ".join(bind_by_class) if bind_by_class else ""
     state = lambda module: {k: v.detach().cpu() for k, v in module.state_dict().items()}
     bank.save(path, {
-        "arch": {"kind": oom["kind"], "shape": list(oom["x"].shape[1:]), "width": args.width, "depth": args.depth,
-                 "patch": args.patch, "slice": args.slice},
+        "arch": arch,
         "learner": state(learner), "head": state(head), "initial": initial, "im": names, "class_names": oom["class_names"],
         "im_heads": {m: state(h) for m, h in im_heads.items()}, "connections": {m: state(c) for m, c in connections.items()},
         "optimizers": {m: o.state_dict() for m, o in optimizers.items()}, "mapped_heads": {m: state(h) for m, h in heads.items()},

@@ -80,10 +80,10 @@ def embed(learner, oom, rows, device):
 
 @torch.no_grad()
 def judge(z, head, heads, shares, gate):
-    """Agreement on features z (M, d): mask (M,), label (M,) (-1: disagreement), confidence (M,), head posteriors (K, M, C).
+    """Agreement on features z (M, d): mask (M,), label (M,) (-1: disagreement), confidence (M,), posteriors (K, M, C).
 
-    The heads h*_k on mapped items judge (Section 3.2); with `gate` the learner's head is one more of them. `shares` (C,) or
-    None: every head is held to these class frequencies.
+    The heads h*_k on mapped items judge (Section 3.2); with `gate` the learner's head is one more of them. `shares`
+    (C,) or None: every head is held to these class frequencies.
     """
     logits = torch.stack([h(z) for h in heads] + ([head(z).float()] if gate else []))
     if shares is not None:
@@ -112,21 +112,24 @@ def main(argv=None):
     if bank.finished(path, settings, made_from, fingerprint, args.force):
         return
     if args.setting == "unsup" and args.method in ("erm", "entmin", "fixmatch", "selftrain"):
-        raise bank.UserError(f"--method {args.method} needs labels: use --setting semi, or one of cox, moco, ssl, random, aligned")
+        raise bank.UserError(f"--method {args.method} needs labels: use --setting semi, or one of cox, moco, ssl, "
+                             f"random, aligned")
     torch.manual_seed(args.seed + 2)
     generator = torch.Generator().manual_seed(args.seed + 2)
     device, kind, classes, names = args.device, oom["kind"], len(oom["class_names"]), connect["im"]
     train, val = bank.rows(oom, ("train",)), bank.rows(oom, ("val",))
+    val = val[oom["labels"][val] >= 0]                                         # for the curve alone, nothing is chosen by it
     kept = set(connect["labelled"])
     is_labelled = torch.tensor([oom["ids"][r] in kept for r in train.tolist()])
     if args.method == "aligned":
         is_labelled = oom["labels"][train] >= 0
     labelled, unlabelled = train[is_labelled], train[~is_labelled]
-    y = oom["labels"][labelled]                                # from here on no label of an unlabelled item is at hand
+    y = oom["labels"][labelled]                    # from here on no label of an unlabelled training item is read
     if args.method != "aligned" and not len(unlabelled):
-        raise bank.UserError(f"all {len(train)} training items are labelled, nothing is left to explore; lower --labels in stage 2")
+        raise bank.UserError(f"all {len(train)} training items are labelled, nothing is left to explore; lower --labels "
+                             f"in stage 2")
 
-    # -------------------------------------------------------------------------------------- model: stage 2's warm start
+    # --------------------------------------------------------------------------------- model: stage 2's warm start
     learner = Learner(**connect["arch"]).to(device)
     head = torch.nn.Linear(learner.width, classes).to(device)
     begin = connect["initial"] if args.method == "random" else connect
@@ -136,11 +139,12 @@ def main(argv=None):
     for m in names:
         connections[m] = Connection(d_im=ims[m]["features"].shape[1], d=learner.width).to(device)
         connections[m].load_state_dict(connect["connections"][m])
-        connection_optimizers[m] = torch.optim.Adam(connections[m].parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        connection_optimizers[m] = torch.optim.Adam(connections[m].parameters(), lr=args.lr,
+                                                    weight_decay=args.weight_decay)
         connection_optimizers[m].load_state_dict(connect["optimizers"][m])
         heads[m] = Head(learner.width, classes).to(device)
         heads[m].load_state_dict(connect["mapped_heads"][m])
-    v = {m: connect["mapped"][m].to(device) for m in names}                                       # (N_k, d) each
+    v = {m: connect["mapped"][m].to(device) for m in names}                                  # (N_k, d) each
     y_im = {m: connect["mapped_labels"][m].to(device) for m in names}
     z_im = {}
     for m in names:
@@ -148,12 +152,14 @@ def main(argv=None):
         z_im[m] = ims[m]["features"][torch.tensor([at[i] for i in connect["mapped_ids"][m]])].to(device)
     known = y.to(device) if args.method == "selftrain" else torch.cat([y_im[m] for m in names])
     shares = None if args.shares == "free" else torch.bincount(known, minlength=classes).float() / len(known)
-    common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))          # instances in every modality
+    common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))      # in every IM modality
     row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
     shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}
     if args.method == "moco":
-        project = torch.nn.Sequential(torch.nn.Linear(learner.width, 128), torch.nn.GELU(), torch.nn.Linear(128, 64)).to(device)
-        key_learner, key_project = copy.deepcopy(learner).requires_grad_(False), copy.deepcopy(project).requires_grad_(False)
+        project = torch.nn.Sequential(torch.nn.Linear(learner.width, 128), torch.nn.GELU(),
+                                      torch.nn.Linear(128, 64)).to(device)
+        key_learner = copy.deepcopy(learner).requires_grad_(False)
+        key_project = copy.deepcopy(project).requires_grad_(False)
         queue = F.normalize(torch.randn(args.queue, 64), dim=-1).to(device)
     parameters = [*learner.parameters(), *head.parameters(), *(project.parameters() if args.method == "moco" else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
@@ -161,10 +167,12 @@ def main(argv=None):
     epochs = 0 if args.method == "random" else args.epochs
     refresh_every = max(1, math.ceil(args.epochs / args.refreshes))
     amp = torch.autocast(torch.device(device).type, torch.bfloat16, enabled="cuda" in device)
-    print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(labelled)} labelled, {len(unlabelled)} unlabelled, "
-          f"{epochs} epochs of {epoch_steps} steps, {device}")
+    print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(labelled)} labelled, {len(unlabelled)} "
+          f"unlabelled, {epochs} epochs of {epoch_steps} steps, {device}")
+    if args.method == "cox" and not common:
+        print(f"  no instance is in all of {', '.join(names)}: agreement alone, without emergent correspondences")
 
-    # -------------------------------------------------------------------- go on from a checkpoint of a stopped run, if any
+    # ------------------------------------------------------------ go on from the checkpoint of a stopped run, if any
     before, history, sets, begin_epoch = None, [], {}, 0
     parts = {"learner": learner, "head": head, "optimizer": optimizer,
              **{f"connection {m}": connections[m] for m in names},
@@ -176,19 +184,22 @@ def main(argv=None):
         if saved["meta"]["args"] == settings and saved["meta"]["made_from"] == made_from:
             for name, part in parts.items():
                 part.load_state_dict(saved["parts"][name])
-            v, sets = {m: t.to(device) for m, t in saved["v"].items()}, {k: t.to(device) for k, t in saved["sets"].items()}
+            v = {m: t.to(device) for m, t in saved["v"].items()}
+            sets = {k: t.to(device) for k, t in saved["sets"].items()}
             before, history, begin_epoch = saved["before"], saved["history"], saved["epoch"]
             queue = saved["queue"].to(device) if args.method == "moco" else None
             torch.set_rng_state(saved["rng"])
             generator.set_state(saved["generator"])
             print(f"  going on from epoch {begin_epoch} ({checkpoint})")
 
-    progress = tqdm(total=epochs * epoch_steps, initial=begin_epoch * epoch_steps, desc=args.method, mininterval=1, disable=None)
+    progress = tqdm(total=epochs * epoch_steps, initial=begin_epoch * epoch_steps, desc=args.method, mininterval=1,
+                    disable=None)
     for epoch in range(begin_epoch, epochs + 1):
         if begin_epoch < epoch < epochs and epoch % refresh_every == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
-            bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in EMERGENT}, "before": before,
-                                   "history": history, "epoch": epoch, "queue": queue if args.method == "moco" else None,
+            bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in EMERGENT},
+                                   "before": before, "history": history, "epoch": epoch,
+                                   "queue": queue if args.method == "moco" else None,
                                    "rng": torch.get_rng_state(), "generator": generator.get_state()},
                       stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
                       made_from=made_from, quiet=True)
@@ -211,37 +222,39 @@ def main(argv=None):
                                          steps=args.connect_steps, generator=generator)
                         v[m] = map_items(connections[m], z_im[m])
                     weight = torch.cat([v[m].new_full((len(v[m]),), args.w_mapped), v[m].new_ones(len(z_own))])
-                    heads[m] = fit_head(torch.cat([v[m], z_own]), torch.cat([y_im[m], y.to(device)]), classes, weight=weight)
+                    heads[m] = fit_head(torch.cat([v[m], z_own]), torch.cat([y_im[m], y.to(device)]), classes,
+                                        weight=weight)
             mask, label, confidence, posteriors = judge(z, head, [heads[m] for m in names], shares, args.gate)
             snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
                         "prediction": head(z).argmax(1).cpu()}
             before = before or snapshot
         if choosing:
             sets = {"emergent": torch.empty(0, dtype=torch.long, device=device)}
-            if args.method == "selftrain":
+            if common:
+                score, nearest = cox_ops.nearest_anchor(z, torch.stack([v[m][shared[m]] for m in names]))
+                emergent_label = y_im[names[0]][shared[names[0]]][nearest]
+                if args.setting == "semi":                     # two witnesses: the heads and the nearest mapped item
+                    mask = mask & (label == emergent_label)
+            if args.method == "selftrain":                     # as many, chosen without the other modalities
                 posteriors = judge(z, head, [], shares, True)[3]
-                count = int(mask.sum())
-                best = cox_ops.top_anchors(posteriors[0].max(-1).values, count, largest=True)
+                best = cox_ops.top_anchors(posteriors[0].max(-1).values, int(mask.sum()), largest=True)
                 mask = torch.zeros_like(mask).index_fill_(0, best, True)
                 label = posteriors[0].argmax(-1)
             elif common:
-                score, nearest = cox_ops.nearest_anchor(z, torch.stack([v[m][shared[m]] for m in names]))
-                emergent_label = y_im[names[0]][shared[names[0]]][nearest]
-                if args.setting == "semi":                       # two witnesses: the heads and the nearest mapped instance
-                    mask = mask & (label == emergent_label)
-                trusted = mask if args.setting == "semi" else nearest >= 0
-                best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))), mask=trusted)
+                best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))),
+                                           mask=mask if args.setting == "semi" else nearest >= 0)
                 best = best[best >= 0]
                 sets.update(emergent=best, emergent_im=nearest[best], emergent_label=emergent_label[best])
-                if args.setting == "unsup":                                                      # Eq. 15: these are the anchors
+                if args.setting == "unsup":                                    # Eq. 15: these are the anchors
                     mask = torch.zeros_like(mask).index_fill_(0, best, True)
                     label = emergent_label
             p = head(z).softmax(-1).detach()
-            of_class = F.one_hot(label.clamp(min=0), classes).float() * mask[:, None]               # (M, C)
+            of_class = F.one_hot(label.clamp(min=0), classes).float() * mask[:, None]          # (M, C)
             sets.update(mask=mask, label=label, posteriors=posteriors,
-                        class_posteriors=(of_class.T @ p) / of_class.sum(0)[:, None],            # 0/0 = NaN: no anchor
+                        class_posteriors=(of_class.T @ p) / of_class.sum(0)[:, None],       # 0/0 = NaN: no anchor
                         mean_anchor_logp=p.clamp(min=1e-12).log()[mask].mean(0))
-            tqdm.write(f"  epoch {epoch}: {mask.float().mean():.1%} of the unlabelled agree, {len(sets['emergent'])} emergent pairs")
+            tqdm.write(f"  epoch {epoch}: {mask.float().mean():.1%} of the unlabelled are anchors, "
+                       f"{len(sets['emergent'])} emergent pairs")
         if epoch == epochs:
             break
 
@@ -264,14 +277,16 @@ def main(argv=None):
                 if args.method in ("cox", "selftrain"):
                     j = j.to(device)
                     logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
-                    a = sets["mask"][j]
-                    terms["agree"] = args.w_agree * (F.cross_entropy(logits, sets["label"][j].clamp(min=0), reduction="none") * a).mean()
+                    a = sets["mask"][j]                                                     # the anchors among them
+                    ce = F.cross_entropy(logits, sets["label"][j].clamp(min=0), reduction="none")
+                    terms["agree"] = args.w_agree * (ce * a).mean()
                     if args.w_disagree and not a.all() and sets["mask"].any():
                         if args.kl == "matched":
                             target = matched_target(sets["posteriors"][:, j[~a]], sets["class_posteriors"])
-                            terms["disagree"] = args.w_disagree * (~a).float().mean() * kl_matched(logits[~a], target)
+                            kl = kl_matched(logits[~a], target)
                         else:
-                            terms["disagree"] = args.w_disagree * (~a).float().mean() * kl_literal(logits[~a], sets["mean_anchor_logp"])
+                            kl = kl_literal(logits[~a], sets["mean_anchor_logp"])
+                        terms["disagree"] = args.w_disagree * (~a).float().mean() * kl
                 elif args.method in ("entmin", "moco") and len(labelled):
                     terms["entropy"] = args.w_entropy * entropy(head(learner(*augment(kind, x, lengths))).float())
                 if args.method == "moco":
@@ -289,12 +304,14 @@ def main(argv=None):
                     noisy = x if kind == "text" else x + args.noise * torch.randn_like(x)
                     noisy = augment(kind, x, lengths)[0] if kind == "text" else noisy
                     p, q = head(learner(x, lengths)).float(), head(learner(noisy, lengths)).float()
-                    terms["consistency"] = args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")
+                    terms["consistency"] = args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1),
+                                                                 reduction="batchmean")
                 elif args.method == "fixmatch":
                     with torch.no_grad():
                         sure, pseudo = head(learner(*augment(kind, x, lengths))).float().softmax(-1).max(-1)
                     logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
-                    terms["pseudo"] = (F.cross_entropy(logits, pseudo, reduction="none") * (sure >= args.threshold)).mean()
+                    ce = F.cross_entropy(logits, pseudo, reduction="none")
+                    terms["pseudo"] = (ce * (sure >= args.threshold)).mean()
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()
@@ -303,7 +320,8 @@ def main(argv=None):
             progress.update()
         record = {"epoch": epoch + 1, "loss": total / epoch_steps, **{k: t.item() for k, t in terms.items()}}
         if len(val):
-            record["val_accuracy"] = (head(embed(learner, oom, val, device)).argmax(1).cpu() == oom["labels"][val]).float().mean().item()
+            guess = head(embed(learner, oom, val, device)).argmax(1).cpu()
+            record["val_accuracy"] = (guess == oom["labels"][val]).float().mean().item()
         history.append(record)
         progress.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
     progress.close()
@@ -311,15 +329,16 @@ def main(argv=None):
     # ------------------------------------------------------------------------------------------------------ save
     state = lambda module: {k: t.detach().cpu() for k, t in module.state_dict().items()}
     bank.save(path, {
-        "arch": connect["arch"], "learner": state(learner), "head": state(head), "im": names, "class_names": oom["class_names"],
-        "connections": {m: state(c) for m, c in connections.items()}, "mapped_heads": {m: state(h) for m, h in heads.items()},
+        "arch": connect["arch"], "learner": state(learner), "head": state(head), "im": names,
+        "class_names": oom["class_names"], "connections": {m: state(c) for m, c in connections.items()},
+        "mapped_heads": {m: state(h) for m, h in heads.items()},
         "mapped": {m: t.cpu() for m, t in v.items()}, "unlabelled": [oom["ids"][r] for r in unlabelled.tolist()],
         "before": before, "after": snapshot, "history": history,
-    }, stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings, made_from=made_from,
-        paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
+    }, stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
+        made_from=made_from, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
         seconds=round(time.time() - start, 1))
     checkpoint.unlink(missing_ok=True)
-    print(f"stage 3 done in {time.time() - start:.0f} s. Next: python evaluate.py --data {args.data} --table --out runs/report")
+    print(f"stage 3 done in {time.time() - start:.0f} s. Next: python evaluate.py --data {args.data} --table")
 
 
 if __name__ == "__main__":

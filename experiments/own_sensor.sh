@@ -13,9 +13,9 @@ export RUNS=${RUNS:-runs/own_sensor} SEEDS=${SEEDS:-0 1 2} METHODS="random erm s
 world() {  # world FOLDER OOM EXTRACT CONNECT EXPLORE
     DATA="$data/$1" OOM="$2" EXTRACT="$3" CONNECT="$4" EXPLORE="$5" bash run.sh
 }
-world robot_push vibration "" "--width 64 --depth 3 --batch 32 --labelled-batch 32" "--batch 32 --labelled-batch 32"
+world robot_push vibration "" "--width 128 --depth 2 --batch 32 --labelled-batch 32" "--batch 32 --labelled-batch 32"
 world handwritten pix "--image-size 16" "--width 64 --depth 3 --patch 4" ""
-world handwritten fou "--image-size 16" "--width 64 --depth 3 --slice 4" ""
+world handwritten fou "--image-size 16" "--width 64 --depth 3" ""
 world digits pen "--image-size 28 --series-length 128 --bind-epochs 15" "--width 64 --depth 3 --slice 4" "--epochs 20"
 world digits rgb "--image-size 28 --series-length 128 --bind-epochs 15" "--width 64 --depth 3 --patch 7" "--epochs 20"
 SETTING=unsup METHODS="random ssl cox" world digits audio "--image-size 28 --series-length 128 --bind-epochs 15" \
