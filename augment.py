@@ -77,7 +77,8 @@ def augment_series(x, lengths, strong):
     if lengths is not None:
         x, lengths = replay(x, lengths, *((0.2, 0.15) if strong else (0.1, 0.08)))
     amount = 0.2 if strong else 0.1
-    x = x * (1 + amount * noise(x, n, 1, 1)) + amount * (noise(x, n, 1, 1) + 0.5 * noise(x, n, c, 1) + 0.5 * torch.randn_like(x))
+    x = x * (1 + amount * noise(x, n, 1, 1))
+    x = x + amount * (noise(x, n, 1, 1) + 0.5 * noise(x, n, c, 1) + 0.5 * torch.randn_like(x))
     if strong:
         valid = (lengths if lengths is not None else torch.full((n,), t, device=x.device)).float()[:, None]
         x = x.masked_fill(span_mask(n, t, valid, 0.25, x.device)[:, None, :], 0.0)
@@ -98,7 +99,7 @@ def span_mask(n, size, valid, largest, device):
 
 
 def replay(x, lengths, speed, shift):
-    """Series (B, C, T) played at 1 ± `speed`, starting up to `shift` of their length later or earlier, within the T steps."""
+    """Series (B, C, T) played at 1 ± `speed`, starting up to `shift` of their length later or earlier."""
     n, c, t = x.shape
     rate = 1 + speed * noise(x, n, 1)
     start = shift * noise(x, n, 1) * lengths[:, None]

@@ -1,9 +1,9 @@
 """The `.pt` contract between the stages: where each file lies, how it is written, read and checked.
 
 A file is a dict of tensors and plain types, so that `torch.load(weights_only=True)` reads it. Its `meta` holds
-  stage, data, fingerprint (of the data set), args (the flags that shaped it), made_from ({"inputs/rgb": digest} of the files it
-  was made from), digest (of its own content), argv, torch, time.
-A stage that reads a file compares `made_from` and `fingerprint` along the chain and refuses what was made from other data.
+  stage, data, fingerprint (of the data set), args (the flags that shaped it), made_from ({"inputs/rgb": digest} of the
+  files it was made from), digest (of its own content), argv, torch, time.
+A stage that reads a file compares `made_from` and `fingerprint` along the chain and refuses what is of other data.
 
 Layout under --runs:
   <data>/inputs/<modality>.pt                           OOM learner's inputs, one file per modality   (stage 1)
@@ -162,7 +162,8 @@ def load(path, *, first="", keys=()):
         missing += [k for k in ("fingerprint", "args", "made_from", "digest") if not missing and k not in obj["meta"]]
     except Exception as e:
         reason = str(e).split("\n")[0][:120]
-        raise UserError(f"{path} cannot be read ({reason}); remove it" + (f" and run: {first}" if first else "")) from None
+        mend = "remove it" + (f" and run: {first}" if first else "")
+        raise UserError(f"{path} cannot be read ({reason}); {mend}") from None
     if missing:
         raise UserError(f"{path} has no {missing[0]!r}: it was written by another version; remove it"
                         + (f" and run: {first}" if first else ""))
@@ -176,11 +177,13 @@ def check_chain(path, meta, made_from, fingerprint=None):
     """
     if fingerprint is not None and meta["fingerprint"] != fingerprint:
         raise UserError(f"{path} was made from other data than the inputs now in place (fingerprint "
-                        f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again with --force, or use another --runs")
+                        f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again with --force, or use "
+                        f"another --runs")
     for source, d in made_from.items():
         was = meta["made_from"].get(source)
         if was is not None and was != d:
-            raise UserError(f"{path} was made from an earlier {source}; make it again with --force, or use another --runs")
+            raise UserError(f"{path} was made from an earlier {source}; make it again with --force, or use another "
+                            f"--runs")
 
 
 def finished(path, args, made_from, fingerprint, force):
@@ -207,7 +210,7 @@ def rows(file, splits=("train", "val")):
 
 
 def load_inputs(runs, data, modality, *, first=""):
-    """The OOM learner's inputs: kind, x (n, …), lengths (n,) or None, mean, std, ids, labels (n,), split (n,), class_names."""
+    """The OOM learner's inputs: kind, x (n, …), lengths (n,) or None, mean, std, ids, labels, split (n,), class_names."""
     path = inputs_path(runs, data, modality)
     return load(path, first=first, keys=("kind", "x", "ids", "labels", "split", "class_names")), path
 

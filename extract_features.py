@@ -22,7 +22,8 @@ from readers import media
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Next: python train_connect.py --data D --oom M",
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                epilog="Next: python train_connect.py --data D --oom M",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", required=True, help="synth, or a folder with manifest.csv")
     p.add_argument("--perceptor", default="bind", choices=["bind"], help="frozen IM perceptor")
@@ -39,8 +40,8 @@ def get_args(argv=None):
     p.add_argument("--bind-epochs", type=int, default=40, help="epochs of the bind encoders")
     p.add_argument("--bind-width", type=int, default=64, help="their width")
     p.add_argument("--bind-dim", type=int, default=64, help="dimension of the joint space")
-    p.add_argument("--commonality", type=float, default=0.7, help="synth only: instance information that the modalities share "
-                   "beyond the class, 0 to 1; one value per --runs")
+    p.add_argument("--commonality", type=float, default=0.7, help="synth only: instance information that the modalities "
+                   "share beyond the class, 0 to 1; one value per --runs")
     p.add_argument("--data-seed", type=int, default=0, help="synth only: which world")
     p.add_argument("--seed", type=int, default=0, help="seed of the bind encoders")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the encoders run")
@@ -91,7 +92,8 @@ def main(argv=None):
         raise bank.UserError("--perceptor bind needs --oom: its encoders are trained on the other modalities alone")
     if args.bind_width < 8 or args.bind_width % 8:
         raise bank.UserError(f"--bind-width {args.bind_width}: give a multiple of 8 (its layers are normalised in groups)")
-    options = {"commonality": args.commonality, "seed": args.data_seed} if args.data == "synth" else {"frames": args.frames}
+    synth = {"commonality": args.commonality, "seed": args.data_seed}
+    options = synth if args.data == "synth" else {"frames": args.frames}
     data = readers.read(args.data, **options)
     if args.oom and args.oom not in data.modalities:
         raise bank.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}")
@@ -102,7 +104,8 @@ def main(argv=None):
     if not ims:
         raise bank.UserError(f"{args.data} has only {args.oom}: COX needs at least one other modality to learn from")
     counts = ", ".join(f"{data.split.count(s)} {s}" for s in bank.SPLITS)
-    print(f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, fingerprint {data.fingerprint[:8]}")
+    print(f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, "
+          f"fingerprint {data.fingerprint[:8]}")
 
     # -------------------------------------------------------------------- the learner's inputs, one file per modality
     shape = {"image_size": args.image_size, "series_length": args.series_length, "frames": args.frames, "mels": args.mels}
@@ -116,7 +119,8 @@ def main(argv=None):
             bank.save(path, {**made, "ids": [data.ids[i] for i in seen], "class_names": data.class_names,
                              "labels": torch.tensor([data.labels[i] for i in seen]),
                              "split": torch.tensor([bank.SPLITS.index(data.split[i]) for i in seen])},
-                      stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=shape, source=data.source)
+                      stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=shape,
+                      source=data.source)
         files[m] = bank.load(path)
         print(f"  {m}: {files[m]['kind']} {tuple(files[m]['x'].shape)} {str(files[m]['x'].dtype)[6:]}")
 

@@ -1,7 +1,7 @@
 """What two stages share of the method: learner, heads, connections and losses. No files, no arguments, no printing.
 
 Shapes: B batch, M OOM items, N labelled IM items, K IM modalities, C classes, d features of the learner, d_k of a bank.
-Equation and section numbers are those of "Towards Out-of-Modal Generalization without Instance-level Modal Correspondence".
+Equations and sections: "Towards Out-of-Modal Generalization without Instance-level Modal Correspondence".
 """
 import math
 
@@ -194,7 +194,7 @@ def map_items(connection, z_im, batch=65536):
 
 
 def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=256, beta=1e-4, w_ce=0.0, generator=None):
-    """`steps` steps of L_con on pairs z_im (P, d_im) and z (V, P, d), V views of the same OOM items. Returns the last loss."""
+    """`steps` steps of L_con on pairs z_im (P, d_im) and z (V, P, d), V views of the OOM items. Returns the last loss."""
     connection.train()
     views, pairs = z.shape[:2]
     loss = z.new_zeros(())

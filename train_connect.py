@@ -7,7 +7,7 @@ Reads   RUNS/DATA/inputs/<oom>.pt and the feature banks of stage 1 (never their 
 Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/connect.pt: learner g and head h after the warm-up, IM heads h_k,
         connections, heads h*_k on mapped items, mapped items v (K modalities, N_k, d), the labelled ids, Fig. 5's curve
 semi    a class-balanced share of the OOM items keeps label and pairing; all other OOM items lose both
-unsup   no OOM item has either: anchors are the items on which the IM heads agree (Eq. 14), class centroids are the pairs
+unsup   no OOM item has either: anchors are the items on which the IM heads agree (Eq. 14), class centroids the pairs
 """
 import argparse
 import math
@@ -24,7 +24,8 @@ from model import Connection, Head, Learner, fit_head, map_items, train_connecti
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Next: python train_explore.py --data D --oom M",
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                epilog="Next: python train_explore.py --data D --oom M",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", required=True, help="as in stage 1")
     p.add_argument("--oom", required=True, help="out-of-modal modality, the one to learn")
@@ -46,8 +47,8 @@ def get_args(argv=None):
     p.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate")
     p.add_argument("--weight-decay", type=float, default=1e-5, help="Adam's weight decay")
     p.add_argument("--anchors", type=float, default=0.1, help="unsup: share of the items taken as anchors (T)")
-    p.add_argument("--init", default="literal", choices=["literal"], help="unsup: where the learner starts; literal: at random, "
-                   "judged by the IM heads as they are (Eq. 14 as printed; stays at chance)")
+    p.add_argument("--init", default="literal", choices=["literal"], help="unsup: where the learner starts; literal: at "
+                   "random, judged by the IM heads as they are (Eq. 14 as printed; stays at chance)")
     p.add_argument("--connect-steps", type=int, default=300, help="steps of each connection")
     p.add_argument("--beta", type=float, default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
     p.add_argument("--w-ce", type=float, default=0.0, help="weight of the head's cross-entropy on the reconstruction")
@@ -58,7 +59,7 @@ def get_args(argv=None):
 
 
 def choose_labelled(labels, count, per_class, generator):
-    """Positions (L,) of a class-balanced draw from labels (M,), -1 = unlabelled: `count` in all, or `per_class` of each."""
+    """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each."""
     order = torch.randperm(len(labels), generator=generator)
     groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
     quota = per_class or max(1, round(count / len(groups)))
@@ -97,10 +98,10 @@ def embed(learner, oom, rows, device, views=0):
 
 
 def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name):
-    """Cross-entropy on OOM rows (L,) and labels (L,) with weak augmentation. Returns the mean loss per tenth of the steps."""
+    """Cross-entropy on OOM rows (L,), labels (L,) with weak augmentation. Returns the mean loss of each tenth."""
     optimizer = torch.optim.Adam([*learner.parameters(), *head.parameters()], lr=args.lr, weight_decay=args.weight_decay)
     learner.train()
-    history, amp = [], torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
+    losses, amp = [], torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
     for _ in tqdm(range(steps), desc=name, mininterval=1, disable=None):
         i = torch.randint(len(rows), (args.labelled_batch,), generator=generator)
         x, lengths = augment(oom["kind"], *batch(oom, rows[i], args.device))
@@ -109,9 +110,8 @@ def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        history.append(loss.item())
-    return [sum(c) / len(c) for c in (history[i::10] for i in range(10)) if c] if steps < 10 else \
-        [sum(history[i * steps // 10:(i + 1) * steps // 10]) / max(1, (i + 1) * steps // 10 - i * steps // 10) for i in range(10)]
+        losses.append(loss.item())
+    return [t.mean().item() for t in torch.tensor(losses).tensor_split(min(10, steps))]
 
 
 def main(argv=None):
@@ -126,7 +126,8 @@ def main(argv=None):
     sources = {m: bank.inputs_path(args.runs, args.data, m) for m in ims}
     now = {f"inputs/{m}": bank.load(p, first=first)["meta"]["digest"] for m, p in sources.items() if p.exists()}
     for m, im in ims.items():
-        bank.check_chain(bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt", im["meta"], now, fingerprint)
+        file = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
+        bank.check_chain(file, im["meta"], now, fingerprint)
     made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
     path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
@@ -135,7 +136,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     classes, names = len(oom["class_names"]), sorted(ims)
-    train = bank.rows(oom, ("train",))                                                          # M rows of the inputs
+    train = bank.rows(oom, ("train",))                                                  # M rows of the inputs
     if args.setting == "semi" and not (oom["labels"][train] >= 0).any():
         raise bank.UserError(f"no training row of {args.oom} has a label, so --setting semi has nothing to start from; label "
                              f"some and extract again, or give --setting unsup")
@@ -148,7 +149,8 @@ def main(argv=None):
         r = bank.rows(ims[m], ("train",))
         r = r[ims[m]["labels"][r] >= 0]
         if not len(r):
-            raise bank.UserError(f"IM modality {m} has no labelled training item; label some, or leave it out with --im in stage 1")
+            raise bank.UserError(f"IM modality {m} has no labelled training item; label some, or leave it out with --im "
+                                 f"in stage 1")
         z_im[m], y_im[m] = ims[m]["features"][r].to(args.device), ims[m]["labels"][r].to(args.device)
         ids_im[m] = [ims[m]["ids"][i] for i in r.tolist()]
         fold = torch.rand(len(r), generator=generator) < 0.2
@@ -202,7 +204,8 @@ def main(argv=None):
             raise bank.UserError(f"the IM heads of {', '.join(names)} agree on no {args.oom} item, so there is no anchor; "
                                  f"try another --seed, or --setting semi")
         print(f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
-              f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: expect chance")
+              f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: "
+              f"expect chance")
         losses = warm_up(learner, head, oom, train[anchors.cpu()], label[anchors].cpu(),
                          steps=args.warmup_epochs * epoch_steps, args=args, generator=generator, name="warm-up on anchors")
         z_all = embed(learner, oom, train, args.device)[0]
@@ -223,10 +226,10 @@ def main(argv=None):
         c.standardise(z_im[m])
         optimizer = torch.optim.Adam(c.parameters(), lr=args.lr, weight_decay=args.weight_decay)
         has, paired = pairs[m]
-        z_pair, im_pair, y_pair = (z[:, has], z_im[m][paired], y[has]) if args.setting == "semi" else (z, centroids[m], y)
+        semi = args.setting == "semi"
+        z_pair, im_pair, y_pair = (z[:, has], z_im[m][paired], y[has]) if semi else (z, centroids[m], y)
         for at, following in zip(points, [*points[1:], None]):
             v = map_items(c, z_im[m])
-            semi = args.setting == "semi"
             h = fit_head(torch.cat([v, z[0]]) if semi else v, torch.cat([y_im[m], y]) if semi else y_im[m], classes,
                          steps=60 if following else 200)
             curve.append({"modality": m, "step": at, "mmd": float(cox_ops.mmd(v[:2000], z_oom)),
@@ -244,22 +247,25 @@ def main(argv=None):
     state = lambda module: {k: v.detach().cpu() for k, v in module.state_dict().items()}
     bank.save(path, {
         "arch": arch,
-        "learner": state(learner), "head": state(head), "initial": initial, "im": names, "class_names": oom["class_names"],
-        "im_heads": {m: state(h) for m, h in im_heads.items()}, "connections": {m: state(c) for m, c in connections.items()},
-        "optimizers": {m: o.state_dict() for m, o in optimizers.items()}, "mapped_heads": {m: state(h) for m, h in heads.items()},
+        "learner": state(learner), "head": state(head), "initial": initial, "im": names,
+        "class_names": oom["class_names"], "im_heads": {m: state(h) for m, h in im_heads.items()},
+        "connections": {m: state(c) for m, c in connections.items()},
+        "optimizers": {m: o.state_dict() for m, o in optimizers.items()},
+        "mapped_heads": {m: state(h) for m, h in heads.items()},
         "mapped": {m: v.cpu() for m, v in mapped.items()}, "mapped_labels": {m: t.cpu() for m, t in y_im.items()},
         "mapped_ids": ids_im, "pairs": {m: list(p) for m, p in pairs.items()},
         "labelled": [oom["ids"][r] for r in labelled.tolist()], "curve": curve, "warmup_loss": losses,
-    }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings, made_from=made_from,
+    }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
+        made_from=made_from,
         paired=paired, n_labelled=len(labelled), seconds=round(time.time() - start, 1))
     print(f"stage 2 done in {time.time() - start:.0f} s. Next: python train_explore.py --data {args.data} --oom {args.oom} "
           f"--method cox --setting {args.setting} --seed {args.seed}")
 
 
 def literal_space(z, d_im, seed):
-    """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then a fixed random map.
+    """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then mapped at random.
 
-    The heads h_k know only their bank's space and nothing relates the two yet; a random orthogonal map is as good as any.
+    The heads h_k know only their bank's space and nothing relates the two yet: a random orthogonal map serves.
     """
     z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
     g = torch.Generator().manual_seed(seed)

@@ -7,10 +7,11 @@ Reads   connect.pt of stage 2, RUNS/DATA/inputs/<oom>.pt and the feature banks (
 Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt: learner, head, connections, heads h*_k, the agreement masks
         before and after (Fig. 6), one record per epoch
 Every method has the same learner, start, augmentation, steps, batches and learning rate:
-  cox       agreement of the heads h*_k, emergent correspondences, anchors' labels on A, matched posteriors on D (Eqs. 13-15)
-  selftrain the same losses and schedule without IM data: as many items as COX's A, the most confident of the learner itself
-  erm       labelled items alone         entmin    + entropy of the posteriors     fixmatch  + confident pseudo-labels
-  moco      + momentum contrast, and entropy in semi                               ssl       + consistency under Gaussian noise
+  cox       agreement of the heads h*_k, emergent correspondences, labels on A, matched posteriors on D (Eqs. 13-15)
+  selftrain the same losses and schedule without IM data: as many items as COX's A, the learner's most confident ones
+  erm       labelled items alone                          entmin    + entropy of the posteriors
+  fixmatch  + confident pseudo-labels
+  moco      + momentum contrast, and entropy in semi      ssl       + consistency under Gaussian noise
   aligned   all labels: the upper limit  random    untrained
 A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every refresh), on the CPU to the same bits.
 """
@@ -34,7 +35,8 @@ METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftra
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Next: python evaluate.py --data D --table --out DIR",
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                epilog="Next: python evaluate.py --data D --table --out DIR",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", required=True, help="as in stages 1 and 2")
     p.add_argument("--oom", required=True, help="out-of-modal modality")
@@ -118,7 +120,7 @@ def main(argv=None):
     generator = torch.Generator().manual_seed(args.seed + 2)
     device, kind, classes, names = args.device, oom["kind"], len(oom["class_names"]), connect["im"]
     train, val = bank.rows(oom, ("train",)), bank.rows(oom, ("val",))
-    val = val[oom["labels"][val] >= 0]                                         # for the curve alone, nothing is chosen by it
+    val = val[oom["labels"][val] >= 0]                              # for the curve alone, nothing is chosen by it
     kept = set(connect["labelled"])
     is_labelled = torch.tensor([oom["ids"][r] in kept for r in train.tolist()])
     if args.method == "aligned":
@@ -126,8 +128,8 @@ def main(argv=None):
     labelled, unlabelled = train[is_labelled], train[~is_labelled]
     y = oom["labels"][labelled]                    # from here on no label of an unlabelled training item is read
     if args.method != "aligned" and not len(unlabelled):
-        raise bank.UserError(f"all {len(train)} training items are labelled, nothing is left to explore; lower --labels "
-                             f"in stage 2")
+        raise bank.UserError(f"all {len(train)} training items are labelled, nothing is left to explore; lower "
+                             f"--labels in stage 2")
 
     # --------------------------------------------------------------------------------- model: stage 2's warm start
     learner = Learner(**connect["arch"]).to(device)
@@ -335,7 +337,8 @@ def main(argv=None):
         "mapped": {m: t.cpu() for m, t in v.items()}, "unlabelled": [oom["ids"][r] for r in unlabelled.tolist()],
         "before": before, "after": snapshot, "history": history,
     }, stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
-        made_from=made_from, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
+        made_from=made_from, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"],
+        n_labelled=len(labelled),
         seconds=round(time.time() - start, 1))
     checkpoint.unlink(missing_ok=True)
     print(f"stage 3 done in {time.time() - start:.0f} s. Next: python evaluate.py --data {args.data} --table")

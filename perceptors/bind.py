@@ -1,5 +1,5 @@
-"""`bind`: small encoders, one per IM modality, trained contrastively on the data set's own IM pairs to one joint space, then
-frozen. It is what the paper does for touch (Section 4.1, Models), and the default where no pretrained perceptor is at hand.
+"""`bind`: small encoders, one per IM modality, trained contrastively on the data set's own IM pairs to one joint space,
+then frozen. It is what the paper does for touch (Section 4.1, Models), and the default where no pretrained perceptor is.
 
 The OOM modality takes no part, no label is used (but for --pair-by-class), and only rows of the training split are seen.
 """
@@ -62,7 +62,8 @@ def train(inputs, *, dim=64, width=64, epochs=40, batch_size=256, lr=1e-3, seed=
           device="cpu", pair_by_class=False):
     """Train one encoder per modality of `inputs` ({name: inputs file}) with InfoNCE over all pairs of modalities.
 
-    With a single IM modality, two augmented views of an item are its pair. Returns ({name: encoder}, [names paired by class]).
+    With a single IM modality, two augmented views of an item are its pair. Returns ({name: encoder}, [names paired by
+    class]).
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
