@@ -1,4 +1,4 @@
-"""Puts device, commit and date on top of a pytest-benchmark file and names it gpu-<date>-<commit>.json beside it.
+"""Puts device, commit and date on top of a pytest-benchmark file and names it gpu-<date>-<commit>.json.
 
     python bench/name_result.py bench/results/.gpu.json <commit>
 
@@ -14,7 +14,7 @@ import torch
 
 path, commit = Path(sys.argv[1]), sys.argv[2]
 if not torch.cuda.is_available():
-    sys.exit(f"error: torch {torch.__version__} sees no GPU here: {path} holds CPU timings and keeps its name")
+    sys.exit(f"error: torch {torch.__version__} sees no GPU: {path} holds CPU timings and keeps its name")
 result = json.loads(path.read_text())
 date = time.strftime("%Y-%m-%d")
 head = {"device": torch.cuda.get_device_name(), "commit": commit, "date": date, "torch": torch.__version__,
