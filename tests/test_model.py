@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from model import (
+    match_shares,
     Connection,
     Head,
     Learner,
@@ -492,3 +493,19 @@ def test_info_nce_against_a_loop():
             total -= math.log(scores[i] / sum(scores)) / 12
     assert info_nce(a, b, 10.0).item() == pytest.approx(total, rel=1e-9)
     assert info_nce(a, a, 100.0) < info_nce(a, b, 100.0)
+
+
+def test_match_shares_holds_a_head_to_the_class_frequencies():
+    logits = 3 * torch.randn(500, 5, generator=torch.Generator().manual_seed(0)) + torch.tensor([2.0, 0, 0, -2, 0])
+    for shares in (torch.full((5,), 0.2), torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1])):
+        bias = match_shares(logits, shares, rounds=50)
+        torch.testing.assert_close((logits + bias).softmax(-1).mean(0), shares, atol=1e-3, rtol=0)
+        assert abs(bias.mean()) < 1e-5
+    few = match_shares(logits, torch.full((5,), 0.2))                 # the default rounds come close
+    torch.testing.assert_close((logits + few).softmax(-1).mean(0), torch.full((5,), 0.2), atol=0.02, rtol=0)
+
+
+def test_match_shares_with_a_class_that_does_not_occur():
+    logits = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    bias = match_shares(logits, torch.tensor([0.5, 0.5, 0.0]))
+    assert bias.isfinite().all() and ((logits + bias).argmax(1) != 2).all()

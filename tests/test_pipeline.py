@@ -1161,3 +1161,82 @@ def test_the_table_has_a_row_for_each_finished_method(runs, folder, tmp_path):
     rows = [line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("|")]
     text = "\n".join(rows).lower()
     assert len(rows) >= 4 and "cox" in text and "erm" in text and "imu" in text
+
+
+# ------------------------------------------------------------------------------------------- going on, anchors
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["cox", "selftrain", "moco", "erm"])
+def test_a_stopped_run_goes_on_to_the_same_bits(runs, folder, monkeypatch, method):
+    flags = f"--method {method} --epochs 4 --refreshes 4 --force"
+    stage("train_explore", folder, runs, flags)
+    path, checkpoint = run_dir(runs) / f"{method}.pt", run_dir(runs) / f"{method}.checkpoint.pt"
+    whole = {k: v for k, v in bank.load(path).items() if k != "meta"}
+    whole = {k: {n: t.clone() for n, t in tensors(v).items()} for k, v in whole.items()}
+    path.unlink()
+    assert not checkpoint.exists()
+    written, save = [], bank.save
+
+    def save_and_stop(target, *args, **kwargs):
+        digest = save(target, *args, **kwargs)
+        written.append(Path(target).name)
+        if len(written) == 2:
+            raise Stop
+        return digest
+
+    monkeypatch.setattr(bank, "save", save_and_stop)
+    with pytest.raises(Stop):
+        stage("train_explore", folder, runs, flags.replace("--force", ""))
+    monkeypatch.undo()
+    assert written == [checkpoint.name] * 2 and not path.exists()
+    assert "going on from epoch 2" in stage("train_explore", folder, runs, flags.replace("--force", ""))
+    again = bank.load(path)
+    for k in whole:
+        assert_same(whole[k] or {"none": torch.zeros(1)}, tensors(again[k]) or {"none": torch.zeros(1)}, k)
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_other_flags_is_not_gone_on_from(runs, folder, monkeypatch):
+    save = bank.save
+
+    def save_and_stop(target, *args, **kwargs):
+        save(target, *args, **kwargs)
+        raise Stop
+
+    monkeypatch.setattr(bank, "save", save_and_stop)
+    (run_dir(runs) / "erm.pt").unlink(missing_ok=True)
+    with pytest.raises(Stop):
+        stage("train_explore", folder, runs, "--method erm --epochs 4 --refreshes 4")
+    monkeypatch.undo()
+    assert (run_dir(runs) / "erm.checkpoint.pt").exists()
+    assert "going on" not in stage("train_explore", folder, runs, "--method erm --epochs 4 --refreshes 4 --lr 0.01")
+
+
+def test_selftrain_takes_as_many_anchors_as_cox_at_the_start(runs, folder):
+    def shares(method):
+        out = stage("train_explore", folder, runs, f"--method {method} --refreshes 1 --epochs 1 --force")
+        return [line.split(":")[1].split("%")[0] for line in out.splitlines() if "are anchors" in line]
+
+    assert shares("cox") == shares("selftrain") != []
+
+
+def test_a_feature_vector_is_one_token_and_a_free_series_many(tmp_path):
+    folder = tmp_path / "vectors"
+    (folder / "v").mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for k in range(60):
+        split = "train" if k < 40 else "test"
+        for m, length in (("bins", 12), ("free", 8 + k % 5)):
+            np.save(folder / "v" / f"{m}{k}.npy", rng.standard_normal((2, length)).astype(np.float32) + k % 2)
+        rows.append([k, split, CLASSES[k % 2], f"v/bins{k}.npy", f"v/free{k}.npy"])
+    write_manifest(folder, rows, ("id", "split", "label", "bins", "free"))
+    for oom, tokens in (("bins", 1), ("free", 12)):
+        runs = tmp_path / oom
+        stage("extract_features", folder, runs, oom=oom)
+        stage("train_connect", folder, runs, oom=oom)
+        state = bank.load(run_dir(runs, data="vectors", oom=oom) / "connect.pt")["learner"]
+        assert state["position"].shape[1] == tokens
