@@ -223,4 +223,8 @@ def load_banks(runs, data, perceptor, oom, *, first=""):
     if not paths:
         raise UserError(f"{folder} holds no feature bank" + (f"; run first: {first}" if first else ""))
     files = {p.stem: load(p, first=first, keys=("features", "ids", "labels", "split", "class_names")) for p in paths}
+    for p in paths:
+        missing = sorted(set(files[p.stem]["meta"]["args"].get("im", files)) - set(files))
+        if missing:                                                    # stage 1 was stopped between two banks
+            raise UserError(f"{folder} lacks the bank of {', '.join(missing)}" + (f"; run first: {first}" if first else ""))
     return files, {f"banks/{p.stem}": files[p.stem]["meta"]["digest"] for p in paths}

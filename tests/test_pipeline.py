@@ -1240,3 +1240,14 @@ def test_a_feature_vector_is_one_token_and_a_free_series_many(tmp_path):
         stage("train_connect", folder, runs, oom=oom)
         state = bank.load(run_dir(runs, data="vectors", oom=oom) / "connect.pt")["learner"]
         assert state["position"].shape[1] == tokens
+
+
+@pytest.mark.parametrize("name", ["train_connect", "train_explore"])
+def test_some_of_the_banks_are_not_taken_for_all(runs, folder, name):
+    """Stage 1 stopped between two banks."""
+    lost = bank.bank_dir(runs, folder, "bind", "imu") / "rgb.pt"
+    lost.unlink()
+    refused(name, folder, runs, "--force", parts=("rgb", "run first", "extract_features.py"))
+    stage("extract_features", folder, runs)
+    assert lost.exists()
+    stage(name, folder, runs, "--force")
