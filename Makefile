@@ -8,7 +8,7 @@ PYTHON3 ?= python3
 # The demo's settings, all in this place. DEMO=short only shows that the four stages run: its figures mean nothing.
 DEMO ?= full
 demo_full  = RUNS=runs/demo SEEDS="0 1 2" METHODS="random erm selftrain cox" \
-	EXTRACT="--image-size 24 --bind-epochs 15" CONNECT="--width 64 --depth 3 --slice 3" EXPLORE="--epochs 30"
+	EXTRACT="--image-size 24 --bind-epochs 12" CONNECT="--width 64 --depth 3 --slice 3 --connect-steps 200" EXPLORE="--epochs 30"
 demo_short = RUNS=runs/demo-short SEEDS="0" METHODS="random erm cox" \
 	EXTRACT="--im rgb,language --image-size 16 --bind-epochs 3" CONNECT="--width 32 --depth 2 --slice 3 --warmup-epochs 4" \
 	EXPLORE="--epochs 4 --refreshes 2"
