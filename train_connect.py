@@ -52,6 +52,7 @@ def get_args(argv=None):
     p.add_argument("--connect-steps", type=int, default=300, help="steps of each connection")
     p.add_argument("--beta", type=float, default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
     p.add_argument("--w-ce", type=float, default=0.0, help="weight of the head's cross-entropy on the reconstruction")
+    p.add_argument("--w-kl", type=float, default=0.0, help="weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up")
     p.add_argument("--seed", type=int, default=0, help="labelled items, initial weights, order")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
@@ -97,8 +98,9 @@ def embed(learner, oom, rows, device, views=0):
     return torch.stack(out)
 
 
-def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name):
-    """Cross-entropy on OOM rows (L,), labels (L,) with weak augmentation. Returns the mean loss of each tenth."""
+def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name, teacher=None):
+    """Cross-entropy on OOM rows (L,), labels (L,) with weak augmentation, and --w-kl times KL(p(y | x_im) ‖ h(y | x)) on
+    the pairs (after Eq. 9), teacher (L, C), zeros where an item has no pair. Returns the mean loss of each tenth."""
     optimizer = torch.optim.Adam([*learner.parameters(), *head.parameters()], lr=args.lr, weight_decay=args.weight_decay)
     learner.train()
     losses, amp = [], torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
@@ -106,7 +108,11 @@ def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name):
         i = torch.randint(len(rows), (args.labelled_batch,), generator=generator)
         x, lengths = augment(oom["kind"], *batch(oom, rows[i], args.device))
         with amp:
-            loss = F.cross_entropy(head(learner(x, lengths)).float(), labels[i].to(args.device))
+            logits = head(learner(x, lengths)).float()
+            loss = F.cross_entropy(logits, labels[i].to(args.device))
+            if args.w_kl and teacher is not None:
+                loss = loss + args.w_kl * F.kl_div(logits.log_softmax(-1), teacher[i.to(args.device)],
+                                                   reduction="batchmean")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -179,8 +185,6 @@ def main(argv=None):
         labelled, y = train[chosen], oom["labels"][train[chosen]]
         print(f"  {len(labelled)} labelled items, {torch.bincount(y, minlength=classes).min()}-"
               f"{torch.bincount(y, minlength=classes).max()} per class")
-        losses = warm_up(learner, head, oom, labelled, y, steps=args.warmup_epochs * epoch_steps, args=args,
-                         generator=generator, name="warm-up")
         pairs, by_class = {}, []
         for m in names:
             has, paired, drawn = find_pairs([oom["ids"][r] for r in labelled.tolist()], y, ids_im[m], y_im[m],
@@ -191,6 +195,11 @@ def main(argv=None):
             pairs[m] = (has, paired)
             by_class += [m] if drawn else []
             print(f"  {len(has)} pairs with {m}{', drawn within the class (--pair-by-class)' if drawn else ''}")
+        teacher = torch.zeros(len(labelled), classes, device=args.device)                      # mean of p(y | x_im)
+        for m, (has, paired) in pairs.items():
+            teacher[has] += im_heads[m](z_im[m][paired]).softmax(-1)
+        losses = warm_up(learner, head, oom, labelled, y, steps=args.warmup_epochs * epoch_steps, args=args,
+                         generator=generator, name="warm-up", teacher=F.normalize(teacher, p=1, dim=-1))
         z = embed(learner, oom, labelled, args.device, views=3)                                 # (views, L, d)
         y = y.to(args.device)
     else:

@@ -1251,3 +1251,29 @@ def test_some_of_the_banks_are_not_taken_for_all(runs, folder, name):
     stage("extract_features", folder, runs)
     assert lost.exists()
     stage(name, folder, runs, "--force")
+
+
+def test_the_im_posterior_on_the_pairs_teaches_the_warm_up(runs, folder):
+    """--w-kl: at the end of the warm-up the head is nearer to the mean posterior of the IM heads on the pairs."""
+    divergence = {}
+    oom = bank.load_inputs(runs, folder, "imu")[0]
+    ims = bank.load_banks(runs, folder, "bind", "imu")[0]
+    for w in (0, 5):
+        stage("train_connect", folder, runs, f"--w-kl {w} --warmup-epochs 15 --force")
+        state = bank.load(run_dir(runs) / "connect.pt")
+        row = {i: r for r, i in enumerate(oom["ids"])}
+        learner = model.Learner(**state["arch"])
+        learner.load_state_dict(state["learner"])
+        x, lengths = train_connect.batch(oom, torch.tensor([row[i] for i in state["labelled"]]), "cpu")
+        teacher = 0
+        for m, (has, paired) in state["pairs"].items():
+            assert len(has) == len(state["labelled"])
+            head = model.Head(8, 3)
+            head.load_state_dict(state["im_heads"][m])
+            at = {i: r for r, i in enumerate(ims[m]["ids"])}
+            z = ims[m]["features"][torch.tensor([at[state["mapped_ids"][m][p]] for p in paired.tolist()])]
+            teacher = teacher + head(z).softmax(-1) / len(state["pairs"])
+        with torch.no_grad():
+            logits = learner.eval()(x, lengths) @ state["head"]["weight"].T + state["head"]["bias"]
+            divergence[w] = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean").item()
+    assert divergence[5] < divergence[0]
