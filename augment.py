@@ -5,8 +5,6 @@ same reading, "strong" beyond (for consistency and pseudo-label losses). Images 
 scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep their axis.
 Randomness comes from torch's global generator of x's device.
 """
-import math
-
 import torch
 import torch.nn.functional as F
 

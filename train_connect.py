@@ -20,7 +20,7 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch
-from model import Connection, Head, Learner, fit_head, map_items, train_connection
+from model import Connection, Learner, fit_head, map_items, train_connection
 
 
 def get_args(argv=None):

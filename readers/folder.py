@@ -61,7 +61,7 @@ def read(folder, frames=8, **unknown):
                  "label train rows with it or remove this row")
 
     # ---- the modality columns
-    kinds, cells_of, entries = {}, {}, []
+    kinds, cells_of = {}, {}
     missing = []
     for m in modalities:
         cells_of[m] = [cells[m] or None for _, cells in rows]
