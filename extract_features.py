@@ -25,7 +25,13 @@ def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                 epilog="Next: python train_connect.py --data D --oom M",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--data", required=True, help="synth, or a folder with manifest.csv")
+    p.add_argument("--data", required=True, help=f"a folder with manifest.csv, or one of {', '.join(readers.NAMES)}")
+    p.add_argument("--root", help="where a named data set lies, as its publishers lay it out (docs/data/)")
+    p.add_argument("--mosei-classes", help="mosei only: emotion, emotion6 or sentiment7")
+    p.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set's reader "
+                   "(docs/data/); may be given several times")
+    p.add_argument("--on-error", default="fatal", choices=["fatal", "skip"], help="a named data set's missing files: stop at "
+                   "the first, or leave them out; a file that is there but broken always stops")
     p.add_argument("--perceptor", default="bind", choices=["bind"], help="frozen IM perceptor")
     p.add_argument("--oom", help="out-of-modal modality; bind must not see it")
     p.add_argument("--im", help="IM modalities, comma-separated; default: every other one")
@@ -72,7 +78,7 @@ def read_inputs(data, modality, rows, folder, shape):
         except media.Ragged as e:
             row = rows[e.item]
             cell = data.cells[modality][row]
-            where = os.path.join(folder, cell) if isinstance(cell, str) else modality
+            where = os.path.join(folder or "", cell) if isinstance(cell, str) else modality
             raise bank.UserError(f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty "
                                  f"the cell") from None
 
@@ -93,8 +99,23 @@ def main(argv=None):
     if args.bind_width < 8 or args.bind_width % 8:
         raise bank.UserError(f"--bind-width {args.bind_width}: give a multiple of 8 (its layers are normalised in groups)")
     synth = {"commonality": args.commonality, "seed": args.data_seed}
-    options = synth if args.data == "synth" else {"frames": args.frames}
-    data = readers.read(args.data, **options)
+    options = synth if args.data == "synth" else {"frames": args.frames} if "frames" in readers.options(args.data) else {}
+    for given in args.option:
+        key, equals, value = given.partition("=")
+        if not equals:
+            raise bank.UserError(f"--option {given}: write KEY=VALUE")
+        options[key] = value
+    if args.mosei_classes:
+        options["classes"] = args.mosei_classes
+    data = readers.read(args.data, root=args.root, **options)
+    for fact in data.facts:
+        print(f"  {fact}")
+    for m, gone in data.absent.items():
+        if gone and args.on_error == "fatal" and (not args.im or m in [*args.im.split(","), args.oom]):
+            data.load(m, gone[0])                                          # says which file is missing, and the mend
+        for row in gone:
+            data.cells[m][row] = None
+        print(f"  {m}: {len(gone)} missing files, these rows go without it (--on-error skip)")
     if args.oom and args.oom not in data.modalities:
         raise bank.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}")
     ims = args.im.split(",") if args.im else [m for m in data.modalities if m != args.oom]
@@ -115,7 +136,7 @@ def main(argv=None):
         redo = args.force or left_over(path, data.fingerprint)
         if not bank.finished(path, shape, {}, data.fingerprint, redo):
             seen = [i for i, cell in enumerate(data.cells[m]) if cell is not None]
-            made = read_inputs(data, m, seen, args.data, shape)
+            made = read_inputs(data, m, seen, args.root or args.data, shape)
             bank.save(path, {**made, "ids": [data.ids[i] for i in seen], "class_names": data.class_names,
                              "labels": torch.tensor([data.labels[i] for i in seen]),
                              "split": torch.tensor([bank.SPLITS.index(data.split[i]) for i in seen])},

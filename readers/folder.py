@@ -19,6 +19,7 @@ KINDS = {"rgb": "image", "tactile": "image", "thermal": "image", "depth": "image
 EXTENSIONS = {"image": media.IMAGE + media.ARRAY, "audio": media.AUDIO, "video": media.VIDEO,
               None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO}
 REQUIRED = ("id", "split", "label")
+OPTIONS = {"frames": "video frames of a clip (default 8)"}
 EDGE = 4096   # bytes at either end of a file that enter the fingerprint
 
 
@@ -114,7 +115,7 @@ def read(folder, frames=8, **unknown):
         kinds[m] = kinds[m] or first[1][0]
 
     # ---- the data set
-    def load(modality, row):
+    def load(modality, row, sample=None):
         cell = cells_of[modality][row]
         if cell is None:
             raise KeyError(f"{modality} is not observed in row {row}")
@@ -127,7 +128,7 @@ def read(folder, frames=8, **unknown):
                 return media.load_array(path)
             if kind == "image":
                 return media.load_image(path, modality)
-            return media.load_audio(path) if kind == "audio" else media.load_video(path, frames)
+            return media.load_audio(path) if kind == "audio" else media.load_video(path, frames, sample)
         except media.MediaError as e:
             fail(row, f"{modality} {cell!r} {e}", "replace the file or empty the cell")
 

@@ -2,7 +2,9 @@
 
 The loaders raise MediaError with the bare reason; the reader that knows file and row adds those (folder.py).
 """
+import bisect
 import math
+import os
 
 import numpy as np
 import torch
@@ -69,53 +71,150 @@ def load_image(path, modality=""):
     return np.array(x, order="C")   # a copy: Pillow lends its memory read-only
 
 
-def load_audio(path):
-    """float32 (T,): the channels' mean at 16 kHz."""
-    import soundfile
-    from scipy.signal import resample_poly
+def load_audio(path, start=None, end=None):
+    """float32 (T,): the channels' mean at 16 kHz. Of a video (mp4, mkv, ...) its first audio track.
+
+    start, end: seconds; only this part is read. A negative start counts as 0, an end beyond the end as the end.
+    """
+    start = max(0.0, start or 0.0)
+    is_video = os.path.splitext(str(path))[1].lower() in VIDEO
     try:
-        x, rate = soundfile.read(path, dtype="float32", always_2d=True)   # (T, channels)
+        x, rate = (_track if is_video else _sound)(str(path), start, end)   # (channels, T)
+    except MediaError:
+        raise
     except Exception as e:
         raise MediaError(f"cannot be read as audio ({reason(e)})") from None
-    if len(x) == 0:
-        raise MediaError("contains no audio samples")
-    x = x.mean(axis=1)
+    if x.shape[1] == 0:
+        raise MediaError("contains no audio samples" + (f" from second {start:g} on" if start else ""))
+    x = x.mean(axis=0)
     if not np.isfinite(x).all():
         raise MediaError("contains NaN or Inf")
     if rate != SAMPLE_RATE:
+        from scipy.signal import resample_poly
         g = math.gcd(rate, SAMPLE_RATE)
         x = resample_poly(x, SAMPLE_RATE // g, rate // g)
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
-def load_video(path, frames=8):
-    """uint8 (frames, 3, H, W): frames evenly spaced over the clip; a clip with fewer repeats some."""
+def _sound(path, start, end):
+    """(channels, T) float32 and the rate of a file that libsndfile reads."""
+    import soundfile
+    with soundfile.SoundFile(path) as f:
+        first = min(round(start * f.samplerate), f.frames)
+        f.seek(first)
+        count = -1 if end is None else max(0, round(end * f.samplerate) - first)
+        return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
+
+
+def _track(path, start, end):
+    """(channels, T) float32 and the rate of the first audio track of a video."""
+    import av
+    with av.open(path) as container:
+        if not container.streams.audio:
+            raise MediaError("contains no audio track")
+        stream = container.streams.audio[0]
+        begin = _begin(container)
+        if start > 0.5:   # a little earlier, for the decoder to settle; the rest is cut below
+            container.seek(int((start - 0.5 + begin) * av.time_base), backward=True)
+        resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        parts, offset = [], None    # offset: seconds at which the first part begins
+        for frame in container.decode(stream):
+            time = None if frame.time is None else frame.time - begin
+            if offset is None:
+                offset = time or 0.0
+            if end is not None and time is not None and time >= end:
+                break
+            frame.pts = None        # gaps are closed as players do; nothing is filled in
+            parts += [part.to_ndarray() for part in resampler.resample(frame)]
+        parts += [part.to_ndarray() for part in resampler.resample(None)]
+        x = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
+        if start or end is not None:
+            first = max(0, round((start - (offset or 0.0)) * stream.rate))
+            x = x[:, first:None if end is None else max(first, round((end - (offset or 0.0)) * stream.rate))]
+        return x, stream.rate
+
+
+def has_audio(path):
+    """Whether a video has an audio track, by its header alone."""
     import av
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError("contains no video stream")
-            # not every container knows its number of frames: count the packets, which needs no decoding
-            n = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
-        picked, i = {}, -1
-        wanted = set(even_indices(n, frames)) if n else set()
-        last = None
-        with av.open(str(path)) as container:
-            for i, frame in enumerate(container.decode(video=0)):
-                if i in wanted:
-                    last = picked[i] = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
-                if i >= n - 1:
-                    break
+            return len(container.streams.audio) > 0
+    except Exception as e:
+        raise MediaError(f"cannot be read as a video ({reason(e)})") from None
+
+
+def _begin(container):
+    """The second that a container's own clock shows at its beginning."""
+    import av
+    return (container.start_time or 0) / av.time_base
+
+
+def load_video(path, frames=8, sample=None, start=None, end=None):
+    """uint8 (frames, 3, H, W): frames evenly spaced over the clip; a clip with fewer repeats some.
+
+    sample: callable (n_frames, fps) -> list of frame indices, in place of the even choice; gives uint8 (len(list), 3, H, W).
+    start, end: seconds; the clip is the frames shown in start <= t < end (at least one), counted from 0 for `sample`.
+    """
+    try:
+        stamps, first, count, fps = _clip(str(path), start, end)
     except MediaError:
         raise
     except Exception as e:
         raise MediaError(f"cannot be read as a video ({reason(e)})") from None
-    if last is None:
+    picks = [int(k) for k in (sample(count, fps) if sample else even_indices(count, frames))]
+    if not picks or min(picks) < 0 or max(picks) >= count:
+        raise ValueError(f"frames {picks} were asked of a clip of {count}")
+    try:
+        picked = _frames(str(path), {first + k for k in picks}, stamps)
+    except Exception as e:
+        raise MediaError(f"cannot be read as a video ({reason(e)})") from None
+    if not picked:
         raise MediaError("contains no video frames")
     # a truncated clip has fewer frames than packets: the last that decoded stands for the others
     order = sorted(picked)
-    nearest = [max([j for j in order if j <= k], default=order[0]) for k in even_indices(n, frames)]
+    nearest = [max([j for j in order if j <= first + k], default=order[0]) for k in picks]
     return np.stack([picked[j] for j in nearest])
+
+
+def _clip(path, start, end):
+    """(time stamps of all frames or None, first frame of the clip, number of its frames, frames per second)."""
+    import av
+    with av.open(path) as container:
+        if not container.streams.video:
+            raise MediaError("contains no video stream")
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate or stream.guessed_rate or 25)
+        begin, tick = _begin(container), float(stream.time_base or 0)
+        # not every container knows its number of frames: count the packets, which needs no decoding
+        stamps = [packet.pts for packet in container.demux(stream) if packet.size]
+    n = len(stamps)
+    if not n:
+        raise MediaError("contains no video frames")
+    known = None not in stamps and len(set(stamps)) == n
+    stamps = sorted(stamps) if known else None
+    seconds = [s * tick - begin for s in stamps] if known else [i / fps for i in range(n)]
+    first = min(bisect.bisect_left(seconds, start - 1e-6), n - 1) if start else 0
+    last = n if end is None else min(n, max(first + 1, bisect.bisect_left(seconds, end - 1e-6)))
+    return stamps, first, last - first, fps
+
+
+def _frames(path, wanted, stamps):
+    """{index: uint8 (3, H, W)} of the wanted frames; stamps as _clip gives them."""
+    import av
+    picked, i = {}, -1
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        place = {s: k for k, s in enumerate(stamps)} if stamps else None
+        if stamps and min(wanted) > 250:   # to the key frame before: the clip lies deep in a long video
+            container.seek(stamps[min(wanted)], stream=stream, backward=True)
+        for frame in container.decode(stream):
+            i = place.get(frame.pts, i) if stamps else i + 1
+            if i in wanted and i not in picked:
+                picked[i] = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
+            if i >= max(wanted):
+                break
+    return picked
 
 
 def even_indices(n, count):

@@ -21,6 +21,8 @@ import numpy as np
 from bank import UserError
 from readers import SPLITS, Dataset
 
+OPTIONS = {"seed": "which world", "commonality": "instance information that modalities share beyond the class, 0 to 1",
+           "n_train": "train rows", "n_val": "val rows", "n_test": "test rows"}
 VERSION = "synth-1"   # enters the fingerprint: change it with anything that changes an item
 SHAPES = ("ball", "ring", "rod", "wedge")
 MATERIALS = ("metal", "stone", "wood")
@@ -47,13 +49,14 @@ def read(seed=0, commonality=0.7, n_train=1500, n_val=120, n_test=600, **unknown
     labels = _labels(seed, n_train, n_val, n_test)
     codes = list(MODALITIES)
 
-    def load(modality, row):
+    def load(modality, row, sample=None):
         part, k = rows[row]
         shared = np.random.default_rng([seed, part, k, 0]).standard_normal(7)
         rng = np.random.default_rng([seed, part, k, 1 + codes.index(modality)])
         own = rng.standard_normal(7)
         z = math.sqrt(commonality) * shared + math.sqrt(1 - commonality) * own   # standard normal for every c
-        return RENDER[modality](labels[row] // 3, labels[row] % 3, z, rng)
+        item = RENDER[modality](labels[row] // 3, labels[row] % 3, z, rng)
+        return item[sample(FRAMES, float(FRAMES))] if sample and modality == "video" else item
 
     source = {"seed": int(seed), "commonality": float(commonality),
               "n_train": int(n_train), "n_val": int(n_val), "n_test": int(n_test)}

@@ -8,6 +8,7 @@ from PIL import Image
 
 from bank import UserError
 from readers import media
+from small_media import pitch, write_clip
 
 SETTINGS = settings(max_examples=40, deadline=None)
 
@@ -153,6 +154,71 @@ def test_short_and_bad_videos(tmp_path):
     (tmp_path / "x.wav").rename(tmp_path / "x.mkv")
     with pytest.raises(media.MediaError, match="no video stream"):
         media.load_video(tmp_path / "x.mkv")
+
+
+@pytest.mark.parametrize("name, codec", [("x.mp4", "mpeg4"), ("x.mkv", "mpeg4"), ("x.avi", "mpeg4"), ("x.mp4", "libx264")])
+def test_frames_are_asked_for_by_number_and_time(tmp_path, name, codec):
+    """400 frames at 10 a second, the grey of a frame tells its ten: also far from the beginning, behind key frames."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    path = clip(tmp_path / name, 400, codec)
+    grey = lambda k: 20 + 200 * np.array(k) // 400
+    seen = []
+
+    def sample(n, fps):
+        seen.append((n, round(fps, 3)))
+        return [n - 1, 0, 0]
+
+    def check(x, frames):
+        assert np.abs(x.mean((1, 2, 3)) - grey(frames)).max() < 6
+
+    check(media.load_video(path, sample=sample), [399, 0, 0])
+    check(media.load_video(path, sample=sample, start=30.0, end=36.0), [359, 300, 300])
+    check(media.load_video(path, sample=sample, start=30.0), [399, 300, 300])
+    check(media.load_video(path, sample=sample, start=-1, end=2.0), [19, 0, 0])
+    check(media.load_video(path, 3, start=30.0, end=33.0), [305, 315, 325])
+    assert seen == [(400, 10.0), (60, 10.0), (100, 10.0), (20, 10.0)]
+    assert len(media.load_video(path, 2, start=39.95, end=39.96)) == 2          # never no frame at all
+    check(media.load_video(path, 1, start=80, end=81), [399])
+    for bad in ([], [400], [-1]):
+        with pytest.raises(ValueError, match="of a clip of 400"):
+            media.load_video(path, sample=lambda n, fps: bad)
+
+
+@pytest.mark.parametrize("extension", [".mp4", ".mkv"])
+def test_the_sound_of_a_video(tmp_path, extension):
+    """44.1 kHz stereo, a tone in one channel that doubles half way."""
+    path = write_clip(tmp_path / f"x{extension}", seconds=6)
+    x = media.load_audio(path)
+    assert x.dtype == np.float32 and abs(len(x) - 96000) < 400
+    assert abs(pitch(x[:40000]) - 500) < 2 and abs(pitch(x[56000:]) - 1000) < 2
+    assert abs(np.sqrt(2 * np.mean(x[8000:40000] ** 2)) - 0.5) < 0.03                   # the mean of the two channels
+    for start, end in ((0, 2), (2.5, 3.5), (4, 5), (-1, 1)):
+        part, whole = media.load_audio(path, start, end), x[round(max(0, start) * 16000):]
+        assert len(part) == round((end - max(0, start)) * 16000)
+        lag = [np.abs(part[20:-20] - whole[20 + k:][:len(part) - 40]).mean() for k in range(-16, 17)]
+        assert min(lag) < 0.02                  # the same sound, to the millisecond that mkv's clock knows
+    assert abs(len(media.load_audio(path, 5.5, 99)) - 8000) < 400
+    with pytest.raises(media.MediaError, match="no audio samples from second 50"):
+        media.load_audio(path, 50, 60)
+    assert media.has_audio(path) and not media.has_audio(write_clip(tmp_path / f"y{extension}", sound=False))
+    with pytest.raises(media.MediaError, match="no audio track"):
+        media.load_audio(tmp_path / f"y{extension}")
+    (tmp_path / f"z{extension}").write_bytes(b"torn")
+    for load in (media.load_audio, media.load_video, media.has_audio):
+        with pytest.raises(media.MediaError, match="cannot be read as"):
+            load(tmp_path / f"z{extension}")
+
+
+def test_a_part_of_a_wav(tmp_path):
+    ramp = np.arange(8000, dtype=np.float32) / 8000
+    soundfile.write(tmp_path / "x.wav", ramp, 16000, subtype="FLOAT")
+    np.testing.assert_array_equal(media.load_audio(tmp_path / "x.wav", 0.1, 0.3), ramp[1600:4800])
+    np.testing.assert_array_equal(media.load_audio(tmp_path / "x.wav", -2, 0.3), ramp[:4800])
+    np.testing.assert_array_equal(media.load_audio(tmp_path / "x.wav", 0.4, 9), ramp[6400:])
+    for start, end in ((0.5, 0.6), (7, 8), (0.2, 0.1)):
+        with pytest.raises(media.MediaError, match="no audio samples from second"):
+            media.load_audio(tmp_path / "x.wav", start, end)
 
 
 @given(n=st.integers(1, 1000), count=st.integers(1, 64))

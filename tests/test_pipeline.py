@@ -1076,7 +1076,7 @@ def test_frames_reach_the_reader(tmp_path, monkeypatch):
 
     monkeypatch.setattr(extract_features.readers, "read", look)
     stage("extract_features", own, tmp_path / "runs", "--frames 5")
-    assert seen == [{"frames": 5}]
+    assert seen == [{"root": None, "frames": 5}]
 
 
 def test_few_items_have_none_to_hold_out(tmp_path, monkeypatch):
