@@ -60,8 +60,11 @@ test: export OMP_WAIT_POLICY ?= passive
 test: $(READY)  ## every test
 	$(PYTHON) -m pytest tests -q
 
-bench: $(READY)  ## time the operators against plain torch (COX_BENCH_SCALE=4: larger)
-	$(PYTHON) -m pytest bench
+bench: export OMP_WAIT_POLICY ?= passive
+bench: $(READY)  ## time the operators beside their peers and limits: bench/results/<device>.md (OPS="mmd": these alone)
+	@mkdir -p bench/results
+	$(PYTHON) -m pytest $(if $(OPS),$(OPS:%=bench/bench_%.py),bench) -q --benchmark-columns=median,iqr --benchmark-json=bench/results/.raw.json
+	$(PYTHON) bench/write_results.py bench/results/.raw.json --commit $(COMMIT) --readme
 
 build: $(READY)  ## compile the operators in place, incrementally
 	$(PYTHON) setup.py build_ext --inplace
@@ -73,9 +76,9 @@ gpu-check: $(READY)  ## on a GPU machine, no network: build the CUDA operators, 
 	COX_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m cox_ops
 	$(PYTHON) -m pytest $(OP_TESTS) -m "cuda or not slow"
-	mkdir -p bench/results
-	$(PYTHON) -m pytest bench --benchmark-json=bench/results/.gpu.json
-	$(PYTHON) bench/name_result.py bench/results/.gpu.json $(COMMIT)
+	@mkdir -p bench/results
+	$(PYTHON) -m pytest bench --benchmark-json=bench/results/.raw.json
+	$(PYTHON) bench/write_results.py bench/results/.raw.json --commit $(COMMIT) --gpu
 
 clean:  ## remove .venv and everything compiled; runs/ stays
 	rm -rf .venv build cox.egg-info cox_ops/*.so .pytest_cache .hypothesis .benchmarks
