@@ -9,8 +9,8 @@ Layout under --runs:
   <data>/inputs/<modality>.pt                           OOM learner's inputs, one file per modality   (stage 1)
   <data>/<perceptor>/[no-<oom>/]banks/<modality>.pt     IM features; bind never sees the OOM modality  (stage 1)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                            (stage 2)
-  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>.pt                                           (stage 3)
-  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>.json                                         (stage 4)
+  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                   (stage 3)
+  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                 (stage 4)
 """
 import hashlib
 import os

@@ -33,6 +33,8 @@ def get_args(argv=None):
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"], help="few correspondences, or none")
     p.add_argument("--labels", type=float, default=0.1, help="semi: share of the OOM training items that keeps label and pair")
     p.add_argument("--per-class", type=int, default=0, help="semi: this many per class instead of a share")
+    p.add_argument("--holdout", type=float, default=0.0, help="semi: share of the labelled items of each class that training "
+                   "does not see at all; stage 3 validates on them, to choose its flags by")
     p.add_argument("--pair-by-class", action="store_true", help="pair labelled items within a class where the data have no "
                    "pairs; noted in all results")
     p.add_argument("--runs", default="runs", help="where stage 1 wrote, and where this writes")
@@ -65,6 +67,16 @@ def choose_labelled(labels, count, per_class, generator):
     groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
     quota = per_class or max(1, round(count / len(groups)))
     return torch.cat([g[:quota] for g in groups]).sort().values
+
+
+def hold_out(labels, share):
+    """Mask (L,) of the items held out of labels (L,): of each class the first share of its items, one at least and not
+    all; of a class of one item none."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for c in labels.unique():
+        of_class = (labels == c).nonzero().squeeze(1)
+        held[of_class[:min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
+    return held
 
 
 def find_pairs(ids, labels, ids_im, y_im, by_class, generator):
@@ -123,6 +135,8 @@ def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name, t
 def main(argv=None):
     args = get_args(argv)
     start = time.time()
+    if not 0 <= args.holdout < 1:
+        raise bank.UserError(f"--holdout {args.holdout}: a share of the labelled items, 0 to below 1")
     first = f"python extract_features.py --data {args.data} --oom {args.oom} --perceptor {args.perceptor}"
 
     # ------------------------------------------------------------------------------------------------------ data
@@ -182,7 +196,12 @@ def main(argv=None):
           f"{sum(p.numel() for p in learner.parameters()) / 1e6:.2f} M parameters; an epoch is {epoch_steps} steps")
     if args.setting == "semi":
         chosen = choose_labelled(oom["labels"][train], args.labels * len(train), args.per_class, generator)
-        labelled, y = train[chosen], oom["labels"][train[chosen]]
+        labelled, y, held = train[chosen], oom["labels"][train[chosen]], train[:0]
+        if args.holdout:
+            aside = hold_out(y, args.holdout)
+            labelled, y, held = labelled[~aside], y[~aside], labelled[aside]
+            train = train[~torch.isin(train, held)]
+            print(f"  {len(held)} labelled items held out (--holdout)")
         print(f"  {len(labelled)} labelled items, {torch.bincount(y, minlength=classes).min()}-"
               f"{torch.bincount(y, minlength=classes).max()} per class")
         pairs, by_class = {}, []
@@ -203,7 +222,7 @@ def main(argv=None):
         z = embed(learner, oom, labelled, args.device, views=3)                                 # (views, L, d)
         y = y.to(args.device)
     else:
-        labelled, by_class, pairs = train[:0], [], {m: (torch.arange(0), torch.arange(0)) for m in names}
+        labelled, held, by_class, pairs = train[:0], train[:0], [], {m: (torch.arange(0), torch.arange(0)) for m in names}
         z = embed(learner, oom, train, args.device)[0]                                          # (M, d)
         logits = torch.stack([im_heads[m](literal_space(z, z_im[m].shape[1], args.seed)) for m in names])
         mask, label, confidence = cox_ops.modality_agreement(logits)
@@ -263,7 +282,8 @@ def main(argv=None):
         "mapped_heads": {m: state(h) for m, h in heads.items()},
         "mapped": {m: v.cpu() for m, v in mapped.items()}, "mapped_labels": {m: t.cpu() for m, t in y_im.items()},
         "mapped_ids": ids_im, "pairs": {m: list(p) for m, p in pairs.items()},
-        "labelled": [oom["ids"][r] for r in labelled.tolist()], "curve": curve, "warmup_loss": losses,
+        "labelled": [oom["ids"][r] for r in labelled.tolist()], "held": [oom["ids"][r] for r in held.tolist()],
+        "curve": curve, "warmup_loss": losses,
     }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
         made_from=made_from,
         paired=paired, n_labelled=len(labelled), seconds=round(time.time() - start, 1))

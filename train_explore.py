@@ -4,8 +4,8 @@
     python train_explore.py --oom audio --data synth --method erm
 
 Reads   connect.pt of stage 2, RUNS/DATA/inputs/<oom>.pt and the feature banks (never their test rows)
-Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt: learner, head, connections, heads h*_k, the agreement masks
-        before and after (Fig. 6), one record per epoch
+Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt (--tag T: METHOD-T.pt): learner, head, connections, heads
+        h*_k, the agreement masks before and after (Fig. 6), one record per epoch
 Every method has the same learner, start, augmentation, steps, batches and learning rate:
   cox       agreement of the heads h*_k, emergent correspondences, labels on A, matched posteriors on D (Eqs. 13-15)
   selftrain the same losses and schedule without IM data: as many items as COX's A, the learner's most confident ones
@@ -18,6 +18,7 @@ A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every r
 import argparse
 import copy
 import math
+import re
 import time
 
 import torch
@@ -43,6 +44,7 @@ def get_args(argv=None):
     p.add_argument("--perceptor", default="bind", help="as in stage 1")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"], help="as in stage 2")
     p.add_argument("--method", default="cox", choices=METHODS, help="COX or a baseline")
+    p.add_argument("--tag", default="", help="write METHOD-TAG.pt: a run with other flags beside the first, in a row of its own")
     p.add_argument("--runs", default="runs", help="where the stages write")
     p.add_argument("--epochs", type=int, default=50, help="epochs of M / batch steps, for every method")
     p.add_argument("--batch", type=int, default=128, help="unlabelled items of a step")
@@ -109,7 +111,10 @@ def main(argv=None):
     connect = bank.load(folder / "connect.pt", first=first, keys=("learner", "connections", "mapped", "labelled"))
     bank.check_chain(folder / "connect.pt", connect["meta"], made_from, fingerprint)
     made_from = {**made_from, "connect": connect["meta"]["digest"]}
-    path, checkpoint = folder / f"{args.method}.pt", folder / f"{args.method}.checkpoint.pt"
+    if args.tag and not re.fullmatch(r"[\w-]+", args.tag):
+        raise bank.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
+    run = "-".join(filter(None, (args.method, args.tag)))
+    path, checkpoint = folder / f"{run}.pt", folder / f"{run}.checkpoint.pt"
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
     if bank.finished(path, settings, made_from, fingerprint, args.force):
         return
@@ -121,7 +126,10 @@ def main(argv=None):
     device, kind, classes, names = args.device, oom["kind"], len(oom["class_names"]), connect["im"]
     train, val = bank.rows(oom, ("train",)), bank.rows(oom, ("val",))
     val = val[oom["labels"][val] >= 0]                              # for the curve alone, nothing is chosen by it
-    kept = set(connect["labelled"])
+    kept, held = set(connect["labelled"]), set(connect.get("held", ()))
+    if held:                                                        # stage 2's --holdout: flags are chosen by these instead
+        aside = torch.tensor([oom["ids"][r] in held for r in train.tolist()])
+        train, val = train[~aside], train[aside]
     is_labelled = torch.tensor([oom["ids"][r] in kept for r in train.tolist()])
     if args.method == "aligned":
         is_labelled = oom["labels"][train] >= 0

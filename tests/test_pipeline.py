@@ -315,6 +315,38 @@ def test_more_epochs_of_erm_fit_the_labelled_items_better(runs, folder):
     assert len(history) == 15 and history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
+def test_held_out_items_are_for_validation_alone(folder, runs):
+    stage("train_connect", folder, runs, "--force --holdout 0.25 --per-class 4")
+    stage("train_explore", folder, runs, "--force --method erm --epochs 3")
+    connect, erm = bank.load(run_dir(runs) / "connect.pt"), bank.load(run_dir(runs) / "erm.pt")
+    of = {r[0]: r for r in read_manifest(folder)}
+    assert sorted(of[i][2] for i in connect["held"]) == sorted(CLASSES)                 # a quarter of each class
+    assert {of[i][1] for i in connect["held"]} == {"train"}
+    assert sorted(of[i][2] for i in connect["labelled"]) == sorted(CLASSES * 3)
+    known, unknown = set(connect["labelled"]), set(erm["unlabelled"])
+    assert not set(connect["held"]) & (known | unknown) and len(known | unknown) == 60 - 3
+    stage("train_connect", folder, runs, "--force --per-class 4")
+    assert set(bank.load(run_dir(runs) / "connect.pt")["labelled"]) == known | set(connect["held"])
+    accuracy = np.array([r["val_accuracy"] for r in erm["history"]]) * 3                # of the three items held out
+    np.testing.assert_allclose(accuracy, accuracy.round(), atol=1e-6)
+    refused("train_connect", folder, runs, "--holdout 1", parts=["--holdout 1.0", "below 1"])
+
+
+def test_a_class_keeps_at_least_one_item_to_train_on():
+    held = train_connect.hold_out(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 0.9)
+    assert held.tolist() == [True, True, True, False, True, False, False]
+    assert train_connect.hold_out(torch.tensor([0, 0, 0, 1, 1]), 0.01).tolist() == [True, False, False, True, False]
+
+
+def test_a_tag_makes_a_run_beside_the_first(folder, runs):
+    before = digests(runs)
+    stage("train_explore", folder, runs, "--method cox --kl literal --tag literal-kl")
+    assert bank.load(run_dir(runs) / "cox-literal-kl.pt")["meta"]["args"]["kl"] == "literal"
+    after = digests(runs)
+    assert {k: after[k] for k in before} == before and len(after) == len(before) + 1
+    refused("train_explore", folder, runs, "--tag a/b", parts=["--tag a/b"])
+
+
 @pytest.fixture(scope="module")
 def all_methods(folder, finished_runs, tmp_path_factory):
     """Every method in both settings, where it exists: (runs, {(setting, method): what it printed})."""
