@@ -20,7 +20,19 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch
+from clusters import geometry, name_by_geometry, name_by_items, spectral
 from model import Connection, Learner, fit_head, map_items, train_connection
+
+
+PARTS = ("connection", "exploration", "warmup", "emergent")
+
+
+def parts(text):
+    """--without's comma-separated list, sorted."""
+    found = sorted({p for p in text.split(",") if p})
+    if set(found) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(set(found) - set(PARTS)))}: choose among {', '.join(PARTS)}")
+    return found
 
 
 def get_args(argv=None):
@@ -49,8 +61,13 @@ def get_args(argv=None):
     p.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate")
     p.add_argument("--weight-decay", type=float, default=1e-5, help="Adam's weight decay")
     p.add_argument("--anchors", type=float, default=0.1, help="unsup: share of the items taken as anchors (T)")
-    p.add_argument("--init", default="literal", choices=["literal"], help="unsup: where the learner starts; literal: at "
-                   "random, judged by the IM heads as they are (Eq. 14 as printed; stays at chance)")
+    p.add_argument("--init", default="literal", choices=["literal", "spectral"], help="unsup: where class names come from; "
+                   "literal: the IM heads judge a random learner (Eq. 14 as printed; stays at chance); spectral: clusters of "
+                   "the raw readings, named by the classes' geometry on the IM side")
+    p.add_argument("--name-with", type=int, default=0, help="unsup, spectral: this many labelled items per class name the "
+                   "clusters, and serve nothing else")
+    p.add_argument("--without", type=parts, action="extend", default=[], metavar="PART,…",
+                   help=f"ablation, here and in stage 3: leave out some of {', '.join(PARTS)}")
     p.add_argument("--connect-steps", type=int, default=300, help="steps of each connection")
     p.add_argument("--beta", type=float, default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
     p.add_argument("--w-ce", type=float, default=0.0, help="weight of the head's cross-entropy on the reconstruction")
@@ -129,7 +146,7 @@ def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name, t
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return [t.mean().item() for t in torch.tensor(losses).tensor_split(min(10, steps))]
+    return [t.mean().item() for t in torch.tensor(losses).tensor_split(min(10, steps))] if steps else []
 
 
 def main(argv=None):
@@ -150,6 +167,9 @@ def main(argv=None):
         bank.check_chain(file, im["meta"], now, fingerprint)
     made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
     path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
+    args.without = sorted(set(args.without))
+    if args.name_with and (args.init != "spectral" or args.setting != "unsup"):
+        raise bank.UserError("--name-with names clusters: give it with --setting unsup --init spectral")
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
     if bank.finished(path, settings, made_from, fingerprint, args.force):
         return
@@ -194,6 +214,8 @@ def main(argv=None):
     epoch_steps = max(1, round(len(train) / args.batch))
     print(f"  learner: ViT width {args.width}, depth {args.depth}, {learner.position.shape[1]} tokens, "
           f"{sum(p.numel() for p in learner.parameters()) / 1e6:.2f} M parameters; an epoch is {epoch_steps} steps")
+    warmup_steps = 0 if "warmup" in args.without else args.warmup_epochs * epoch_steps
+    naming = {}                                                                     # unsup: how the clusters got their names
     if args.setting == "semi":
         chosen = choose_labelled(oom["labels"][train], args.labels * len(train), args.per_class, generator)
         labelled, y, held = train[chosen], oom["labels"][train[chosen]], train[:0]
@@ -217,25 +239,31 @@ def main(argv=None):
         teacher = torch.zeros(len(labelled), classes, device=args.device)                      # mean of p(y | x_im)
         for m, (has, paired) in pairs.items():
             teacher[has] += im_heads[m](z_im[m][paired]).softmax(-1)
-        losses = warm_up(learner, head, oom, labelled, y, steps=args.warmup_epochs * epoch_steps, args=args,
-                         generator=generator, name="warm-up", teacher=F.normalize(teacher, p=1, dim=-1))
+        losses = warm_up(learner, head, oom, labelled, y, steps=warmup_steps, args=args, generator=generator, name="warm-up",
+                         teacher=F.normalize(teacher, p=1, dim=-1))
         z = embed(learner, oom, labelled, args.device, views=3)                                 # (views, L, d)
         y = y.to(args.device)
     else:
         labelled, held, by_class, pairs = train[:0], train[:0], [], {m: (torch.arange(0), torch.arange(0)) for m in names}
-        z = embed(learner, oom, train, args.device)[0]                                          # (M, d)
-        logits = torch.stack([im_heads[m](literal_space(z, z_im[m].shape[1], args.seed)) for m in names])
-        mask, label, confidence = cox_ops.modality_agreement(logits)
-        anchors = cox_ops.top_anchors(confidence, max(1, round(args.anchors * len(train))), largest=True, mask=mask)
-        anchors = anchors[anchors >= 0]
-        if not len(anchors):
-            raise bank.UserError(f"the IM heads of {', '.join(names)} agree on no {args.oom} item, so there is no anchor; "
-                                 f"try another --seed, or --setting semi")
-        print(f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
-              f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: "
-              f"expect chance")
-        losses = warm_up(learner, head, oom, train[anchors.cpu()], label[anchors].cpu(),
-                         steps=args.warmup_epochs * epoch_steps, args=args, generator=generator, name="warm-up on anchors")
+        count = max(1, round(args.anchors * len(train)))
+        if args.init == "literal":
+            z = embed(learner, oom, train, args.device)[0]                                      # (M, d)
+            logits = torch.stack([im_heads[m](literal_space(z, z_im[m].shape[1], args.seed)) for m in names])
+            mask, label, confidence = cox_ops.modality_agreement(logits)
+            anchors = cox_ops.top_anchors(confidence, count, largest=True, mask=mask)
+            anchors = anchors[anchors >= 0]
+            if not len(anchors):
+                raise bank.UserError(f"the IM heads of {', '.join(names)} agree on no {args.oom} item, so there is no anchor; "
+                                     f"try another --seed, or --setting semi")
+            print(f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
+                  f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: "
+                  f"expect chance")
+        else:
+            label, distance, naming = name_clusters(oom, train, names, classes, args, generator)
+            of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]
+            anchors = torch.cat([i[distance[i].argsort()[:max(1, count // classes)]] for i in of_class])
+        losses = warm_up(learner, head, oom, train[anchors.cpu()], label[anchors].cpu(), steps=warmup_steps, args=args,
+                         generator=generator, name="warm-up on anchors")
         z_all = embed(learner, oom, train, args.device)[0]
         guess = head(z_all).argmax(1)
         seen = [c for c in range(classes) if (guess == c).any() and all((y_im[m] == c).any() for m in names)]
@@ -258,11 +286,12 @@ def main(argv=None):
         z_pair, im_pair, y_pair = (z[:, has], z_im[m][paired], y[has]) if semi else (z, centroids[m], y)
         for at, following in zip(points, [*points[1:], None]):
             v = map_items(c, z_im[m])
-            h = fit_head(torch.cat([v, z[0]]) if semi else v, torch.cat([y_im[m], y]) if semi else y_im[m], classes,
+            own = semi and "connection" not in args.without
+            h = fit_head(torch.cat([v, z[0]]) if own else v, torch.cat([y_im[m], y]) if own else y_im[m], classes,
                          steps=60 if following else 200)
             curve.append({"modality": m, "step": at, "mmd": float(cox_ops.mmd(v[:2000], z_oom)),
                           "head": {k: t.cpu() for k, t in h.state_dict().items()}})
-            if following is not None:
+            if following is not None and "connection" not in args.without:
                 train_connection(c, optimizer, im_pair, z_pair, y_pair, head, steps=following - at, beta=args.beta,
                                  w_ce=args.w_ce, generator=generator)
         connections[m], optimizers[m], mapped[m], heads[m] = c, optimizer, v, h
@@ -284,11 +313,35 @@ def main(argv=None):
         "mapped_ids": ids_im, "pairs": {m: list(p) for m, p in pairs.items()},
         "labelled": [oom["ids"][r] for r in labelled.tolist()], "held": [oom["ids"][r] for r in held.tolist()],
         "curve": curve, "warmup_loss": losses,
+        "naming": naming,
     }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
         made_from=made_from,
         paired=paired, n_labelled=len(labelled), seconds=round(time.time() - start, 1))
     print(f"stage 2 done in {time.time() - start:.0f} s. Next: python train_explore.py --data {args.data} --oom {args.oom} "
           f"--method cox --setting {args.setting} --seed {args.seed}")
+
+
+def name_clusters(oom, train, names, classes, args, generator):
+    """Spectral clusters of the M training items and their names: (class (M,), distance to the own centroid (M,), facts)."""
+    label, embedding, centroids = spectral(batch(oom, train, "cpu")[0], classes, seed=args.seed)
+    distance = (embedding - centroids[label]).norm(dim=1)
+    if args.name_with:
+        y = oom["labels"][train]
+        items = choose_labelled(y, 0, args.name_with, generator)
+        of_cluster = name_by_items(embedding, centroids, items, y[items])
+        print(f"  {classes} spectral clusters, named by {len(items)} labelled items ({args.name_with} per class)")
+        return of_cluster[label], distance, {"by": "items", "items": [oom["ids"][r] for r in train[items].tolist()]}
+    inputs = {m: bank.load_inputs(args.runs, args.data, m)[0] for m in names}
+    seen = {m: (r := bank.rows(x, ("train",)))[x["labels"][r] >= 0] for m, x in inputs.items()}
+    theirs = {m: geometry(batch(inputs[m], r, "cpu")[0], inputs[m]["labels"][r], classes) for m, r in seen.items()}
+    ours = geometry(batch(oom, train, "cpu")[0], label, classes)
+    of_cluster, agreement, null = name_by_geometry(ours, torch.stack(list(theirs.values())).mean(0), seed=args.seed)
+    p = (1 + (null >= agreement).sum().item()) / (1 + len(null))
+    trust = "a weak sign at best" if p > 0.05 or agreement < 0.8 else "they may be right"
+    print(f"  {classes} spectral clusters, named by the geometry of {len(names)} known modalities: correlation {agreement:.2f}, "
+          f"shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}"
+          + ("" if trust == "they may be right" else ": expect chance. --name-with 1 names them by one label per class"))
+    return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}
 
 
 def literal_space(z, d_im, seed):

@@ -30,6 +30,7 @@ import cox_ops
 from augment import augment, batch
 from model import (Connection, Head, Learner, entropy, fit_head, kl_literal, kl_matched, map_items, match_shares,
                    matched_target, train_connection)
+from train_connect import PARTS, parts
 
 EMERGENT = ("emergent", "emergent_im", "emergent_label")       # OOM items, their IM instances, their labels
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
@@ -62,6 +63,8 @@ def get_args(argv=None):
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
     p.add_argument("--shares", default="known", choices=["known", "free"], help="cox, selftrain: known: heads are held to the "
                    "class frequencies of the IM items (selftrain: of the labelled ones); free: they are not")
+    p.add_argument("--without", type=parts, action="extend", default=[], metavar="PART,…",
+                   help=f"cox, ablation: leave out some of {', '.join(PARTS)}; connection and warmup as in stage 2")
     p.add_argument("--w-entropy", type=float, default=0.3, help="entmin, moco: weight of the entropy")
     p.add_argument("--threshold", type=float, default=0.95, help="fixmatch: least confidence of a pseudo-label")
     p.add_argument("--noise", type=float, default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
@@ -115,6 +118,11 @@ def main(argv=None):
         raise bank.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
     run = "-".join(filter(None, (args.method, args.tag)))
     path, checkpoint = folder / f"{run}.pt", folder / f"{run}.checkpoint.pt"
+    args.without = sorted(set(args.without))
+    if "warmup" in args.without and "warmup" not in connect["meta"]["args"]["without"]:
+        raise bank.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "
+                             f"--force: {first} --without warmup")
+    without = {*args.without, *connect["meta"]["args"]["without"]} if args.method == "cox" else set()
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
     if bank.finished(path, settings, made_from, fingerprint, args.force):
         return
@@ -145,21 +153,21 @@ def main(argv=None):
     begin = connect["initial"] if args.method == "random" else connect
     learner.load_state_dict(begin["learner"])
     head.load_state_dict(begin["head"])
-    connections, connection_optimizers, heads = {}, {}, {}
+    connections, connection_optimizers, heads, z_im = {}, {}, {}, {}
     for m in names:
+        at = {i: r for r, i in enumerate(ims[m]["ids"])}
+        z_im[m] = ims[m]["features"][torch.tensor([at[i] for i in connect["mapped_ids"][m]])].to(device)
         connections[m] = Connection(d_im=ims[m]["features"].shape[1], d=learner.width).to(device)
-        connections[m].load_state_dict(connect["connections"][m])
+        connections[m].standardise(z_im[m])                                      # without connection: untrained
+        if "connection" not in without:
+            connections[m].load_state_dict(connect["connections"][m])
         connection_optimizers[m] = torch.optim.Adam(connections[m].parameters(), lr=args.lr,
                                                     weight_decay=args.weight_decay)
         connection_optimizers[m].load_state_dict(connect["optimizers"][m])
         heads[m] = Head(learner.width, classes).to(device)
         heads[m].load_state_dict(connect["mapped_heads"][m])
-    v = {m: connect["mapped"][m].to(device) for m in names}                                  # (N_k, d) each
+    v = {m: map_items(connections[m], z_im[m]) for m in names}                               # (N_k, d) each
     y_im = {m: connect["mapped_labels"][m].to(device) for m in names}
-    z_im = {}
-    for m in names:
-        at = {i: r for r, i in enumerate(ims[m]["ids"])}
-        z_im[m] = ims[m]["features"][torch.tensor([at[i] for i in connect["mapped_ids"][m]])].to(device)
     known = y.to(device) if args.method == "selftrain" else torch.cat([y_im[m] for m in names])
     shares = None if args.shares == "free" else torch.bincount(known, minlength=classes).float() / len(known)
     common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))      # in every IM modality
@@ -174,7 +182,8 @@ def main(argv=None):
     parameters = [*learner.parameters(), *head.parameters(), *(project.parameters() if args.method == "moco" else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
     epoch_steps = max(1, round(len(train) / args.batch))
-    epochs = 0 if args.method == "random" else args.epochs
+    idle = args.method == "random" or args.setting == "unsup" and "exploration" in without
+    epochs = 0 if idle else args.epochs
     refresh_every = max(1, math.ceil(args.epochs / args.refreshes))
     amp = torch.autocast(torch.device(device).type, torch.bfloat16, enabled="cuda" in device)
     print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(labelled)} labelled, {len(unlabelled)} "
@@ -227,20 +236,21 @@ def main(argv=None):
                         z_pair = torch.cat([z_pair, z[sets["emergent"]]])
                         im_pair = torch.cat([im_pair, z_im[m][shared[m][sets["emergent_im"]]]])
                         y_pair = torch.cat([y_pair, sets["emergent_label"]])
-                    if epoch and len(z_pair):
+                    if epoch and len(z_pair) and "connection" not in without:
                         train_connection(connections[m], connection_optimizers[m], im_pair, z_pair[None], y_pair, head,
                                          steps=args.connect_steps, generator=generator)
                         v[m] = map_items(connections[m], z_im[m])
                     weight = torch.cat([v[m].new_full((len(v[m]),), args.w_mapped), v[m].new_ones(len(z_own))])
-                    heads[m] = fit_head(torch.cat([v[m], z_own]), torch.cat([y_im[m], y.to(device)]), classes,
-                                        weight=weight)
+                    used = slice(len(v[m]) if "connection" in without else None)         # without: not the labelled OOM items
+                    heads[m] = fit_head(torch.cat([v[m], z_own])[used], torch.cat([y_im[m], y.to(device)])[used], classes,
+                                        weight=weight[used])
             mask, label, confidence, posteriors = judge(z, head, [heads[m] for m in names], shares, args.gate)
             snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
                         "prediction": head(z).argmax(1).cpu()}
             before = before or snapshot
         if choosing:
             sets = {"emergent": torch.empty(0, dtype=torch.long, device=device)}
-            if common:
+            if common and "emergent" not in without:
                 score, nearest = cox_ops.nearest_anchor(z, torch.stack([v[m][shared[m]] for m in names]))
                 emergent_label = y_im[names[0]][shared[names[0]]][nearest]
                 if args.setting == "semi":                     # two witnesses: the heads and the nearest mapped item
@@ -250,7 +260,7 @@ def main(argv=None):
                 best = cox_ops.top_anchors(posteriors[0].max(-1).values, int(mask.sum()), largest=True)
                 mask = torch.zeros_like(mask).index_fill_(0, best, True)
                 label = posteriors[0].argmax(-1)
-            elif common:
+            elif common and "emergent" not in without:
                 best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))),
                                            mask=mask if args.setting == "semi" else nearest >= 0)
                 best = best[best >= 0]
@@ -284,7 +294,7 @@ def main(argv=None):
                     terms["labelled"] = F.cross_entropy(head(learner(x, lengths)).float(), y[i].to(device))
                 if args.method not in ("erm", "aligned"):
                     x, lengths = batch(oom, unlabelled[j], device)
-                if args.method in ("cox", "selftrain"):
+                if args.method in ("cox", "selftrain") and "exploration" not in without:
                     j = j.to(device)
                     logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
                     a = sets["mask"][j]                                                     # the anchors among them

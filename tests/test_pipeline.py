@@ -1309,3 +1309,53 @@ def test_the_im_posterior_on_the_pairs_teaches_the_warm_up(runs, folder):
             logits = learner.eval()(x, lengths) @ state["head"]["weight"].T + state["head"]["bias"]
             divergence[w] = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean").item()
     assert divergence[5] < divergence[0]
+
+
+# ---------------------------------------------------------------------------------------------------- ablations
+
+
+def test_without_connection_maps_by_an_untrained_connection(runs, folder):
+    before = bank.load(run_dir(runs) / "connect.pt")
+    stage("train_explore", folder, runs, "--method cox --without connection --tag alone")
+    alone = bank.load(run_dir(runs) / "cox-alone.pt")
+    assert differ(before["connections"], alone["connections"])
+    stage("train_connect", folder, runs, "--without connection --force")
+    after = bank.load(run_dir(runs) / "connect.pt")
+    assert_same(before["learner"], after["learner"])
+    assert differ(before["connections"], after["connections"])
+    assert len({c["mmd"] for c in after["curve"] if c["modality"] == "rgb"}) == 1
+
+
+def test_without_warmup_leaves_the_learner_at_its_initial_weights(runs, folder):
+    refused("train_explore", folder, runs, "--without warmup --tag cold", parts=("train_connect.py", "--without warmup"))
+    stage("train_connect", folder, runs, "--without warmup --force")
+    connect = bank.load(run_dir(runs) / "connect.pt")
+    assert_same(connect["initial"]["learner"], connect["learner"])
+    assert_same(connect["initial"]["head"], connect["head"])
+
+
+def test_without_emergent_has_no_emergent_pairs_and_without_exploration_is_labels_alone(runs, folder):
+    out = stage("train_explore", folder, runs, "--method cox --without emergent --force")
+    assert "0 emergent pairs" in out
+    stage("train_explore", folder, runs, "--method cox --without exploration,emergent --force")
+    cox = bank.load(run_dir(runs) / "cox.pt")
+    assert cox["meta"]["args"]["without"] == ["emergent", "exploration"]
+    assert set(cox["history"][-1]) & {"agree", "disagree"} == set()
+
+
+@pytest.mark.parametrize("flags", ["--without connexion", "--name-with 1"])
+def test_unknown_parts_and_names_without_clusters_are_refused(runs, folder, flags, capsys):
+    with pytest.raises((SystemExit, UserError)) as error:
+        stage("train_connect", folder, runs, flags)
+    assert "connexion" in capsys.readouterr().err or "--init spectral" in str(error.value)
+
+
+@pytest.mark.parametrize("flags", ["--init spectral --name-with 1", "--init spectral"])
+def test_clusters_start_the_unsupervised_case(folder, runs, flags):
+    out = stage("train_connect", folder, runs, "--setting unsup --force", flags)
+    assert "spectral clusters, named by" in out and ("correlation" in out) == ("--name-with" not in flags)
+    connect = bank.load(run_dir(runs, "unsup") / "connect.pt")
+    assert connect["labelled"] == [] and connect["naming"]["by"] == ("items" if "--name-with" in flags else "geometry")
+    if "--name-with" in flags:
+        assert len(connect["naming"]["items"]) == 3
+    stage("train_explore", folder, runs, "--setting unsup --method cox --force")
