@@ -22,7 +22,7 @@ OP_TESTS := $(patsubst csrc/cuda/%.cu,tests/test_%.py,$(wildcard csrc/cuda/*.cu)
 COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test bench build nvcc-check gpu-check clean
+.PHONY: help install demo demo-short test bench build nvcc-check emulate gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile \
@@ -71,6 +71,10 @@ build: $(READY)  ## compile the operators in place, incrementally
 
 nvcc-check: $(READY)  ## compile every CUDA kernel for sm_80, sm_90 and sm_100; no GPU needed
 	$(PYTHON) csrc/nvcc_check.py
+
+emulate: export OMP_WAIT_POLICY ?= passive
+emulate: $(READY)  ## run the CUDA kernels' source on the CPU and test it; no GPU, no nvcc needed
+	COX_EMULATED=1 $(PYTHON) -m pytest $(OP_TESTS) -q -m "not cuda and not slow"
 
 gpu-check: $(READY)  ## on a GPU machine, no network: build the CUDA operators, test them, time them
 	COX_CUDA=1 $(PYTHON) setup.py build_ext --inplace

@@ -2,6 +2,7 @@
 threads."""
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -9,6 +10,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if os.environ.get("COX_EMULATED") == "1":  # the CUDA kernels' source on the CPU in place of the CPU kernels
+    import cox_ops  # noqa: F401
+    sys.path.insert(0, str(ROOT / "tests" / "emulated"))
+    import build
+    torch.ops.load_library(str(build.build()))
 
 # The same examples in every run: a failure on one machine is a failure on all.
 hypothesis.settings.register_profile("cox", deadline=None, derandomize=True, max_examples=40, database=None)

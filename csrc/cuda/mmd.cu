@@ -155,7 +155,7 @@ Parts parts_of(int64_t rows, int64_t others) {
 
 Tensor mmd(Tensor x, Tensor y, Tensor bandwidths) {
   check_mmd(x, y, bandwidths);
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(x.get_device_index());
   const int64_t n = x.size(0), m = y.size(0), count = bandwidths.size(0), stride = bandwidths.stride(0);
   const Parts xx = parts_of(n, n), yy = parts_of(m, m), xy = parts_of(n, m);
   Tensor partial = make(x, {xx.count() + yy.count() + xy.count()}, ScalarType::Double);
@@ -182,7 +182,7 @@ Tensor mmd(Tensor x, Tensor y, Tensor bandwidths) {
 
 std::tuple<Tensor, Tensor> mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths) {
   check_mmd_backward(grad, x, y, bandwidths);
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(x.get_device_index());
   const int64_t count = bandwidths.size(0), stride = bandwidths.stride(0);
   const double n = static_cast<double>(x.size(0)), m = static_cast<double>(y.size(0));
   Tensor gx = make(x, {x.size(0), x.size(1)}, x.scalar_type()), gy = make(y, {y.size(0), y.size(1)}, y.scalar_type());

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 std::tuple<Tensor, Tensor, Tensor> modality_agreement(Tensor logits) {
   check_modality_agreement(logits);
-  torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  const DeviceGuard guard(logits.get_device_index());
   const int64_t K = logits.size(0), M = logits.size(1), C = logits.size(2);
   Tensor mask = make(logits, {M}, ScalarType::Bool), label = make(logits, {M}, ScalarType::Long);
   Tensor confidence = make(logits, {M}, acc_dtype(logits.scalar_type()));

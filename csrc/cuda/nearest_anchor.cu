@@ -98,7 +98,7 @@ __global__ void merge_parts(const A* part_score, const int64_t* part_index, int6
 
 std::tuple<Tensor, Tensor> nearest_anchor(Tensor z, Tensor v, int64_t tile) {
   check_nearest_anchor(z, v, tile);
-  torch::stable::accelerator::DeviceGuard guard(z.get_device_index());
+  const DeviceGuard guard(z.get_device_index());
   const int64_t M = z.size(0), K = v.size(0), N = v.size(1);
   const ScalarType acc = acc_dtype(z.scalar_type());
   Tensor score = make(z, {M}, acc), index = make(z, {M}, ScalarType::Long);

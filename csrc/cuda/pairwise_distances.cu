@@ -104,7 +104,7 @@ unsigned batches(int64_t b) {
 
 Tensor pairwise_distances(Tensor x, Tensor y, bool squared) {
   check_pairwise_distances(x, y);
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(x.get_device_index());
   std::vector<int64_t> size(x.sizes().begin(), x.sizes().end());
   size.back() = y.size(y.dim() - 2);
   Tensor dist = make(x, size, x.scalar_type());
@@ -123,7 +123,7 @@ Tensor pairwise_distances(Tensor x, Tensor y, bool squared) {
 
 std::tuple<Tensor, Tensor> pairwise_distances_backward(Tensor grad, Tensor x, Tensor y, Tensor dist, bool squared) {
   check_pairwise_distances_backward(grad, x, y, dist);
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const DeviceGuard guard(x.get_device_index());
   Tensor gx = make(x, {x.sizes().begin(), x.sizes().end()}, x.scalar_type());
   Tensor gy = make(y, {y.sizes().begin(), y.sizes().end()}, y.scalar_type());
   const Layout lx = layout(x), ly = layout(y), lg = layout(grad), ld = layout(dist);

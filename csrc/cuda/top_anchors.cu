@@ -103,7 +103,7 @@ Tensor running_sum(const Tensor& t) {
 Tensor top_anchors(Tensor score, int64_t t, bool largest, std::optional<Tensor> classes, std::optional<int64_t> quota,
                    std::optional<Tensor> mask) {
   check_top_anchors(score, t, classes, quota, mask);
-  torch::stable::accelerator::DeviceGuard guard(score.get_device_index());
+  const DeviceGuard guard(score.get_device_index());
   const int64_t M = score.size(0);
   Tensor result = make(score, {t}, ScalarType::Long);
   if (t == 0) {
