@@ -8,6 +8,7 @@ import gzip
 import html
 import importlib.util
 import json
+import math
 import os
 import re
 from fractions import Fraction
@@ -88,29 +89,35 @@ def normalise(x, mean, std):
 
 # ---------------------------------------------------------------------------------------------------- audio, video
 
-def fbank(wave, mels, *, subtract_mean=False, window="hanning", rate=SAMPLE_RATE, length_ms=25, shift_ms=10):
-    """wave float32 (T,) in [-1, 1] -> (frames, mels) float32: Kaldi's log mel energies, no dither, no energy column.
+def fbank(wave, mels, *, subtract_mean=False, rate=SAMPLE_RATE, length_ms=25, shift_ms=10):
+    """wave float32 (T,) in [-1, 1] -> (frames, mels) float32: Kaldi's log mel energies with a Hann window, no dither.
 
     frames = 1 + (T - 400) // 160 at 16 kHz; a wave shorter than one window is filled up with zeros to one.
     `subtract_mean` takes the wave's mean away first (Kaldi takes each window's away in any case).
+    Kaldi itself refuses 128 bands at 16 kHz: one of the lowest lies between two frequencies of the transform. Models have
+    been trained on such features all the same; the empty band is constant, log(2**-23).
     """
-    import kaldi_native_fbank as knf
-    wave = np.asarray(wave, dtype=np.float32)
+    wave = torch.as_tensor(wave, dtype=torch.float64)
+    length, shift = rate * length_ms // 1000, rate * shift_ms // 1000
     if subtract_mean and len(wave):
-        wave = wave - wave.mean(dtype=np.float64).astype(np.float32)
-    least = rate * length_ms // 1000
-    if len(wave) < least:
-        wave = np.pad(wave, (0, least - len(wave)))
-    options = knf.FbankOptions()
-    options.frame_opts.samp_freq = rate
-    options.frame_opts.frame_length_ms, options.frame_opts.frame_shift_ms = length_ms, shift_ms
-    options.frame_opts.window_type, options.frame_opts.dither = window, 0
-    options.mel_opts.num_bins = mels
-    options.use_energy, options.htk_compat = False, True
-    bank = knf.OnlineFbank(options)
-    bank.accept_waveform(rate, wave)
-    bank.input_finished()
-    return torch.from_numpy(np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)]).astype(np.float32))
+        wave = wave - wave.mean()
+    frames = F.pad(wave, (0, max(0, length - len(wave)))).unfold(0, length, shift)                # (frames, length)
+    frames = frames - frames.mean(1, keepdim=True)
+    frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], 1)                        # pre-emphasis
+    size = 1 << (length - 1).bit_length()
+    frames = frames * torch.hann_window(length, periodic=False, dtype=torch.float64)
+    power = torch.fft.rfft(frames, size).abs().square()[:, :-1]                                   # (frames, size / 2)
+    return (power @ mel_filters(mels, size, rate)).clamp(min=2.0 ** -23).log().float()
+
+
+@functools.lru_cache(maxsize=8)
+def mel_filters(mels, size, rate, low=20.0):
+    """(size / 2, mels) float64: Kaldi's triangles, evenly spaced in mel between `low` and half the rate."""
+    mel = 1127 * torch.log1p(torch.arange(size // 2, dtype=torch.float64) * rate / size / 700)[:, None]
+    ends = [1127 * math.log1p(f / 700) for f in (low, rate / 2)]
+    edges = torch.linspace(*ends, mels + 2, dtype=torch.float64)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    return torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
 
 
 def even_clips(duration, clip_seconds, count):
