@@ -1,10 +1,10 @@
 """The operators' Python side: for each one wrapper, one fake and, where differentiable, its autograd formula.
 
-Shapes and dtypes are checked in C++ (csrc/common.h), once for every device. Dtypes: float32, float64, float16
-and bfloat16; arithmetic is in float64 for float64 and in float32 for the others. Any strides; sizes may be 0
-where the docstring does not say otherwise; offsets are 64-bit. On the CPU a result is bitwise the same for
-any number of threads. Distances are sums of squared differences, never norms minus twice the product: no
-cancellation.
+Shapes and dtypes are checked in C++ (csrc/common.h), once for every device. Dtypes: float32, float64,
+float16 and bfloat16; arithmetic is in float64 for float64 and, where nothing else is said, in float32 for
+the others. Any strides; sizes may be 0 where the docstring does not say otherwise; offsets are 64-bit. On
+the CPU a result is bitwise the same for any number of threads. Distances are sums of squared differences,
+never norms minus twice the product: no cancellation.
 """
 import torch
 
@@ -72,12 +72,15 @@ def nearest_anchor(z, v, *, tile=0):
         score_j = min_i 1/K sum_k ||z_j - v_{k,i}||        index_j = the lowest i that reaches it
 
     z (M, D), v (K, N, D) with K >= 1 -> score (M,) float32 (float64 for float64 inputs), index (M,) int64.
-    Ties go to the lowest i: only a strictly smaller score wins. A bank row with NaN or Inf, or whose squared
-    distance overflows, is never chosen; a query without any finite candidate (also N = 0) gets index -1,
-    score +inf. A result is bitwise the same however queries are batched and, on the CPU, for any number of
-    threads; `tile` (rows per block, for tests) changes nothing either. Time O(K M N D); the M x N matrix is
-    never formed. Differentiable in z and v through the chosen anchors (subgradient 0 at distance 0), any
-    number of times.
+    For float32, float16 and bfloat16 inputs the score of a pair is that of direct differences in float64,
+    rounded once to float32, and the index is the lowest i among the least rounded scores: ties, and
+    differences that float32 does not hold, go to the lowest i. float64 inputs: the same, unrounded. An item
+    with NaN or Inf, or with a squared distance that overflows the score's dtype, is never chosen; a query
+    without any finite candidate (also N = 0) gets index -1, score +inf. A result is bitwise the same however
+    queries are batched and, on the CPU, for any number of threads and any instruction set; `tile` (rows per
+    block, for tests) changes nothing either. Time O(K M N D), in 8-bit integers where a bound can rule a pair
+    out; the M x N matrix is never formed. Differentiable in z and v through the chosen anchors (subgradient 0
+    at distance 0), any number of times.
 
     >>> z = torch.tensor([[0., 0.], [5., 5.]])
     >>> v = torch.tensor([[[1., 0.], [5., 4.], [1., 0.]]])

@@ -21,9 +21,11 @@ def pairwise_distances_backward(grad, x, y, dist, squared):
 
 
 def nearest_anchor(z, v, tile=0):
-    none = v.new_full((len(z), 1), float("inf"))
-    mean = torch.cat([torch.stack([pairwise_distances(z, vk) for vk in v]).mean(0), none], 1)  # (M, N + 1)
-    mean = torch.where(mean.isfinite(), mean, float("inf"))
+    acc = torch.float64 if z.dtype == torch.float64 else torch.float32
+    distance = torch.stack([pairwise_distances(z.double(), vk.double()) for vk in v])  # (K, M, N)
+    finite = distance.square().to(acc).isfinite().all(0)
+    mean = torch.where(finite, distance.mean(0).to(acc), float("inf"))  # rounded once, before they are compared
+    mean = torch.cat([mean, mean.new_full((len(z), 1), float("inf"))], 1)  # (M, N + 1)
     score = mean.min(1).values
     index = torch.arange(mean.shape[1], device=z.device).expand_as(mean)
     index = torch.where(mean == score[:, None], index, mean.shape[1]).min(1).values  # the lowest of equals

@@ -64,12 +64,15 @@ namespace {
 #undef COX_MADD_D
 #endif
 
-constexpr const char* kNames[] = {"plain", "avx2", "avx512"};
+constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_vnni"};
 
 int best_isa() {
 #if COX_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return 2;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
@@ -87,7 +90,9 @@ int by_name(const std::string& name) {
 
 std::atomic<int> chosen{-1};
 
-int isa() {
+}  // namespace
+
+int isa_level() {
   int i = chosen.load();
   if (i < 0) {
     const char* env = std::getenv("COX_ISA");
@@ -97,14 +102,12 @@ int isa() {
   return i;
 }
 
-}  // namespace
-
 std::vector<std::string> isa_available() {
   return {kNames, kNames + best_isa() + 1};
 }
 
 std::string isa_chosen() {
-  return kNames[isa()];
+  return kNames[isa_level()];
 }
 
 void isa_force(const std::string& name) {
@@ -114,8 +117,8 @@ void isa_force(const std::string& name) {
 template <>
 tile_fn<float> pick_tile<float>() {
 #if COX_X86
-  if (isa() == 2) return &avx512::tile4x4<float, avx512::VF>;
-  if (isa() == 1) return &avx2::tile4x4<float, avx2::VF>;
+  if (isa_level() >= 2) return &avx512::tile4x4<float, avx512::VF>;
+  if (isa_level() == 1) return &avx2::tile4x4<float, avx2::VF>;
 #endif
   return &plain::tile4x4<float, plain::VF>;
 }
@@ -123,8 +126,8 @@ tile_fn<float> pick_tile<float>() {
 template <>
 tile_fn<double> pick_tile<double>() {
 #if COX_X86
-  if (isa() == 2) return &avx512::tile4x4<double, avx512::VD>;
-  if (isa() == 1) return &avx2::tile4x4<double, avx2::VD>;
+  if (isa_level() >= 2) return &avx512::tile4x4<double, avx512::VD>;
+  if (isa_level() == 1) return &avx2::tile4x4<double, avx2::VD>;
 #endif
   return &plain::tile4x4<double, plain::VD>;
 }

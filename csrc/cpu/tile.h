@@ -43,6 +43,7 @@ tile_fn<A> pick_tile();  // for the chosen instruction set
 // Instruction sets this machine can run, best last; the one in use; force one by name (tests) or by COX_ISA.
 std::vector<std::string> isa_available();
 std::string isa_chosen();
+int isa_level();  // its place in the list of all: plain 0, avx2 1, avx512 2, avx512_vnni 3
 void isa_force(const std::string& name);
 
 // Uninitialised, 64-byte aligned.
