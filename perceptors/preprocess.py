@@ -120,6 +120,15 @@ def mel_filters(mels, size, rate, low=20.0):
     return torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
 
 
+def resample(wave, rate, to):
+    """wave float32 (T,) at `rate` Hz -> at `to` Hz; the same tensor where they agree."""
+    if rate == to:
+        return wave
+    from scipy.signal import resample_poly
+    g = math.gcd(rate, to)
+    return torch.from_numpy(resample_poly(np.asarray(wave), to // g, rate // g).astype(np.float32))
+
+
 def even_clips(duration, clip_seconds, count):
     """`count` clips of `clip_seconds`, the first at 0, the last at the end: [(start, end)] in seconds.
 
