@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
 import bank
 import report
+import results
 from augment import batch
-from model import Head, Learner
-from report import METHODS
+from model import Connection, Head, Learner, map_items, train_connection
+from results import METHODS, accuracy, agreement, class_metrics
 
 COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
            "paired", "metrics")
@@ -34,55 +34,16 @@ def get_args(argv=None):
     p.add_argument("--oom", nargs="+", help="these OOM modalities; left out: all")
     p.add_argument("--perceptor", nargs="+", help="these perceptors; left out: all")
     p.add_argument("--setting", nargs="+", choices=["semi", "unsup"], help="left out: both")
-    p.add_argument("--method", nargs="+", choices=METHODS, help="left out: all")
+    p.add_argument("--method", nargs="+", help="these methods, METHOD-TAG for a run with --tag; left out: all")
     p.add_argument("--seed", nargs="+", type=int, help="left out: all")
     p.add_argument("--runs", default="runs", help="where the stages wrote, and where METHOD.json is written")
+    p.add_argument("--task", default="classification", choices=["classification", "retrieval"], help="retrieval: of each IM "
+                   "modality's test items by OOM test items and back, through the connections; beside the accuracies")
     p.add_argument("--table", action="store_true", help="all runs that match in a table and a report")
     p.add_argument("--out", help="with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="evaluate again what was evaluated")
     return p.parse_args(argv)
-
-
-# ---------------------------------------------------------------------------------------------------- metrics
-
-def accuracy(guess, truth):
-    """Share of equal entries, None where there are none."""
-    return (guess == truth).double().mean().item() if len(truth) else None
-
-
-def class_metrics(guess, truth, class_names):
-    """Metrics of guess, truth (n,) int64; confusion: a row per true class. A class without
-    test items is None in per_class and not in the balanced accuracy."""
-    classes = len(class_names)
-    confusion = torch.bincount(truth * classes + guess, minlength=classes ** 2).view(classes, -1)
-    count, right = confusion.sum(1), confusion.diagonal()
-    per_class = {n: (r / c if c else None) for n, r, c in zip(class_names, right.tolist(), count.tolist())}
-    present = [v for v in per_class.values() if v is not None]
-    best = linear_sum_assignment(confusion.numpy(), maximize=True)  # the best renaming of the guesses
-    return {"accuracy": accuracy(guess, truth), "balanced_accuracy": sum(present) / len(present),
-            "per_class": per_class, "confusion": confusion.tolist(), "n_test": len(truth),
-            "hungarian_accuracy": confusion.numpy()[best].sum().item() / len(truth), "nmi": nmi(confusion)}
-
-
-def nmi(confusion):
-    """Normalised mutual information of counts (C, C): I / mean entropy, 0 where either is constant."""
-    p = confusion.double() / confusion.sum()
-    a, b = p.sum(1), p.sum(0)
-    h = lambda q: -torch.special.xlogy(q, q).sum().item()
-    both = h(a) + h(b)
-    return max(0.0, 2 * (both - h(p)) / both) if min(h(a), h(b)) > 1e-12 else 0.0
-
-
-def agreement(agree, guess, truth, label=None):
-    """Fig. 6 for items (M,), hidden labels `truth` (-1: none): share of A, accuracy of `guess` on A and D."""
-    known = truth >= 0
-    a, d = agree & known, ~agree & known
-    found = {"share": agree.double().mean().item(), "agree_accuracy": accuracy(guess[a], truth[a]),
-             "disagree_accuracy": accuracy(guess[d], truth[d]), "gap": None}
-    if a.any() and d.any():
-        found["gap"] = found["agree_accuracy"] - found["disagree_accuracy"]
-    return found if label is None else {**found, "label_accuracy": accuracy(label[a], truth[a])}
 
 
 @torch.no_grad()
@@ -92,6 +53,50 @@ def features(state, oom, rows, device):
     learner.load_state_dict(state["learner"])
     z = torch.cat([learner(*batch(oom, r, device)).float() for r in rows.split(512)]).cpu()
     return z, (z @ state["head"]["weight"].T + state["head"]["bias"]).argmax(1)
+
+
+def mapped_test_items(run, connect, oom, ims, device):
+    """IM test items in the OOM feature space, by a run's connections: {modality: (v (n, d), labels (n,), ids [n])}.
+
+    COX has its last connections. A method that trains none is given what COX had: stage 2's, which go on for as many steps
+    as COX's refreshes make, on this method's own features of the same labelled pairs (aligned: of all pairs; unsup: of
+    class centroids under the method's own guesses). `random` is untrained altogether.
+    """
+    args, known = run["meta"]["args"], connect["meta"]["args"]
+    torch.manual_seed(args["seed"])
+    generator = torch.Generator().manual_seed(args["seed"])
+    at, train = {i: r for r, i in enumerate(oom["ids"])}, bank.rows(oom, ("train",))
+    out = {}
+    for m in run["im"]:
+        c = Connection(d_im=ims[m]["features"].shape[1], d=run["arch"]["width"])
+        row_of = {i: r for r, i in enumerate(ims[m]["ids"])}
+        mapped_rows = torch.tensor([row_of[i] for i in connect["mapped_ids"][m]])
+        z_im, y_im = ims[m]["features"][mapped_rows], connect["mapped_labels"][m]
+        if args["method"] == "cox":
+            c.load_state_dict(run["connections"][m])
+        elif args["method"] == "random":
+            c.standardise(z_im)
+        else:
+            c.load_state_dict(connect["connections"][m])
+            optimizer = torch.optim.Adam(c.parameters(), lr=args["lr"], weight_decay=args["weight_decay"])
+            optimizer.load_state_dict(connect["optimizers"][m])
+            own, paired = connect["pairs"][m]
+            rows = torch.tensor([at[connect["labelled"][j]] for j in own.tolist()], dtype=torch.long)
+            if args["method"] == "aligned" and (seen := [(at[i], j) for j, i in enumerate(connect["mapped_ids"][m])
+                                                         if i in at and oom["split"][at[i]] == 0]):
+                rows, paired = torch.tensor(seen).T
+            z, guess = features(run, oom, rows if len(rows) else train, device)
+            z_pair, y, im_pair = z, oom["labels"][rows], z_im[paired]
+            if not len(rows):                                                                            # no pair at all
+                y = torch.tensor([k for k in guess.unique().tolist() if (y_im == k).any()], dtype=torch.long)
+                z_pair = torch.stack([z[guess == k].mean(0) for k in y.tolist()])
+                im_pair = torch.stack([z_im[y_im == k].mean(0) for k in y.tolist()])
+            train_connection(c, optimizer, im_pair, z_pair[None], y, None, generator=generator,
+                             steps=args["refreshes"] * args["connect_steps"], beta=known.get("beta", 1e-4))
+        test = bank.rows(ims[m], ("test",))
+        test = test[ims[m]["labels"][test] >= 0]
+        out[m] = (map_items(c, ims[m]["features"][test]), ims[m]["labels"][test], [ims[m]["ids"][i] for i in test.tolist()])
+    return out
 
 
 def apply_head(state, z):
@@ -113,11 +118,11 @@ def find(args, data, suffix):
     for path in base.glob(f"*/oom-*/*/seed*/*{suffix}"):
         perceptor, oom, setting, seed, name = path.relative_to(base).parts
         method = name.removesuffix(suffix)
-        if method in METHODS and seed[4:].isdigit() and all((
+        if "." not in method and method.partition("-")[0] in METHODS and seed[4:].isdigit() and all((
                 wanted(perceptors, perceptor), wanted(args.oom, oom[4:]), wanted(args.setting, setting),
                 wanted(args.method, method), wanted(args.seed, int(seed[4:])))):
             found.append((path.parent, method))
-    return sorted(found, key=lambda f: (f[0].parent, int(f[0].name[4:]), METHODS.index(f[1])))
+    return sorted(found, key=lambda f: (f[0].parent, int(f[0].name[4:]), results.order(f[1])))
 
 
 def what_first(args, data):
@@ -165,10 +170,11 @@ def judge_connections(connect, oom, ims, test, device):
                       for c in connect["curve"]]
 
 
-def evaluate(run, connect, oom, ims, test, judged, data, device):
+def evaluate(run, connect, oom, ims, test, judged, data, device, task):
     """The record of one run: what METHOD.json holds."""
     meta, args, known = run["meta"], run["meta"]["args"], connect["meta"]["args"]
-    _, guess = features(run, oom, test, device)
+    method = "-".join(filter(None, (args["method"], args.get("tag"))))
+    z, guess = features(run, oom, test, device)
     metrics = class_metrics(guess, oom["labels"][test], oom["class_names"])
     val = bank.rows(oom, ("val",))
     val = val[oom["labels"][val] >= 0]
@@ -183,17 +189,25 @@ def evaluate(run, connect, oom, ims, test, judged, data, device):
             "before": agreement(before["agree"], before["prediction"], truth, before["label"]),
             "after": agreement(before["agree"], after["prediction"], truth),
             "after_own": agreement(after["agree"], after["prediction"], truth, after["label"])}
+    if task == "retrieval":
+        own = (z, oom["labels"][test], [oom["ids"][r] for r in test.tolist()])
+        metrics["retrieval"] = {m: {"out": results.retrieval(own, other, len(oom["class_names"])),
+                                    "back": results.retrieval(other, own, len(oom["class_names"]))}
+                                for m, other in mapped_test_items(run, connect, oom, ims, device).items()}
     semi, train = args["setting"] == "semi", len(bank.rows(oom, ("train",)))
     share = known["labels"] if not known["per_class"] else round(connect["meta"]["n_labelled"] / train, 4)
     by_class = sorted({m for im in ims.values() for m in im["meta"].get("paired_by_class", [])})
     return {"data": bank.data_name(data),
-            **{k: args[k] for k in ("perceptor", "setting", "method", "oom", "seed")},
+            **{k: args[k] for k in ("perceptor", "setting", "oom", "seed")},
+            "method": method,
             "labels": share if semi else 0.0, "per_class": known["per_class"] if semi else 0,
             "n_labelled": meta["n_labelled"], "paired": meta["paired"], "perceptor_paired_by_class": by_class,
-            "fingerprint": meta["fingerprint"], "made_from": {args["method"]: meta["digest"]},
+            "fingerprint": meta["fingerprint"], "made_from": {method: meta["digest"]},
+            "commonality": oom["meta"].get("source", {}).get("commonality"),
             "metrics": metrics, "history": run["history"], "seconds": meta["seconds"],
+            "connect_seconds": connect["meta"].get("seconds"),
             "command": " ".join(["python", *meta["argv"]]),
-            "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method")},
+            "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method", "tag")},
             "torch": meta["torch"]}
 
 
@@ -235,13 +249,13 @@ def write_tables(out, records, blocks):
             w.writerows(wide)
     write_text(out / "table.json", json.dumps(short, indent=1))
     bank.write_atomic(out / "table.csv", write_csv)
-    write_text(out / "table.md", report.markdown(blocks))
+    write_text(out / "table.md", results.markdown(blocks))
 
 
 def cloud(args, data, folder, methods):
     """Features for the report's planes, of one seed: IM banks, the learner's OOM test items, mapped items."""
     oom, ims, connect, _ = load_run(args, data, folder)
-    method = next(m for m in ("cox", *reversed(METHODS)) if m in methods)
+    method = next(m for m in ("cox", *sorted(methods, key=results.order, reverse=True)) if m in methods)
     run = bank.load(folder / f"{method}.pt")
     test = bank.rows(oom, ("test",))
     shown = {m: bank.rows(im, ("train",)) for m, im in ims.items()}
@@ -276,9 +290,10 @@ def main(argv=None):
             bank.check_chain(path, run["meta"], made_from, oom["meta"]["fingerprint"])
             record = None if args.force else read_record(path.with_suffix(".json"))
             new = record is None or record["made_from"] != {method: run["meta"]["digest"]}
+            new = new or args.task == "retrieval" and "retrieval" not in record["metrics"]
             if new:
                 judged = judged or judge_connections(connect, oom, ims, test, args.device)
-                record = evaluate(run, connect, oom, ims, test, judged, data, args.device)
+                record = evaluate(run, connect, oom, ims, test, judged, data, args.device, args.task)
                 write_text(path.with_suffix(".json"), json.dumps(record, indent=1))
             m = record["metrics"]
             said = f"accuracy {100 * m['accuracy']:.1f}%, balanced {100 * m['balanced_accuracy']:.1f}%"
@@ -303,16 +318,16 @@ def main(argv=None):
     for folder, done in seen.items():                                       # of each row the lowest seed
         r = done[0]
         data = next(d for d in args.data if bank.data_name(d) == r["data"])
-        key = (r["data"], r["perceptor"], r["oom"], report.condition(r))
+        key = (r["data"], r["perceptor"], r["oom"], results.condition(r))
         clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in done])
     base = Path(args.runs) / (bank.data_name(args.data[0]) if len(args.data) == 1 else "")
     out = Path(args.out) if args.out else base / "report"
-    blocks = report.tables(records)
+    blocks = results.tables(records, args.task)
     write_tables(out, records, blocks)
     command = " ".join(["python", *(["evaluate.py", *argv] if argv else sys.argv)])
-    page = report.page(blocks, records, clouds, command)
+    page = report.page(blocks, records, clouds, command, args.task)
     write_text(out / "report.html", page)
-    print("\n" + report.markdown(blocks))
+    print("\n" + results.markdown(blocks))
     print(f"wrote {out}/table.md, table.csv, table.json and report.html ({len(page) / 1e6:.1f} MB)")
 
 

@@ -1,240 +1,24 @@
-"""Stage 4's tables and report: what evaluate.py shows of its records. No files, no arguments, no printing.
+"""Stage 4's figures and page: how results.py's tables and evaluate.py's records are drawn. No files, no arguments.
 
-tables(records) -> blocks {title, header, rows, notes}; markdown(blocks) -> text; page(...) -> one HTML page.
-A record is what METHOD.json holds (evaluate.py). Figures are PNG inside the page, nothing is fetched.
+A record is what METHOD.json holds (evaluate.py); page(...) -> one HTML page. Figures are PNG inside it, nothing is fetched.
 """
 import base64
 import html
 import io
-import json
 import math
 import time
 
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")   # rows
-SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice",
-          "warmup_epochs")
+from results import condition, mean_sd, order, percent, score, word_columns
+
 COLOUR = {"random": "#c9c9c9", "erm": "#7f8fa6", "entmin": "#8fb996", "ssl": "#b5a1d0", "moco": "#d9b26f",
           "fixmatch": "#c98f8f", "selftrain": "#5f9ea0", "cox": "#c0392b", "aligned": "#444444"}
-
-
-# ----------------------------------------------------------------------------------------------------- tables
-
-def mean_sd(values):
-    """(mean, sd with n - 1 or None)."""
-    mean = sum(values) / len(values)
-    square = sum((v - mean) ** 2 for v in values)
-    return mean, math.sqrt(square / (len(values) - 1)) if len(values) > 1 else None
-
-
-def percent(values, n=0):
-    """"84.1 ± 1.2" of fractions, – where there are none; with their number where that is not n."""
-    values = [v for v in values if v is not None]
-    if not values:
-        return "–"
-    mean, sd = mean_sd(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") \
-        + (f" (n = {len(values)})" if n and len(values) != n else "")
-
-
-def condition(r):
-    """Setting, labels and pairing of a record in words: what may stand in one row."""
-    if r["setting"] == "unsup":
-        return "unsup"
-    labels = f"{r['per_class']} labels per class" if r["per_class"] else f"{100 * r['labels']:g}% labels"
-    return f"semi, {labels}" + (", paired by class" if r["paired"].startswith("by class") else "")
-
-
-def skewed(r):
-    counts = [sum(row) for row in r["metrics"]["confusion"]]
-    return max(counts) > 1.5 * min(counts)
-
-
-def tables(records):
-    """[{title, header, rows, notes}] for each perceptor; rows setting × method, columns OOM modality."""
-    out = []
-    for perceptor in sorted({r["perceptor"] for r in records}):
-        some = [r for r in records if r["perceptor"] == perceptor]
-        columns = sorted({(r["data"], r["oom"]) for r in some})
-        uneven = [c for c in columns if any(skewed(r) for r in some if (r["data"], r["oom"]) == c)]
-        blocks = [accuracy_table(some, columns, "accuracy", "Test accuracy, %", column_notes(some, columns))]
-        if uneven:
-            blocks.append(accuracy_table(some, uneven, "balanced_accuracy", "Balanced test accuracy, %",
-                                         ["The classes of these test sets differ by more than 1.5 in size."]))
-        if any(r["setting"] == "unsup" for r in some):
-            blocks.append(unsup_table([r for r in some if r["setting"] == "unsup"]))
-        if any(r["metrics"]["agreement"] for r in some):
-            blocks.append(agreement_table(some, columns))
-        blocks.append(heads_table(some, columns))
-        out += [{**b, "title": f"{b['title']} (perceptor {perceptor})"} for b in blocks]
-    return out
-
-
-def names(columns):
-    """OOM modalities as headings, with the data set where there are several."""
-    return [" ".join(c) for c in columns] if len({d for d, _ in columns}) > 1 else [c[1] for c in columns]
-
-
-def row_keys(records):
-    """(condition, method) of each row, in the paper's order."""
-    return sorted({(condition(r), r["method"]) for r in records}, key=lambda k: (k[0], METHODS.index(k[1])))
-
-
-def cell(records, row, column):
-    """The records, one per seed, that a cell averages."""
-    return [r for r in records if (condition(r), r["method"], r["data"], r["oom"]) == (*row, *column)]
-
-
-def most_seeds(records, columns):
-    return max(len(cell(records, row, c)) for row in row_keys(records) for c in columns)
-
-
-def accuracy_table(records, columns, metric, title, notes):
-    """Mean ± sd of one metric; bold: the best of a column and condition that does not see all labels."""
-    n, lines = most_seeds(records, columns), []
-    mean = lambda row, c: round(100 * mean_sd([r["metrics"][metric] for r in cell(records, row, c)])[0], 1)
-    for row in row_keys(records):
-        texts = []
-        for c in columns:
-            text = percent([r["metrics"][metric] for r in cell(records, row, c)], n)
-            rivals = [k for k in row_keys(records)
-                      if k[0] == row[0] and k[1] != "aligned" and cell(records, k, c)]
-            bold = row in rivals and len(rivals) > 1 and mean(row, c) >= max(mean(k, c) for k in rivals)
-            texts.append(f"**{text}**" if bold else text)
-        if set(texts) != {"–"}:
-            lines.append([*row, *texts])
-    return {"title": title, "header": ["setting", "method", *names(columns)], "rows": lines, "notes": notes}
-
-
-def unsup_table(records):
-    """Accuracy, Hungarian-matched accuracy and NMI side by side, and whether COX is above chance."""
-    columns = sorted({(r["data"], r["oom"]) for r in records})
-    n = most_seeds(records, columns)
-    lines = [[row[1], *(percent([r["metrics"][k] for r in cell(records, row, c)], n) for c in columns
-                        for k in ("accuracy", "hungarian_accuracy", "nmi"))] for row in row_keys(records)]
-    said = [at_chance(cell(records, ("unsup", "cox"), c), name) for c, name in zip(columns, names(columns))]
-    return {"title": "Without labels: accuracy, Hungarian-matched accuracy and NMI, × 100", "rows": lines,
-            "header": ["method", *(f"{name} {k}" for name in names(columns)
-                                   for k in ("accuracy", "Hungarian", "NMI"))],
-            "notes": [s for s in said if s]}
-
-
-def agreement_table(records, columns):
-    """Fig. 6 in figures."""
-    lines = []
-    for c, name in zip(columns, names(columns)):
-        for row in row_keys(records):
-            a = [r["metrics"]["agreement"] for r in cell(records, row, c) if r["metrics"]["agreement"]]
-            take = lambda part, *keys: [percent([x[part][k] for x in a]) for k in keys]
-            if a:
-                lines.append([name, *row, *take("before", "share", "label_accuracy"),
-                              *take("before", "agree_accuracy", "disagree_accuracy", "gap"),
-                              *take("after", "agree_accuracy", "disagree_accuracy", "gap"),
-                              *take("after_own", "share", "label_accuracy")])
-    return {"title": "Agreement (Fig. 6), %", "rows": lines, "header": [
-        "OOM", "setting", "method", "A", "labels of A right", "before: on A", "on D", "gap", "after: on A",
-        "on D", "gap", "A after", "labels of A after right"], "notes": [
-        "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree "
-        "before exploration, D: the rest; the learner's accuracy on this A and D before and after "
-        "exploration; last the agreement after it."]}
-
-
-def heads_table(records, columns):
-    """Test accuracy of the IM heads."""
-    ims = sorted({m for r in records for m in r["metrics"]["im_head_accuracy"]})
-    value = lambda c, m: {(r["setting"], r["seed"]): r["metrics"]["im_head_accuracy"].get(m) for r in records
-                          if (r["data"], r["oom"]) == c}.values()
-    return {"title": "IM heads, test accuracy on the frozen features, %", "header": ["OOM left out", *ims],
-            "rows": [[name, *(percent(value(c, m)) for m in ims)]
-                     for c, name in zip(columns, names(columns))],
-            "notes": ["A weak head explains a weak result."]}
-
-
-def column_notes(records, columns):
-    """The lines under the main table: what each column is, what was not averaged, whose flags differ."""
-    n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
-    notes = [f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1
-             else "One seed: no sd.",
-             "Bold: the best method that does not see all labels."]
-    for c in columns:
-        some = [r for r in records if (r["data"], r["oom"]) == c]
-        m = some[0]["metrics"]
-        by_class = sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
-        notes.append("; ".join([
-            f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items",
-            f"{len(m['per_class'])} classes", f"chance {100 / len(m['per_class']):.1f}%",
-            *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
-        for k in conditions:
-            rows = [r for r in some if condition(r) == k]
-            if not rows:
-                continue
-            labelled = sorted({r["n_labelled"] for r in rows if r["method"] != "aligned"}) or ["all"]
-            notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
-                         f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
-                         f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
-            # random has no training
-            groups = [("these runs", [r for r in rows if r["method"] != "random"], SHARED)]
-            for method in dict.fromkeys(r["method"] for r in rows):
-                same = [r for r in rows if r["method"] == method]
-                own = set().union(*(r["args"] for r in same)) - {*SHARED}
-                groups.append((f"the seeds of {method}", same, own))
-            for who, mine, flags in groups:
-                for flag in sorted(flags):
-                    values = sorted({json.dumps(r["args"].get(flag)) for r in mine})
-                    if len(values) > 1:
-                        notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
-                                     f"--{flag.replace('_', '-')} ({', '.join(values)}).")
-    semi = [k for k in conditions if k != "unsup"]
-    if len(semi) > 1:
-        notes.append(f"Runs with different labels or pairing are not averaged, they have rows of their own: "
-                     f"{'; '.join(semi)}.")
-    return notes
-
-
-def pairing(paired):
-    """The pairing of a record in words; the perceptor's own is said with the perceptor."""
-    paired = paired.partition("; bind by class")[0]
-    return {"true": "true instances", "none": "none"}.get(paired) or \
-        f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
-
-
-def at_chance(records, name):
-    """Is unsup COX above chance by two standard errors? In words; skewed classes: balanced accuracy."""
-    if not records:
-        return ""
-    uneven = skewed(records[0])
-    values = [r["metrics"]["balanced_accuracy" if uneven else "accuracy"] for r in records]
-    chance, items = 1 / len(records[0]["metrics"]["per_class"]), records[0]["metrics"]["n_test"]
-    mean, sd = mean_sd(values)
-    p = max(mean, chance)                       # two seeds can be alike by luck: at least the items' error
-    error = max(math.sqrt(p * (1 - p) / items), (sd or 0.0) / math.sqrt(len(values)))
-    said = (f"{name}: COX without labels reaches {100 * mean:.1f}%{' balanced' if uneven else ''}, "
-            f"chance is {100 * chance:.1f}%")
-    if mean - chance > 2 * error:
-        times = (mean - chance) / error
-        return f"{said}: above chance by {times:.1f} standard errors of {100 * error:.1f} points."
-    return f"{said}: at chance (not above it by two standard errors of {100 * error:.1f} points)."
-
-
-def word_columns(block):
-    """Per column: does it hold words (left-aligned) rather than numbers."""
-    leading = [h in ("setting", "method", "OOM", "OOM left out") for h in block["header"]]
-    return [w and all(leading[:i]) for i, w in enumerate(leading)]
-
-
-def markdown(blocks):
-    lines = []
-    for b in blocks:
-        lines += [f"## {b['title']}", "", "| " + " | ".join(b["header"]) + " |",
-                  "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|",
-                  *("| " + " | ".join(row) + " |" for row in b["rows"]), "",
-                  *(f"{note}  " for note in b["notes"]), ""]
-    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -291,30 +75,44 @@ def plain(ax, title="", x="", y=""):
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def method_bars(rows):
-    """Mean accuracy with sd per OOM modality (groups) and method (bars)."""
+def method_names(rows):
+    return sorted({r["method"] for r in rows}, key=order)
+
+
+def colour(method):
+    """The method's colour; a run with a --tag has a paler one of its own."""
+    base, _, tag = method.partition("-")
+    fade = 0.35 + 0.4 * (sum(map(ord, tag)) % 7) / 6 if tag else 0.0
+    return tuple((1 - fade) * c + fade for c in to_rgb(COLOUR[base]))
+
+
+def method_bars(rows, metric="accuracy", words="test accuracy"):
+    """Mean of a metric with sd per OOM modality (groups) and method (bars); None where no record has it."""
+    rows = [r for r in rows if score(r, metric) is not None]
+    if not rows:
+        return None
     columns = sorted({(r["data"], r["oom"]) for r in rows})
-    methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
+    methods = method_names(rows)
     figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * len(columns))), 3.4),
                     layout="constrained")
     ax = figure.subplots()
-    width = 0.85 / len(methods)
+    width, top = 0.85 / len(methods), 100 * max(score(r, metric) for r in rows)
+    limit = 105 if top > 40 else 1.25 * top + 0.1
     for i, m in enumerate(methods):
         at, mean, sd = [], [], []
         for j, c in enumerate(columns):
-            values = [100 * r["metrics"]["accuracy"] for r in rows
-                      if (r["data"], r["oom"], r["method"]) == (*c, m)]
+            values = [100 * score(r, metric) for r in rows if (r["data"], r["oom"], r["method"]) == (*c, m)]
             if values:
                 a, s = mean_sd(values)
                 at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]
-        ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=COLOUR[m], label=m, capsize=2,
+        ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=colour(m), label=m, capsize=2,
                error_kw={"lw": 0.8})
         for x, a, s in zip(at, mean, sd):
-            ax.text(x, a + s + 1, f"{a:.0f}", ha="center", fontsize=7)
+            ax.text(x, a + s + limit / 105, f"{a:.{0 if top > 10 else 1}f}", ha="center", fontsize=7)
     several = len({d for d, _ in columns}) > 1
     ax.set_xticks(range(len(columns)), [f"{d}\n{o}" if several else o for d, o in columns])
-    ax.set_ylim(0, 105)
-    plain(ax, y="test accuracy, %")
+    ax.set_ylim(0, limit)
+    plain(ax, y=f"{words}, %")
     ax.tick_params(axis="x", labelsize=8)
     ax.legend(fontsize=7, ncols=min(9, len(methods)), frameon=False, loc="lower left",
               bbox_to_anchor=(0, 1.0))
@@ -329,13 +127,13 @@ def training_curves(rows):
         return None
     figure, axes = grid(len(keys), width=4.6, height=3.0)
     for ax, key in zip(axes, keys):
-        for m in METHODS:
+        for m in method_names(rows):
             runs = [[h[key] for h in r["history"]] for r in rows
                     if r["method"] == m and key in r["history"][0]]
             if runs:
                 n = min(map(len, runs))
                 mean = [sum(r[e] for r in runs) / len(runs) * (100 if key != "loss" else 1) for e in range(n)]
-                ax.plot(range(1, n + 1), mean, color=COLOUR[m], label=m, lw=1.8 if m == "cox" else 1.2,
+                ax.plot(range(1, n + 1), mean, color=colour(m), label=m, lw=1.8 if m == "cox" else 1.2,
                         marker="." if n < 3 else "")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         plain(ax, x="epoch", y="validation accuracy, %" if key != "loss" else "loss (each method's own)")
@@ -393,7 +191,7 @@ def connection_curves(rows):
 
 def agreement_bars(rows):
     """Fig. 6: accuracy on the agreement and the disagreement part before and after exploration."""
-    methods = [m for m in METHODS if any(r["method"] == m and r["metrics"]["agreement"] for r in rows)]
+    methods = method_names([r for r in rows if r["metrics"]["agreement"]])
     if not methods:
         return None
     figure, axes = grid(len(methods), width=2.3, height=2.7, most=5)
@@ -506,6 +304,9 @@ figure{margin:.8em 0 1.6em}img{max-width:100%;height:auto;background:#fff;border
 figcaption{color:#555;font-size:13px}
 footer{margin-top:3em;border-top:1px solid #ccc;color:#666;font-size:12px;word-break:break-word}"""
 
+BARS = {"classification": [("accuracy", "test accuracy")],
+        "retrieval": [("retrieval.out.category.r1", "category-level R@1, OOM → IM"),
+                      ("retrieval.out.instance.r1", "instance-level R@1, OOM → IM")]}
 CONFUSION = "Confusion on the test items, summed over seeds; rows add to 100%."
 CONNECT = ("Connecting (Fig. 5): the gap between mapped IM items and OOM items, and what heads trained on "
            "the mapped items (semi: and the labelled ones) know of OOM items.")
@@ -516,7 +317,7 @@ PLANE = ("first two principal components of its OOM test items; the IM items tha
          "over the test items in grey.")
 
 
-def page(blocks, records, clouds, command):
+def page(blocks, records, clouds, command, task="classification"):
     """report.html as a string. clouds: {(data, perceptor, oom, condition): what evaluate.cloud returns}."""
     body = ["<h1>COX: " + html.escape(", ".join(sorted({r["data"] for r in records}))) + "</h1>",
             *map(html_table, blocks)]
@@ -525,7 +326,8 @@ def page(blocks, records, clouds, command):
             rows = [r for r in records if r["perceptor"] == perceptor and condition(r) == k]
             if rows:
                 body.append(f"<h2>{html.escape(f'{k} (perceptor {perceptor})')}</h2>")
-                body.append(picture(method_bars(rows), "Test accuracy, mean and sd over seeds."))
+                body += [picture(method_bars(rows, *chosen), f"{chosen[1].capitalize()}, mean and sd over seeds.")
+                         for chosen in BARS[task]]
             for data, oom in sorted({(r["data"], r["oom"]) for r in rows}):
                 some = [r for r in rows if (r["data"], r["oom"]) == (data, oom)]
                 body += [f"<h3>{html.escape(f'{data}: {oom} left out of the perceptor')}</h3>",
@@ -540,5 +342,10 @@ def page(blocks, records, clouds, command):
     facts = " · ".join([command, time.strftime("%Y-%m-%d %H:%M"), f"torch {torch.__version__}",
                         f"data {prints}", f"{len(records)} runs"])
     body.append(f"<footer><p>{html.escape(facts)}</p></footer>")
-    return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>COX report</title>'
-            f"<style>{STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n")
+    return whole_page("COX report", body)
+
+
+def whole_page(title, body):
+    """A page that stands alone, of a title and the parts of its body."""
+    return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n")

@@ -4,20 +4,23 @@
 #   bash run.sh                                     the embedded data set, audio as the new sensor
 #   DATA=my_robot OOM=sonar bash run.sh             your own folder with manifest.csv (README.md, "Your own sensor")
 #   SETTING=unsup DATA=my_robot OOM=sonar bash run.sh                                     no label, no pair at all
+#   METHODS="cox cox-soft" EXPLORE_cox_soft="--w-agree 0.3" bash run.sh                   two runs of one method
 #
 # Finished work is skipped, so the same command goes on after a stop. On a GPU set JOBS to what fits its memory.
 set -euo pipefail
 export PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-synth} OOM=${OOM:-audio} SETTING=${SETTING:-semi}
 export RUNS=${RUNS:-runs}                     # everything is written under it
 [ "$SETTING" = unsup ] && methods="random moco ssl cox" || methods="random erm selftrain cox"
-METHODS=${METHODS:-$methods}                  # also: entmin fixmatch moco ssl aligned
+METHODS=${METHODS:-$methods}                  # also: entmin fixmatch moco ssl aligned; METHOD-TAG: --tag TAG
+export PERCEPTOR=${PERCEPTOR:-bind}
 SEEDS=${SEEDS:-0 1 2}
 export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3
+# EXPLORE_method, EXPLORE_method_tag (- becomes _): further flags of stage 3 for this method, for this run, if exported
 cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS=${JOBS:-$cores}                          # seeds and methods side by side
 name=$([ -d "$DATA" ] && cd "$DATA" && basename "$(pwd -P)" || basename "$DATA")
 OUT=${OUT:-$RUNS/$name/report}                # table.md, table.csv, table.json, report.html
-export log=$RUNS/$name/log/$OOM-$SETTING
+export log=$RUNS/$name/log/${PERCEPTOR//[\/:]/_}-$OOM-$SETTING
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}   # waiting threads sleep: beside other work up to 10 times faster
 mkdir -p "$log"
 
@@ -38,17 +41,19 @@ job() {  # job NAME COMMAND...: output to the log, one line on the screen, the e
     fi
 }
 connect() {
-    job "connect-seed$1" "$PYTHON" train_connect.py --data "$DATA" --oom "$OOM" --runs "$RUNS" \
+    job "connect-seed$1" "$PYTHON" train_connect.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" \
         --setting "$SETTING" --seed "$1" $CONNECT
 }
 explore() {
-    job "$2-seed$1" "$PYTHON" train_explore.py --data "$DATA" --oom "$OOM" --runs "$RUNS" \
-        --setting "$SETTING" --seed "$1" --method "$2" $EXPLORE
+    local method=${2%%-*} run=EXPLORE_${2//-/_} flags=EXPLORE_${2%%-*} tag=
+    [ "$2" = "$method" ] && run= || tag=${2#*-}
+    job "$2-seed$1" "$PYTHON" train_explore.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" \
+        --setting "$SETTING" --seed "$1" --method "$method" ${tag:+--tag "$tag"} $EXPLORE ${!flags:-} ${run:+${!run:-}}
 }
 export -f job connect explore
 
 echo "== 1 extract_features: perceptor and banks, all $cores cores"
-"$PYTHON" extract_features.py --data "$DATA" --oom "$OOM" --runs "$RUNS" $EXTRACT
+"$PYTHON" extract_features.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" $EXTRACT
 
 echo "== 2 train_connect: seeds $SEEDS; logs in $log"
 for seed in $SEEDS; do echo "$seed"; done | side_by_side connect
@@ -57,4 +62,4 @@ echo "== 3 train_explore: $METHODS"
 for seed in $SEEDS; do for method in $METHODS; do echo "$seed $method"; done; done | side_by_side explore
 
 echo "== 4 evaluate"
-"$PYTHON" evaluate.py --data "$DATA" --oom "$OOM" --runs "$RUNS" --table --out "$OUT"
+"$PYTHON" evaluate.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" ${EVALUATE:---table --out "$OUT"}

@@ -6,11 +6,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics as sk
 
 import bank
 import evaluate
 import report
+import results
 import train_explore
 from model import Connection, Head, Learner
 
@@ -42,13 +44,16 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
         torch.manual_seed(seed)
         arch = {"kind": "series", "shape": [2, 6], "width": D, "depth": 1, "patch": 16, "slice": 0}
         learner, head, mapped_head = Learner(**arch), torch.nn.Linear(D, 3), Head(D, 3)
+        connection = Connection(d_im=5, d=D)
         common = {"arch": arch, "learner": state(learner), "head": state(head), "im": ["rgb"],
-                  "class_names": CLASSES, "mapped": {"rgb": torch.randn(30, D)}}
+                  "class_names": CLASSES, "mapped": {"rgb": torch.randn(30, D)},
+                  "connections": {"rgb": state(connection)}}
         folder = bank.run_dir(runs, data, "bind", oom, setting, seed)
         args = {"oom": oom, "perceptor": "bind", "setting": setting, "seed": seed}
         d_connect = bank.save(folder / "connect.pt", {
             **common, "im_heads": {"rgb": state(Head(5, 3))}, "mapped_labels": {"rgb": y[:30]},
-            "labelled": ids[:3], "connections": {"rgb": state(Connection(d_im=5, d=D))},
+            "labelled": ids[:3], "pairs": {"rgb": [torch.arange(3), torch.arange(3)]}, "mapped_ids": {"rgb": ids[:30]},
+            "optimizers": {"rgb": torch.optim.Adam(connection.parameters()).state_dict()},
             "curve": [{"modality": "rgb", "step": s, "mmd": 1 / (1 + s), "head": state(mapped_head)}
                       for s in (0, 5, 10)],
         }, stage="train_connect", args={**args, "labels": labels, "per_class": per_class},
@@ -61,7 +66,8 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
                 **common, "unlabelled": ids[3:30], "before": snapshot,
                 "after": {**snapshot, "prediction": y[3:30].clone()},
                 "history": [{"epoch": e + 1, "loss": 1.0 / (e + 1), "val_accuracy": 0.5} for e in range(2)],
-            }, stage="train_explore", args={**args, "method": method, "epochs": 2}, paired=paired,
+            }, stage="train_explore", args={**args, "method": method, "epochs": 2, "lr": 1e-3, "weight_decay": 0.0,
+                                               "refreshes": 2, "connect_steps": 3}, paired=paired,
                 labels=labels, made_from={**made_from, "connect": d_connect}, n_labelled=3,
                 seconds=1.5, **facts)
     return folder
@@ -84,7 +90,7 @@ def record(accuracy, *, method="cox", seed=0, oom="sonar", setting="semi", label
 # ---------------------------------------------------------------------------------------------------- metrics
 
 def test_methods_are_those_of_stage_3():
-    assert set(report.METHODS) == set(train_explore.METHODS)
+    assert set(results.METHODS) == set(train_explore.METHODS)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 12])
@@ -123,6 +129,81 @@ def test_agreement_by_hand():
     assert a == pytest.approx({"share": 0.6, "agree_accuracy": 1.0, "disagree_accuracy": 0.5, "gap": 0.5,
                                "label_accuracy": 0.5})
     assert evaluate.agreement(torch.ones(5, dtype=torch.bool), guess, truth)["gap"] is None
+
+
+# -------------------------------------------------------------------------------------------------- retrieval
+
+def test_retrieval_by_hand():
+    """Three categories on a line; the second query's nearest category is a wrong one, the third's own is the last."""
+    gallery = (torch.tensor([[0.0], [1.0], [10.0], [12.0], [20.0]]), torch.tensor([0, 0, 1, 1, 2]), list("abcde"))
+    query = (torch.tensor([[0.9], [6.0], [3.0], [9.0]]), torch.tensor([0, 0, 2, 1]), ["a", "b", "e", "z"])
+    r = results.retrieval(query, gallery, 4)
+    # category ranks 1, 2, 3, 1; instance ranks of a, b, e: 2 (b is nearer), 2 (c), 5; z has no instance
+    assert r["category"] == pytest.approx({"r1": 0.5, "r5": 1.0, "r10": 1.0, "median_rank": 1.5, "chance_r1": 1 / 3,
+                                           "chance_r5": 1.0, "n_query": 4, "n_candidates": 3})
+    assert r["instance"] == pytest.approx({"r1": 0.0, "r5": 1.0, "r10": 1.0, "median_rank": 2.0, "chance_r1": 0.2,
+                                           "chance_r5": 1.0, "n_query": 3, "n_candidates": 5,
+                                           "class_r1": (1 / 2 + 1 / 2 + 1) / 3})
+
+
+def test_a_category_that_the_gallery_lacks_is_not_asked_for():
+    r = results.retrieval((torch.zeros(2, 1), torch.tensor([0, 1]), ["a", "b"]),
+                          (torch.ones(2, 1), torch.tensor([0, 0]), ["c", "d"]), 2)
+    assert r["category"]["n_query"] == 1 and r["category"]["r1"] == 1.0 and r["instance"] is None
+
+
+def test_collapsed_features_retrieve_nothing():
+    y, ids = torch.arange(20) % 10, [f"i{j}" for j in range(20)]
+    r = results.retrieval((torch.ones(20, 3), y, ids), (torch.ones(20, 3), y, ids), 10)
+    assert r["category"]["r5"] == 0.0 and r["category"]["median_rank"] == 10
+    assert r["instance"]["r10"] == 0.0 and r["instance"]["median_rank"] == 20
+
+
+def test_retrieval_agrees_with_sorting():
+    g = torch.Generator().manual_seed(3)
+    z, v = torch.randn(700, 4, generator=g, dtype=torch.float64), torch.randn(300, 4, generator=g, dtype=torch.float64)
+    y, c = torch.randint(12, (700,), generator=g), torch.randint(12, (300,), generator=g)
+    r = results.retrieval((z, y, [f"{i}" for i in range(700)]), (v, c, [f"{i}" for i in range(300)]), 12)
+    order = torch.cdist(z, v).argsort(1)
+    item = [order[i].tolist().index(i) + 1 for i in range(300)]
+    seen = [list(dict.fromkeys(c[o].tolist())).index(t) + 1 for o, t in zip(order, y.tolist())]
+    for found, rank in ((r["instance"], item), (r["category"], seen)):
+        for k in (1, 5, 10):
+            assert found[f"r{k}"] == pytest.approx(np.mean(np.array(rank) <= k))
+        assert found["median_rank"] == np.median(rank)
+
+
+def test_retrieval_of_every_kind_of_run(tmp_path):
+    folder = make_world(tmp_path, seeds=(0, 1), methods=("random", "erm", "cox", "aligned"))
+    line = ["--data", "toy", "--runs", str(tmp_path)]
+    evaluate.main(line)
+    assert "retrieval" not in json.loads((folder / "erm.json").read_text())["metrics"]
+    evaluate.main([*line, "--task", "retrieval"])                           # what lacks it is evaluated again
+    found = {m: json.loads((folder / f"{m}.json").read_text()) for m in ("random", "erm", "cox", "aligned")}
+    for r in found.values():
+        for way in ("out", "back"):
+            assert r["metrics"]["retrieval"]["rgb"][way]["category"]["n_query"] == 21
+            assert r["metrics"]["retrieval"]["rgb"][way]["instance"]["n_candidates"] == 21
+    # COX maps by its own connection; erm by stage 2's, trained on; all three learners are alike here
+    assert len({json.dumps(r["metrics"]["retrieval"]) for r in found.values()}) == 4
+    run, connect = bank.load(folder / "cox.pt"), bank.load(folder / "connect.pt")
+    oom, im = bank.load(bank.inputs_path(tmp_path, "toy", "sonar")), bank.load(
+        bank.bank_dir(tmp_path, "toy", "bind", "sonar") / "rgb.pt")
+    v, y, ids = evaluate.mapped_test_items(run, connect, oom, {"rgb": im}, "cpu")["rgb"]
+    own = Connection(d_im=5, d=D).eval()
+    own.load_state_dict(run["connections"]["rgb"])
+    with torch.no_grad():
+        torch.testing.assert_close(v, own(im["features"][39:])[0])
+    assert ids == [f"i{j}" for j in range(39, 60)]
+    before = (folder / "erm.json").read_text()
+    evaluate.main([*line, "--force", "--task", "retrieval"])
+    assert (folder / "erm.json").read_text() == before                      # the same again
+    out = tmp_path / "out"
+    evaluate.main([*line, "--task", "retrieval", "--table", "--out", str(out)])
+    text = (out / "table.md").read_text()
+    assert "| setting | method | sonar R@1 | sonar R@5 |" in text and "instance level, IM → OOM" in text
+    with open(out / "table.csv", newline="") as f:
+        assert "retrieval.rgb.back.instance.median_rank" in next(csv.reader(f))
 
 
 # ------------------------------------------------------------------------------------------------------- runs
@@ -229,7 +310,7 @@ def row(block, *start):
 
 
 def test_mean_and_sd():
-    blocks = report.tables([record(a, seed=i) for i, a in enumerate((0.80, 0.82, 0.87))]
+    blocks = results.tables([record(a, seed=i) for i, a in enumerate((0.80, 0.82, 0.87))]
                            + [record(0.7, method="erm"), record(0.99, method="aligned")])
     sd = np.std([80, 82, 87], ddof=1)
     assert row(blocks[0], "semi, 10% labels", "cox") == [f"**83.0 ± {sd:.1f}**"]
@@ -240,7 +321,7 @@ def test_mean_and_sd():
 
 
 def test_several_data_sets_and_modalities_are_columns():
-    blocks = report.tables([record(0.5), record(0.6, oom="pen"), record(0.7, data="other")])
+    blocks = results.tables([record(0.5), record(0.6, oom="pen"), record(0.7, data="other")])
     assert blocks[0]["header"] == ["setting", "method", "other sonar", "toy pen", "toy sonar"]
     assert row(blocks[0], "semi, 10% labels", "cox") == ["70.0", "60.0", "50.0"]
 
@@ -249,7 +330,7 @@ def test_several_data_sets_and_modalities_are_columns():
                                          ({"per_class": 4}, "semi, 4 labels per class"),
                                          ({"paired": "by class: rgb"}, "semi, 10% labels, paired by class")])
 def test_unlike_runs_are_not_averaged(other, name):
-    blocks = report.tables([record(0.5), record(0.9, seed=1, **other)])
+    blocks = results.tables([record(0.5), record(0.9, seed=1, **other)])
     assert row(blocks[0], "semi, 10% labels", "cox") == ["50.0"] and row(blocks[0], name, "cox") == ["90.0"]
     notes = " ".join(blocks[0]["notes"])
     assert "not averaged" in notes and ("PAIRED BY CLASS" in notes) == ("paired" in other)
@@ -257,25 +338,25 @@ def test_unlike_runs_are_not_averaged(other, name):
 
 def test_the_perceptors_pairs_by_class_are_said_with_the_perceptor():
     one = record(0.5, paired="true; bind by class: imu, rgb") | {"perceptor_paired_by_class": ["imu", "rgb"]}
-    notes = " ".join(report.tables([one])[0]["notes"])
+    notes = " ".join(results.tables([one])[0]["notes"])
     assert "perceptor's pairs drawn by class: imu, rgb" in notes and "pairs: true instances;" in notes
-    assert report.condition(one) == "semi, 10% labels"
-    assert report.pairing("by class: a; bind by class: b").endswith("within the class (a)")
+    assert results.condition(one) == "semi, 10% labels"
+    assert results.pairing("by class: a; bind by class: b").endswith("within the class (a)")
 
 
 def test_unlike_flags_are_said():
-    notes = " ".join(report.tables([record(0.5, epochs=2), record(0.6, method="erm", epochs=9)])[0]["notes"])
+    notes = " ".join(results.tables([record(0.5, epochs=2), record(0.6, method="erm", epochs=9)])[0]["notes"])
     assert "Not alike" in notes and "--epochs (2, 9)" in notes
-    notes = " ".join(report.tables([record(0.5, w_agree=1), record(0.6, seed=1, w_agree=2)])[0]["notes"])
+    notes = " ".join(results.tables([record(0.5, w_agree=1), record(0.6, seed=1, w_agree=2)])[0]["notes"])
     assert "the seeds of cox differ in --w-agree (1, 2)" in notes
-    notes = " ".join(report.tables([record(0.5), record(0.6, seed=1, w_agree=2)])[0]["notes"])
+    notes = " ".join(results.tables([record(0.5), record(0.6, seed=1, w_agree=2)])[0]["notes"])
     assert "the seeds of cox differ in --w-agree (2, null)" in notes          # an option that came later
     for alike in (record(0.6, seed=1), record(0.1, method="random", epochs=50)):  # random has no training
-        assert "Not alike" not in " ".join(report.tables([record(0.5), alike])[0]["notes"])
+        assert "Not alike" not in " ".join(results.tables([record(0.5), alike])[0]["notes"])
 
 
 def test_balanced_table_only_where_classes_are_skewed():
-    titles = lambda *counts: [b["title"] for b in report.tables([record(0.5, counts=counts)])]
+    titles = lambda *counts: [b["title"] for b in results.tables([record(0.5, counts=counts)])]
     assert not any("Balanced" in t for t in titles(10, 12, 14))
     assert any("Balanced" in t for t in titles(10, 12, 16))
     assert any("Balanced" in t for t in titles(0, 12, 12))
@@ -285,7 +366,7 @@ def test_unsup_says_at_chance():
     unsup = dict(setting="unsup", labels=0.0, paired="none", counts=(100, 100, 100))
 
     def said(*accuracies):
-        blocks = report.tables([record(a, seed=i, **unsup) for i, a in enumerate(accuracies)])
+        blocks = results.tables([record(a, seed=i, **unsup) for i, a in enumerate(accuracies)])
         return next(b for b in blocks if b["title"].startswith("Without labels"))
     block = said(0.34, 0.37)
     assert block["header"] == ["method", "sonar accuracy", "sonar Hungarian", "sonar NMI"]
@@ -293,6 +374,54 @@ def test_unsup_says_at_chance():
     assert "at chance" in block["notes"][0] and "chance is 33.3%" in block["notes"][0]
     assert "above chance by" in said(0.60, 0.62)["notes"][0]
     assert "at chance" in said(0.2, 0.9)["notes"][0]  # two seeds far apart prove nothing
+
+
+# ----------------------------------------------------------------------------------------------- paired tests
+
+def test_paired_tests_against_scipy():
+    g = np.random.default_rng(0)
+    cox, erm = g.random((2, 4)), g.random((2, 4)) - 0.2                       # two columns, four seeds
+    records = [record(a, seed=s, oom=o, method=m) for m, t in (("cox", cox), ("erm", erm))
+               for o, row in zip(("sonar", "pen"), t) for s, a in enumerate(row)]
+    records += [record(0.9, method="aligned"), record(0.1, seed=7, method="erm")]         # neither takes part
+    (t,) = results.tests(records, "accuracy")
+    assert (t["setting"], t["against"], t["n"], t["columns"]) == ("semi", "erm", 8, 2)
+    assert t["mean"] == pytest.approx((cox - erm).mean())
+    assert t["ahead"] == ((cox - erm).mean(1) > 0).sum()
+    assert t["t_p"] == pytest.approx(stats.ttest_rel(cox.ravel(), erm.ravel()).pvalue)
+    assert t["wilcoxon_p"] == pytest.approx(stats.wilcoxon((cox - erm).ravel()).pvalue)
+
+
+def test_the_best_rival_is_chosen_for_each_column():
+    of = {"cox": (0.9, 0.5), "erm": (0.8, 0.3), "entmin": (0.6, 0.6), "ssl": (1.0, 1.0)}
+    records = [record(v[i] + 0.01 * s, seed=s, data=d, method=m) for m, v in of.items()
+               for i, d in enumerate(("a", "b")) for s in range(3)]
+    best = results.tests(records, "accuracy")[-1]
+    assert best["against"] == "best of erm, entmin"
+    assert best["mean"] == pytest.approx((0.1 - 0.1) / 2)
+    assert best["by_data"] == pytest.approx({"a": 0.1, "b": -0.1})
+    assert best["t_p"] is not None
+
+
+def test_no_p_where_there_is_nothing_to_test():
+    (t,) = results.tests([record(0.5), record(0.25, method="erm")], "accuracy")
+    assert t["n"] == 1 and t["mean"] == 0.25 and t["t_p"] is None and t["wilcoxon_p"] is None
+    alike = [record(0.5, method=m, seed=s) for m in ("cox", "erm") for s in range(4)]
+    (t,) = results.tests(alike, "accuracy")
+    assert t["mean"] == 0 and t["t_p"] is None
+    unlike = [record(0.5), record(0.4, method="erm", labels=0.02)]            # other labels: no pair
+    assert results.tests(unlike, "accuracy") == []
+
+
+def test_the_table_has_the_tests_and_tags_have_rows():
+    records = [record(a + 0.01 * s, seed=s, method=m, data=d) for m, a in
+               (("cox", 0.8), ("cox-soft", 0.7), ("erm", 0.6)) for d in ("a", "b") for s in range(3)]
+    blocks = results.tables([*records, record(0.9, seed=5, method="cox", data="a")])
+    assert [r[1] for r in blocks[0]["rows"]] == ["erm", "cox", "cox-soft"]
+    block = next(b for b in blocks if b["title"].startswith("COX against"))
+    assert block["header"] == ["setting", "method", "n", "columns ahead", "COX − method", "p (t)", "p (Wilcoxon)", "a", "b"]
+    assert [r[:5] for r in block["rows"]] == [["semi", "erm", "6", "2 of 2", "+20.0"],
+                                              ["semi", "cox-soft", "6", "2 of 2", "+10.0"]]
 
 
 # ----------------------------------------------------------------------------------------------------- report
@@ -336,7 +465,7 @@ def test_default_folder_and_results_whose_pt_is_gone(tmp_path, capsys):
 
 def test_words_from_the_data_are_escaped():
     records = [record(0.5, oom="<b>&", data='x"y')]
-    page = report.page(report.tables(records), records, {}, "python <x>")
+    page = report.page(results.tables(records), records, {}, "python <x>")
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "python &lt;x&gt;" in page
 
 

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Table 2: classification. Every OOM modality in turn, COX and the baselines, semi-supervised and without labels.
+# Variables: worlds.sh. Writes experiments/results/table2/.
+. "$(dirname "$0")/worlds.sh"
+for setting in ${SETTING:-semi}; do
+    [ "$setting" = unsup ] && methods="random ssl moco cox aligned" ||
+        methods="random erm entmin ssl moco fixmatch selftrain cox aligned"
+    every_column "$setting" ${METHODS:-$methods}
+done
+collect --setting ${SETTING:-semi} ${METHODS:+--method $METHODS}

@@ -1,0 +1,431 @@
+"""What a run's outputs amount to: metrics, stage 4's tables, paired tests. No files, no arguments, no drawing.
+
+Metrics take tensors; tables and tests take records, each what METHOD.json holds (evaluate.py):
+tables(records) -> blocks {title, header, rows, notes}; tests(records, metric) -> one dict a baseline; markdown(blocks).
+"""
+import json
+import math
+
+import torch
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+
+import cox_ops
+
+METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")   # rows
+SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice",
+          "warmup_epochs")
+
+
+# ---------------------------------------------------------------------------------------------------- metrics
+
+def accuracy(guess, truth):
+    """Share of equal entries, None where there are none."""
+    return (guess == truth).double().mean().item() if len(truth) else None
+
+
+def class_metrics(guess, truth, class_names):
+    """Metrics of guess, truth (n,) int64; confusion: a row per true class. A class without
+    test items is None in per_class and not in the balanced accuracy."""
+    classes = len(class_names)
+    confusion = torch.bincount(truth * classes + guess, minlength=classes ** 2).view(classes, -1)
+    count, right = confusion.sum(1), confusion.diagonal()
+    per_class = {n: (r / c if c else None) for n, r, c in zip(class_names, right.tolist(), count.tolist())}
+    present = [v for v in per_class.values() if v is not None]
+    best = linear_sum_assignment(confusion.numpy(), maximize=True)  # the best renaming of the guesses
+    return {"accuracy": accuracy(guess, truth), "balanced_accuracy": sum(present) / len(present),
+            "per_class": per_class, "confusion": confusion.tolist(), "n_test": len(truth),
+            "hungarian_accuracy": confusion.numpy()[best].sum().item() / len(truth), "nmi": nmi(confusion)}
+
+
+def nmi(confusion):
+    """Normalised mutual information of counts (C, C): I / mean entropy, 0 where either is constant."""
+    p = confusion.double() / confusion.sum()
+    a, b = p.sum(1), p.sum(0)
+    h = lambda q: -torch.special.xlogy(q, q).sum().item()
+    both = h(a) + h(b)
+    return max(0.0, 2 * (both - h(p)) / both) if min(h(a), h(b)) > 1e-12 else 0.0
+
+
+def agreement(agree, guess, truth, label=None):
+    """Fig. 6 for items (M,), hidden labels `truth` (-1: none): share of A, accuracy of `guess` on A and D."""
+    known = truth >= 0
+    a, d = agree & known, ~agree & known
+    found = {"share": agree.double().mean().item(), "agree_accuracy": accuracy(guess[a], truth[a]),
+             "disagree_accuracy": accuracy(guess[d], truth[d]), "gap": None}
+    if a.any() and d.any():
+        found["gap"] = found["agree_accuracy"] - found["disagree_accuracy"]
+    return found if label is None else {**found, "label_accuracy": accuracy(label[a], truth[a])}
+
+
+def recall(rank, size):
+    """R@1, R@5, R@10 and median rank of ranks (n,) from 1 among `size` candidates, and what chance gives."""
+    share = {f"r{k}": (rank <= k).double().mean().item() for k in (1, 5, 10)}
+    return {**share, "median_rank": rank.double().quantile(0.5).item(), "chance_r1": 1 / size, "chance_r5": min(5, size) / size,
+            "n_query": len(rank), "n_candidates": size}
+
+
+def retrieval(query, gallery, classes):
+    """Metrics of retrieving with query items in a gallery, each (features (n, d), labels (n,), ids [n]).
+
+    Category level: categories are ranked by their nearest item, a hit is the query's own. Instance level: items are ranked,
+    a hit is the query's own id; None where the two share none; class_r1 is the R@1 of who knows the class and draws within
+    it. Distances are Euclidean; what is as near as the right one counts as nearer, so that features all alike find
+    nothing. A query whose category (or id) the gallery lacks is left out.
+    """
+    (z, y, ids), (v, c, names) = query, gallery
+    at = {i: r for r, i in enumerate(names)}
+    own = torch.tensor([at.get(i, -1) for i in ids], dtype=torch.long)
+    by_class, by_item = [], []
+    for r in torch.arange(len(z)).split(512):
+        d = cox_ops.pairwise_distances(z[r], v)                                                     # (queries, gallery)
+        near = d.new_full((len(r), classes), math.inf).scatter_reduce(1, c.expand(len(r), -1), d, "amin")
+        by_class.append((near <= near.gather(1, y[r, None])).sum(1))
+        by_item.append((d <= d.gather(1, own[r, None].clamp(min=0))).sum(1))
+    known, present = torch.isin(y, c), len(c.unique())
+    found = {"category": recall(torch.cat(by_class)[known], present), "instance": None}
+    if (own >= 0).any():
+        of_class = torch.bincount(c, minlength=classes)[c[own[own >= 0]]].double()
+        found["instance"] = {**recall(torch.cat(by_item)[own >= 0], len(v)), "class_r1": (1 / of_class).mean().item()}
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+
+def mean_sd(values):
+    """(mean, sd with n - 1 or None)."""
+    mean = sum(values) / len(values)
+    square = sum((v - mean) ** 2 for v in values)
+    return mean, math.sqrt(square / (len(values) - 1)) if len(values) > 1 else None
+
+
+def percent(values, n=0):
+    """"84.1 ± 1.2" of fractions, – where there are none; with their number where that is not n."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return "–"
+    mean, sd = mean_sd(values)
+    return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") \
+        + (f" (n = {len(values)})" if n and len(values) != n else "")
+
+
+def condition(r):
+    """Setting, labels and pairing of a record in words: what may stand in one row."""
+    if r["setting"] == "unsup":
+        return "unsup"
+    labels = f"{r['per_class']} labels per class" if r["per_class"] else f"{100 * r['labels']:g}% labels"
+    return f"semi, {labels}" + (", paired by class" if r["paired"].startswith("by class") else "")
+
+
+def skewed(r):
+    counts = [sum(row) for row in r["metrics"]["confusion"]]
+    return max(counts) > 1.5 * min(counts)
+
+
+def tables(records, task="classification"):
+    """[{title, header, rows, notes}] for each perceptor; rows setting × method, columns OOM modality."""
+    out = []
+    for perceptor in sorted({r["perceptor"] for r in records}):
+        some = [r for r in records if r["perceptor"] == perceptor]
+        columns = sorted({(r["data"], r["oom"]) for r in some})
+        blocks = (retrieval_tables if task == "retrieval" else accuracy_tables)(some, columns)
+        out += [{**b, "title": f"{b['title']} (perceptor {perceptor})"} for b in blocks]
+    return out
+
+
+def accuracy_tables(records, columns):
+    uneven = [c for c in columns if any(skewed(r) for r in records if (r["data"], r["oom"]) == c)]
+    blocks = [score_table(records, columns, {"": "accuracy"}, "Test accuracy, %", column_notes(records, columns)),
+              *tests_table(records, "accuracy", "test accuracy")]
+    if uneven:
+        blocks.append(score_table(records, uneven, {"": "balanced_accuracy"}, "Balanced test accuracy, %",
+                                  ["The classes of these test sets differ by more than 1.5 in size."]))
+    if any(r["setting"] == "unsup" for r in records):
+        blocks.append(unsup_table([r for r in records if r["setting"] == "unsup"]))
+    if any(r["metrics"]["agreement"] for r in records):
+        blocks.append(agreement_table(records, columns))
+    return [*blocks, heads_table(records, columns)]
+
+
+def retrieval_tables(records, columns):
+    """The paper's Table 3 for both directions and levels, the mean over the columns, tests on category-level R@1."""
+    records = [r for r in records if r["metrics"].get("retrieval")]
+    columns = [c for c in columns if any((r["data"], r["oom"]) == c for r in records)]
+    blocks, keys = [], {"R@1": "r1", "R@5": "r5", "R@10": "r10", "median rank": "median_rank"}
+    wide, share = {}, {"R@1": "r1", "R@5": "r5"}
+    for level in ("category", "instance"):
+        for way, words in (("out", "OOM → IM"), ("back", "IM → OOM")):
+            mine = [r for r in records if score(r, f"retrieval.{way}.{level}.r1") is not None]
+            if mine:
+                notes = column_notes(mine, columns) if not blocks else []
+                notes += [chance_note(mine, c, name, way, level) for c, name in zip(columns, names(columns))]
+                blocks.append(score_table(mine, columns, {k: f"retrieval.{way}.{level}.{v}" for k, v in share.items()},
+                                          f"Retrieval, {level} level, {words}, mean over the IM modalities, %",
+                                          [n for n in notes if n]))
+                wide[f"{level}, {words}"] = f"retrieval.{way}.{level}"
+    if not blocks:
+        return []
+    blocks[0]["notes"].append(
+        "Test items alone. Category level: a hit is any of the first k categories, ranked by their nearest item; instance "
+        "level: the query's own row. COX uses its last connections; the other methods go on from stage 2's connections, on "
+        "their own features of the same labelled pairs, for as many steps; random is untrained, its connections too.")
+    lines = []
+    for name, metric in wide.items():
+        for key in row_keys(records):
+            by_column = {k: [mean_sd(v)[0] for c in columns
+                             if (v := [x for r in cell(records, key, c) if (x := score(r, f"{metric}.{k}")) is not None])]
+                         for k in keys.values()}
+            if by_column["r1"]:
+                lines.append([key[0], name, key[1], str(len(by_column["r1"])),
+                              *(f"{mean_sd(v)[0] * (1 if k == 'median_rank' else 100):.1f}" for k, v in by_column.items())])
+    summary = {"title": "Retrieval, mean over the columns, %", "notes": [], "rows": lines,
+               "header": ["setting", "direction", "method", "columns", *keys]}
+    return [*blocks, summary, *tests_table(records, "retrieval.out.category.r1", "category-level R@1, OOM → IM"),
+            *tests_table(records, "retrieval.out.instance.r1", "instance-level R@1, OOM → IM")]
+
+
+def chance_note(records, column, name, way, level):
+    """What chance gives in a column, and at instance level what the class alone gives."""
+    some = [r for r in records if (r["data"], r["oom"]) == column]
+    if not some:
+        return ""
+    mean = lambda key: 100 * mean_sd([score(r, f"retrieval.{way}.{level}.{key}") for r in some])[0]
+    return f"{name}: chance R@1 {mean('chance_r1'):.2g}%, R@5 {mean('chance_r5'):.2g}%" + \
+        (f"; R@1 of who knows the class alone {mean('class_r1'):.2g}%." if level == "instance" else ".")
+
+
+def names(columns):
+    """OOM modalities as headings, with the data set where there are several."""
+    return [" ".join(c) for c in columns] if len({d for d, _ in columns}) > 1 else [c[1] for c in columns]
+
+
+def order(method):
+    """Sorts methods as in the paper, METHOD-TAG behind METHOD."""
+    return METHODS.index(method.partition("-")[0]), method
+
+
+def row_keys(records):
+    """(condition, method) of each row, in the paper's order."""
+    return sorted({(condition(r), r["method"]) for r in records}, key=lambda k: (k[0], order(k[1])))
+
+
+def cell(records, row, column):
+    """The records, one per seed, that a cell averages."""
+    return [r for r in records if (condition(r), r["method"], r["data"], r["oom"]) == (*row, *column)]
+
+
+def most_seeds(records, columns):
+    return max(len(cell(records, row, c)) for row in row_keys(records) for c in columns)
+
+
+def score(r, metric):
+    """One number of a record: a metric by name, or "retrieval.WAY.LEVEL.KEY", the mean over the IM modalities; None where
+    the record has none."""
+    if not metric.startswith("retrieval."):
+        return r["metrics"].get(metric)
+    _, way, level, key = metric.split(".")
+    found = [m[way][level][key] for m in r["metrics"].get("retrieval", {}).values() if m[way][level]]
+    return sum(found) / len(found) if found else None
+
+
+def score_table(records, columns, metrics, title, notes):
+    """Mean ± sd of metrics {heading: name} in every column; bold: the best of a column and condition that does not see all
+    labels."""
+    n, lines = most_seeds(records, columns), []
+    values = lambda row, c, m: [v for r in cell(records, row, c) if (v := score(r, m)) is not None]
+    mean = lambda row, c, m: round(100 * mean_sd(values(row, c, m))[0], 1)
+    for row in row_keys(records):
+        texts = []
+        for c, m in ((c, m) for c in columns for m in metrics.values()):
+            text = percent(values(row, c, m), n)
+            rivals = [k for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and values(k, c, m)]
+            bold = row in rivals and len(rivals) > 1 and mean(row, c, m) >= max(mean(k, c, m) for k in rivals)
+            texts.append(f"**{text}**" if bold else text)
+        if set(texts) != {"–"}:
+            lines.append([*row, *texts])
+    heads = [f"{name} {label}".strip() for name in names(columns) for label in metrics]
+    return {"title": title, "header": ["setting", "method", *heads], "rows": lines, "notes": notes}
+
+
+def unsup_table(records):
+    """Accuracy, Hungarian-matched accuracy and NMI side by side, and whether COX is above chance."""
+    columns = sorted({(r["data"], r["oom"]) for r in records})
+    n = most_seeds(records, columns)
+    lines = [[row[1], *(percent([r["metrics"][k] for r in cell(records, row, c)], n) for c in columns
+                        for k in ("accuracy", "hungarian_accuracy", "nmi"))] for row in row_keys(records)]
+    said = [at_chance(cell(records, ("unsup", "cox"), c), name) for c, name in zip(columns, names(columns))]
+    return {"title": "Without labels: accuracy, Hungarian-matched accuracy and NMI, × 100", "rows": lines,
+            "header": ["method", *(f"{name} {k}" for name in names(columns)
+                                   for k in ("accuracy", "Hungarian", "NMI"))],
+            "notes": [s for s in said if s]}
+
+
+def agreement_table(records, columns):
+    """Fig. 6 in figures."""
+    lines = []
+    for c, name in zip(columns, names(columns)):
+        for row in row_keys(records):
+            a = [r["metrics"]["agreement"] for r in cell(records, row, c) if r["metrics"]["agreement"]]
+            take = lambda part, *keys: [percent([x[part][k] for x in a]) for k in keys]
+            if a:
+                lines.append([name, *row, *take("before", "share", "label_accuracy"),
+                              *take("before", "agree_accuracy", "disagree_accuracy", "gap"),
+                              *take("after", "agree_accuracy", "disagree_accuracy", "gap"),
+                              *take("after_own", "share", "label_accuracy")])
+    return {"title": "Agreement (Fig. 6), %", "rows": lines, "header": [
+        "OOM", "setting", "method", "A", "labels of A right", "before: on A", "on D", "gap", "after: on A",
+        "on D", "gap", "A after", "labels of A after right"], "notes": [
+        "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree "
+        "before exploration, D: the rest; the learner's accuracy on this A and D before and after "
+        "exploration; last the agreement after it."]}
+
+
+def heads_table(records, columns):
+    """Test accuracy of the IM heads."""
+    ims = sorted({m for r in records for m in r["metrics"]["im_head_accuracy"]})
+    value = lambda c, m: {(r["setting"], r["seed"]): r["metrics"]["im_head_accuracy"].get(m) for r in records
+                          if (r["data"], r["oom"]) == c}.values()
+    return {"title": "IM heads, test accuracy on the frozen features, %", "header": ["OOM left out", *ims],
+            "rows": [[name, *(percent(value(c, m)) for m in ims)]
+                     for c, name in zip(columns, names(columns))],
+            "notes": ["A weak head explains a weak result."]}
+
+
+def column_notes(records, columns):
+    """The lines under the main table: what each column is, what was not averaged, whose flags differ."""
+    n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
+    notes = [f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1
+             else "One seed: no sd.",
+             "Bold: the best method that does not see all labels."]
+    for c in columns:
+        some = [r for r in records if (r["data"], r["oom"]) == c]
+        m = some[0]["metrics"]
+        by_class = sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
+        notes.append("; ".join([
+            f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items",
+            f"{len(m['per_class'])} classes", f"chance {100 / len(m['per_class']):.1f}%",
+            *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
+        for k in conditions:
+            rows = [r for r in some if condition(r) == k]
+            if not rows:
+                continue
+            labelled = sorted({r["n_labelled"] for r in rows if r["method"] != "aligned"}) or ["all"]
+            notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
+                         f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
+                         f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
+            # random has no training
+            groups = [("these runs", [r for r in rows if r["method"] != "random"], SHARED)]
+            for method in dict.fromkeys(r["method"] for r in rows):
+                same = [r for r in rows if r["method"] == method]
+                own = set().union(*(r["args"] for r in same)) - {*SHARED}
+                groups.append((f"the seeds of {method}", same, own))
+            for who, mine, flags in groups:
+                for flag in sorted(flags):
+                    values = sorted({json.dumps(r["args"].get(flag)) for r in mine})
+                    if len(values) > 1:
+                        notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
+                                     f"--{flag.replace('_', '-')} ({', '.join(values)}).")
+    semi = [k for k in conditions if k != "unsup"]
+    if len(semi) > 1:
+        notes.append(f"Runs with different labels or pairing are not averaged, they have rows of their own: "
+                     f"{'; '.join(semi)}.")
+    return notes
+
+
+def pairing(paired):
+    """The pairing of a record in words; the perceptor's own is said with the perceptor."""
+    paired = paired.partition("; bind by class")[0]
+    return {"true": "true instances", "none": "none"}.get(paired) or \
+        f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
+
+
+def at_chance(records, name):
+    """Is unsup COX above chance by two standard errors? In words; skewed classes: balanced accuracy."""
+    if not records:
+        return ""
+    uneven = skewed(records[0])
+    values = [r["metrics"]["balanced_accuracy" if uneven else "accuracy"] for r in records]
+    chance, items = 1 / len(records[0]["metrics"]["per_class"]), records[0]["metrics"]["n_test"]
+    mean, sd = mean_sd(values)
+    p = max(mean, chance)                       # two seeds can be alike by luck: at least the items' error
+    error = max(math.sqrt(p * (1 - p) / items), (sd or 0.0) / math.sqrt(len(values)))
+    said = (f"{name}: COX without labels reaches {100 * mean:.1f}%{' balanced' if uneven else ''}, "
+            f"chance is {100 * chance:.1f}%")
+    if mean - chance > 2 * error:
+        times = (mean - chance) / error
+        return f"{said}: above chance by {times:.1f} standard errors of {100 * error:.1f} points."
+    return f"{said}: at chance (not above it by two standard errors of {100 * error:.1f} points)."
+
+
+# --------------------------------------------------------------------------------------------------- paired tests
+
+def tests(records, metric, rivals=("erm", "entmin", "moco")):
+    """COX against each other method but `aligned`, paired by seed and column (data set, OOM modality, labels).
+
+    [{setting, against, n, columns, ahead, mean, t_p, wilcoxon_p, by_data}]: differences COX − other as fractions, mean over
+    all n pairs and by data set; two-sided p of the paired t-test and of Wilcoxon's signed ranks, None where there are too
+    few or they are all alike; `ahead` counts the columns in which COX's mean is higher. The last line of a setting is
+    the best of `rivals`, chosen for each column by its mean.
+    """
+    out = []
+    for setting in sorted({r["setting"] for r in records}):
+        values = {}
+        for r in records:
+            if r["setting"] == setting and (v := score(r, metric)) is not None:
+                values.setdefault(r["method"], {})[r["data"], r["oom"], condition(r), r["seed"]] = v
+        cox = values.pop("cox", {})
+        others = {m: values[m] for m in sorted(values, key=order) if m != "aligned"}
+        best = [others[m] for m in rivals if m in others]
+        if len(best) > 1:
+            shared, chosen = set.intersection(*map(set, best)), {}
+            for column in {k[:3] for k in shared}:
+                at = [k for k in shared if k[:3] == column]
+                top = max(best, key=lambda of: sum(of[k] for k in at))
+                chosen.update({k: top[k] for k in at})
+            others[f"best of {', '.join(m for m in rivals if m in others)}"] = chosen
+        for name, other in others.items():
+            keys = sorted(cox.keys() & other.keys())
+            gap = [cox[k] - other[k] for k in keys]
+            mean_by = lambda part: {p: mean_sd([g for g, k in zip(gap, keys) if part(k) == p])[0]
+                                    for p in dict.fromkeys(map(part, keys))}
+            alike = len(gap) < 2 or max(gap) - min(gap) < 1e-12
+            if gap:
+                out.append({"setting": setting, "against": name, "metric": metric, "n": len(gap), "mean": mean_sd(gap)[0],
+                            "columns": len(mean_by(lambda k: k[:3])),
+                            "ahead": sum(v > 0 for v in mean_by(lambda k: k[:3]).values()),
+                            "t_p": None if alike else float(stats.ttest_1samp(gap, 0).pvalue),
+                            "wilcoxon_p": None if alike else float(stats.wilcoxon(gap).pvalue),
+                            "by_data": mean_by(lambda k: k[0])})
+    return out
+
+
+def tests_table(records, metric, words):
+    """[the block of tests(records, metric)], or [] where COX has nothing beside it."""
+    found = tests(records, metric)
+    datas = sorted({d for t in found for d in t["by_data"]})
+    show = lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    rows = [[t["setting"], t["against"], str(t["n"]), f"{t['ahead']} of {t['columns']}", f"{100 * t['mean']:+.1f}",
+             show(t["t_p"]), show(t["wilcoxon_p"]),
+             *(f"{100 * t['by_data'][d]:+.1f}" if d in t["by_data"] else "–" for d in (datas if len(datas) > 1 else ()))]
+            for t in found]
+    return [{"title": f"COX against each method, paired: {words}, points", "rows": rows, "header": [
+        "setting", "method", "n", "columns ahead", "COX − method", "p (t)", "p (Wilcoxon)",
+        *(datas if len(datas) > 1 else ())], "notes": [
+        "n: pairs of runs with the same seed (labelled items, start) and column; two-sided p of the paired t-test and of "
+        "Wilcoxon's signed ranks. The runs of a column share their test items."]}] if rows else []
+
+
+def word_columns(block):
+    """Per column: does it hold words (left-aligned) rather than numbers."""
+    leading = [h in ("setting", "direction", "method", "OOM", "OOM left out") for h in block["header"]]
+    return [w and all(leading[:i]) for i, w in enumerate(leading)]
+
+
+def markdown(blocks):
+    lines = []
+    for b in blocks:
+        lines += [f"## {b['title']}", "", "| " + " | ".join(b["header"]) + " |",
+                  "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|",
+                  *("| " + " | ".join(row) + " |" for row in b["rows"]), "",
+                  *(f"{note}  " for note in b["notes"]), ""]
+    return "\n".join(lines)
