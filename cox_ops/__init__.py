@@ -1,6 +1,6 @@
 """Operators of COX in torch's dispatcher (`torch.ops.cox_ops`), on the CPU and, where built, on CUDA.
 
-    from cox_ops import nearest_anchor, top_anchors, modality_agreement, pairwise_distances, mmd
+    from cox_ops import nearest_anchor, top_anchors, modality_agreement, heads_agreement, pairwise_distances, mmd
 
 `python -m cox_ops` says how they were built. `cox_ops.ref` holds the definition of each in plain torch.
 """
@@ -21,6 +21,7 @@ if torch.version.cuda:
 if cuda_library is not None:
     torch.ops.load_library(str(cuda_library))
 
-from .ops import mmd, modality_agreement, nearest_anchor, pairwise_distances, top_anchors  # noqa: E402
+from .ops import (heads_agreement, mmd, modality_agreement, nearest_anchor, pairwise_distances,  # noqa: E402
+                  top_anchors)
 
-__all__ = ["pairwise_distances", "nearest_anchor", "top_anchors", "modality_agreement", "mmd"]
+__all__ = ["pairwise_distances", "nearest_anchor", "top_anchors", "modality_agreement", "heads_agreement", "mmd"]

@@ -183,20 +183,72 @@ def _agreement_setup(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], output[0])
 
 
-def _agreement_backward(ctx, grad, *_):
-    logits, confidence = ctx.saved_tensors
+def _confidence_pull(logits, confidence, grad):
+    """d confidence / d logits (K, M, C), times grad (M,); 0 in rows without a confidence."""
     K, _, C = logits.shape
     bad = confidence.isnan()[None, :, None]
-    p = logits.to(grad.dtype).masked_fill(bad, 0).softmax(-1)  # (K, M, C)
+    p = logits.masked_fill(bad, 0).softmax(-1)  # (K, M, C)
     top = p.argmax(-1, keepdim=True)
     best = p.gather(-1, top)
     is_top = torch.arange(C, device=p.device) == top
-    g = best * (is_top.to(p.dtype) - p) * (grad / K)[None, :, None]
-    return g.masked_fill(bad, 0).to(logits.dtype)
+    return (best * (is_top.to(p.dtype) - p) * (grad / K)[None, :, None]).masked_fill(bad, 0)
+
+
+def _agreement_backward(ctx, grad, *_):
+    logits, confidence = ctx.saved_tensors
+    return _confidence_pull(logits.to(grad.dtype), confidence, grad).to(logits.dtype)
 
 
 torch.library.register_autograd("cox_ops::modality_agreement", _agreement_backward,
                                 setup_context=_agreement_setup)
+
+
+# ---------------------------------------------------------------- heads_agreement
+
+def heads_agreement(z, weight, bias):
+    """modality_agreement of linear heads' logits, logits_k = z weight_k^T + bias_k, which are never all in memory.
+
+    z (M, D), weight (K, C, D), bias (K, C), K >= 1 heads, C >= 1 classes -> mask (M,), label (M,), confidence (M,) as in
+    modality_agreement. The products are torch's own, in float32 (float64 for float64 inputs): logits agree with
+    torch.mm's to rounding, which may name another class where two logits are that close. Time O(K M C D), memory
+    O(M + K C D). Confidence is differentiable in z, weight and bias, any number of times.
+
+    >>> z, weight = torch.eye(2), torch.tensor([[[9., 0.], [0., 9.]], [[9., 0.], [0., 1.]]])
+    >>> heads_agreement(z, weight, torch.tensor([[0., 0.], [0., -5.]]))[:2]
+    (tensor([ True, False]), tensor([ 0, -1]))
+    """
+    confidence, mask, label = ops.heads_agreement(z, weight, bias)
+    return mask, label, confidence
+
+
+@torch.library.register_fake("cox_ops::heads_agreement")
+def _(z, weight, bias):
+    M = z.shape[0]
+    return (z.new_empty(M, dtype=_acc(z.dtype)), z.new_empty(M, dtype=torch.bool),
+            z.new_empty(M, dtype=torch.int64))
+
+
+def _heads_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[0])
+
+
+def _heads_backward(ctx, grad, *_):
+    # In plain torch, the logits again by blocks of rows.
+    z, weight, bias, confidence = ctx.saved_tensors
+    K, C, _ = weight.shape
+    w, b = weight.to(grad.dtype), bias.to(grad.dtype)
+    gz, gw, gb = [], 0, 0
+    for zb, cb, g in zip(*(t.split(max(1, 2**20 // (K * C))) for t in (z.to(grad.dtype), confidence, grad))):
+        pull = _confidence_pull(zb @ w.mT + b[:, None], cb, g)  # (K, rows, C)
+        gz.append((pull @ w).sum(0))
+        gw = gw + pull.mT @ zb
+        gb = gb + pull.sum(1)
+    if not gz:
+        return torch.zeros_like(z), torch.zeros_like(weight), torch.zeros_like(bias)
+    return torch.cat(gz).to(z.dtype), gw.to(weight.dtype), gb.to(bias.dtype)
+
+
+torch.library.register_autograd("cox_ops::heads_agreement", _heads_backward, setup_context=_heads_setup)
 
 
 # ---------------------------------------------------------------- mmd

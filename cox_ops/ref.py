@@ -51,6 +51,10 @@ def modality_agreement(logits):
     return mask, torch.where(mask, arg[0], -1), p.amax(-1).mean(0).masked_fill(bad, float("nan"))
 
 
+def heads_agreement(z, weight, bias):
+    return modality_agreement(z @ weight.mT + bias[:, None])
+
+
 def mmd(x, y, bandwidths):
     def k(a, b):
         d2 = pairwise_distances(a, b, squared=True)

@@ -194,6 +194,21 @@ inline void check_modality_agreement(const Tensor& logits) {
             ": expected at least one head and one class in logits (K, M, C), got ", shape_of(logits));
 }
 
+inline void check_heads_agreement(const Tensor& z, const Tensor& weight, const Tensor& bias) {
+  const char* op = "heads_agreement";
+  check_float(op, "z", z);
+  check_same(op, "z", z, "weight", weight);
+  check_same(op, "z", z, "bias", bias);
+  COX_CHECK(z.dim() == 2, op, ": expected z (M, D), got ", shape_of(z));
+  COX_CHECK(weight.dim() == 3, op, ": expected weight (K, C, D), got ", shape_of(weight));
+  COX_CHECK(weight.size(0) >= 1 && weight.size(1) >= 1, op,
+            ": expected at least one head and one class in weight (K, C, D), got ", shape_of(weight));
+  COX_CHECK(z.size(1) == weight.size(2), op, ": D differs: z has ", z.size(1), ", weight has ", weight.size(2));
+  COX_CHECK(bias.dim() == 2 && bias.size(0) == weight.size(0) && bias.size(1) == weight.size(1), op,
+            ": expected bias (", weight.size(0), ", ", weight.size(1), ") like weight's heads and classes, got ",
+            shape_of(bias));
+}
+
 inline void check_mmd(const Tensor& x, const Tensor& y, const Tensor& bandwidths) {
   const char* op = "mmd";
   check_float(op, "x", x);

@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY(cox_ops, m) {
       "top_anchors(Tensor score, int t, *, bool largest=False, Tensor? classes=None, int? quota=None,"
       " Tensor? mask=None) -> Tensor");
   m.def("modality_agreement(Tensor logits) -> (Tensor confidence, Tensor mask, Tensor label)");
+  m.def("heads_agreement(Tensor z, Tensor weight, Tensor bias) -> (Tensor confidence, Tensor mask, Tensor label)");
   m.def("mmd(Tensor x, Tensor y, Tensor bandwidths) -> Tensor");
   m.def("mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths) -> (Tensor gx, Tensor gy)");
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from cox_ops import modality_agreement, ref
+from cox_ops import _C, modality_agreement, ref
 
 INF, NAN = float("inf"), float("nan")
 
@@ -59,6 +59,24 @@ def test_rows_without_a_softmax(device, dtype):
 def test_large_logits_do_not_overflow(device):
     logits = torch.tensor([[[1e30, -1e30], [-1e30, -2e30]]], device=device)
     assert modality_agreement(logits)[2].tolist() == [1, 1]
+
+
+def test_exponentials_of_every_instruction_set():
+    """One class at 0 and 4,095 at x: confidence 1 / (1 + 4095 e^x) shows the relative error of e^x."""
+    x = torch.linspace(-20, 0, 401)
+    logits = torch.cat([torch.zeros(401, 1), x[:, None].expand(-1, 4095)], 1)[None]
+    want, chosen = ref.modality_agreement(logits.double()), _C.build_info()["isa_chosen"]
+    results = {}
+    try:
+        for isa in _C.build_info()["isa_available"]:
+            _C.force_isa(isa)
+            results[isa] = mask, label, confidence = modality_agreement(logits)
+            assert torch.equal(mask, want[0]) and torch.equal(label, want[1])
+            torch.testing.assert_close(confidence.double(), want[2], rtol=2e-6, atol=0)
+    finally:
+        _C.force_isa(chosen)
+    if {"avx2", "avx512"} <= set(results):
+        assert torch.equal(results["avx2"][2], results["avx512"][2])
 
 
 def test_bitwise_under_any_split(device, dtype, threads):

@@ -35,6 +35,7 @@ def samples(name, device):
         "top_anchors": [((r(4), 2), {}),
                         ((r(4), 6), dict(largest=True, classes=classes, quota=1, mask=mask))],
         "modality_agreement": [((r(2, 4, 3),), {}), ((r(1, 0, 3),), {})],
+        "heads_agreement": [((r(4, 3), r(2, 5, 3), r(2, 5)), {}), ((r(0, 3), r(1, 3, 2).mT, r(2, 1).T), {})],
         "mmd": [((r(4, 3), r(5, 3), bandwidths), {}), ((r(1, 3), r(3, 2).T, bandwidths[:1]), {})],
         "mmd_backward": [((torch.tensor(2.0, device=device), x, y, bandwidths), {})],
     }[name]
@@ -61,7 +62,7 @@ def test_has_kernel_fake_and_reference(name, device):
         fake = op(*meta, **{k: a.to("meta") if isinstance(a, torch.Tensor) else a for k, a in kwargs.items()})
         double = [a.detach().double() if isinstance(a, torch.Tensor) else a for a in args]
         want = getattr(ref, name)(*double, **kwargs)
-        if name == "modality_agreement":  # the operator's order; cox_ops and ref put the mask first
+        if name in ("modality_agreement", "heads_agreement"):  # the operator's order; cox_ops and ref put the mask first
             want = (want[2], *want[:2])
         flat = [(t,) if isinstance(t, torch.Tensor) else tuple(t) for t in (real, fake, want)]
         for r, f, w in zip(*flat, strict=True):
