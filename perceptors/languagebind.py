@@ -94,7 +94,7 @@ class Preparer:
 
     def sample(self, role):
         """Which frames of a clip: evenly spaced, the first and the last among them."""
-        return functools.partial(spread, count=self.facts[role]["num_frames"]) if role == "video" else None
+        return functools.partial(preprocess.spread, count=self.facts[role]["num_frames"]) if role == "video" else None
 
     def prepare(self, role, item):
         """One raw item (readers.Dataset has their forms) -> its input.
@@ -137,11 +137,6 @@ class Preparer:
 
 
 # ------------------------------------------------------------------------------------------------ raw items to inputs
-
-def spread(n_frames, fps=None, *, count):
-    """`count` indices into n_frames, the first and the last among them, rounded down."""
-    return np.linspace(0, n_frames - 1, count, dtype=int).tolist()
-
 
 def unit(x, role):
     """uint8 (C, H, W) -> float32 in [0, 1]; float32 has to lie there already."""

@@ -129,6 +129,11 @@ def resample(wave, rate, to):
     return torch.from_numpy(resample_poly(np.asarray(wave), to // g, rate // g).astype(np.float32))
 
 
+def spread(n_frames, fps=None, *, count):
+    """`count` indices into n_frames, the first and the last among them, rounded down. fps: not looked at."""
+    return np.linspace(0, n_frames - 1, count, dtype=int).tolist()
+
+
 def even_clips(duration, clip_seconds, count):
     """`count` clips of `clip_seconds`, the first at 0, the last at the end: [(start, end)] in seconds.
 
