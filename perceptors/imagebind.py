@@ -16,7 +16,7 @@ from perceptors import preprocess, weights as files
 # role -> encoder
 MODALITIES = {"image": "vision", "video": "vision", "text": "text", "audio": "audio", "depth": "depth",
               "thermal": "thermal", "imu": "imu"}
-PREPROCESSING = "imagebind-1"
+PREPROCESSING = "imagebind-1"                    # changes with any number that `prepare` gives
 NAMES = ("imagebind_huge.pth", "model.safetensors", "pytorch_model.bin")
 WHERE = ("https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth (4.8 GB, licence CC BY-NC-SA 4.0: "
          "non-commercial, share alike)")
@@ -33,21 +33,40 @@ CONTEXT, WORDS = 77, 49408                       # tokens of a text, CLIP's voca
 DEPTH_RANGE, DISPARITY_MAX, DISPARITY_MEAN, DISPARITY_STD = (0.01, 50), 75, 0.0418, 0.0295
 
 
-def load(roles, *, weights=None, device="cpu", dtype=torch.float32, baseline=0.075, focal=518.857901):
+OPTIONS = {"baseline": "m between the depth camera's two eyes: 0.075 for Kinect (1 and 2), 0.095 for RealSense, Xtion",
+           "focal": "focal length of the depth camera in pixels; 518.857901 for NYU-D",
+           "depth_scale": "what depth is multiplied by first; 8: as in the encoder's training data, 1: true disparity"}
+
+
+def load(roles, *, weights=None, device="cpu", dtype=torch.float32, baseline=0.075, focal=518.857901, depth_scale=8.0):
     """The perceptor for `roles` (of MODALITIES); only their encoders are read from the file.
 
     weights: the file or its folder; None: .checkpoints, torch.hub's cache, Hugging Face's cache. dtype: of weights and
-    computation. baseline (m), focal (pixels): of the depth camera (see `disparity`).
+    computation. baseline, focal, depth_scale: numbers, see OPTIONS and `disparity`.
     """
+    camera = {"baseline": baseline, "focal": focal, "depth_scale": depth_scale}
+    for name, value in camera.items():
+        try:
+            camera[name] = float(value)
+        except ValueError:
+            camera[name] = 0.0
+        if not 0 < camera[name] < math.inf:
+            raise UserError(f"imagebind's {name} is {value}; give a positive number ({OPTIONS[name]})")
     for role in roles:
         if role not in MODALITIES:
             raise UserError(f"imagebind has no encoder for {role}; it has {', '.join(MODALITIES)}")
-    defaults = [".checkpoints", files.torch_hub(), *files.huggingface_snapshots("nielsr/imagebind-huge")]
-    path = files.find("imagebind", NAMES, weights, defaults, WHERE)
+    path, = weight_files(roles, weights).values()
     encoders = encoders_of(path, files.read(path), {MODALITIES[role] for role in roles}, device, dtype)
     vocabulary = preprocess.find_vocabulary(path.parent) if "text" in roles else None
-    return Perceptor({role: encoders[MODALITIES[role]] for role in roles}, Preparer(vocabulary, baseline, focal),
+    return Perceptor({role: encoders[MODALITIES[role]] for role in roles}, Preparer(vocabulary, **camera),
                      {path.name: files.sha256(path)})
+
+
+def weight_files(roles, weights=None):
+    """{name: path} of what `load` reads; its content is not looked at."""
+    defaults = [".checkpoints", files.torch_hub(), *files.huggingface_snapshots("nielsr/imagebind-huge")]
+    path = files.find("imagebind", NAMES, weights, defaults, WHERE)
+    return {path.name: path}
 
 
 class Perceptor:
@@ -115,7 +134,7 @@ class Encoder:
             y = self.norm(y, f"{self.trunk}pre_transformer_layer.0")
         for i in range(self.blocks):
             y = self.block(y, f"{self.trunk}blocks.{i}.")
-        y = y[torch.arange(len(x)), x.argmax(1)] if self.name == "text" else y[:, 0]            # (B, D)
+        y = y[torch.arange(len(x), device=x.device), x.argmax(1)] if self.name == "text" else y[:, 0]            # (B, D)
         return F.linear(self.norm(y, self.head_norm), self.w[f"{self.head}.weight"])
 
     def tokens(self, x):
@@ -257,8 +276,9 @@ def patches(name, kernel):
 class Preparer:
     """Raw items to model inputs; picklable, without the encoders."""
     vocabulary: str | None = None      # of CLIP's byte pairs, for texts
-    baseline: float = 0.075            # m, of the depth camera
-    focal: float = 518.857901          # pixels
+    baseline: float = 0.075            # of the depth camera, as in OPTIONS
+    focal: float = 518.857901
+    depth_scale: float = 8.0
 
     def sample(self, role):
         return video_frames if role == "video" else None
@@ -284,7 +304,7 @@ class Preparer:
         if role == "audio":
             return audio_clips(x)
         if role == "depth":
-            return disparity(x, self.baseline, self.focal)
+            return disparity(x, self.baseline * self.focal, self.depth_scale)
         return imu(x)
 
 
@@ -303,7 +323,8 @@ def video_clips(x):
     along the longer side: its beginning, middle and end."""
     if len(x) != VIDEO_CLIPS * CLIP_FRAMES:
         raise UserError(f"imagebind takes {VIDEO_CLIPS * CLIP_FRAMES} frames of a video, this item has {len(x)}")
-    h, w = preprocess.resized(*x.shape[-2:], SIZE)
+    h, w = x.shape[-2:]
+    h, w = (SIZE, int(w / h * SIZE)) if h <= w else (int(h / w * SIZE), SIZE)
     x = F.interpolate(x.float() / 255, size=(h, w), mode="bilinear", align_corners=False)
     x = preprocess.normalise(x.transpose(0, 1), preprocess.CLIP_MEAN, preprocess.CLIP_STD)           # (3, 10, h, w)
     tops, lefts = ([0, math.ceil((s - SIZE) / 2), s - SIZE] for s in (h, w))
@@ -324,20 +345,24 @@ def audio_clips(wave):
     return (torch.stack(clips)[:, None] - AUDIO_MEAN) / AUDIO_STD
 
 
-def disparity(metres, baseline, focal):
-    """metres (1, H, W) float32 -> (1, 224, 224): disparity baseline * focal / depth of a stereo camera, in pixels, as
-    the model's depth encoder was trained on. No depth (0) counts as the nearest."""
+def disparity(metres, camera, scale):
+    """metres (1, H, W) float32 -> (1, 224, 224): disparity in pixels, camera (m * pixels) / depth, as the recipe for the
+    encoder's training data (SUN RGB-D) has it: depth to 0.01 .. 50, disparity to 75, all by 75, then mean and std.
+
+    Depth is multiplied by `scale` first: that recipe takes SUN RGB-D's files for mm, while they hold 8 times that.
+    Where there is no depth (0), the recipe has the nearest.
+    """
     if metres.dtype == torch.uint8 or len(metres) != 1:
         raise UserError(f"imagebind takes depth as one channel in metres, not {tuple(metres.shape)} "
                         f"{str(metres.dtype)[6:]}; give 16-bit images in mm, or .npy in metres")
-    x = baseline * focal / metres.float().clamp(*DEPTH_RANGE)
-    x = preprocess.resize_crop(x.clamp(max=DISPARITY_MAX) / DISPARITY_MAX, SIZE)
-    return (x - DISPARITY_MEAN) / DISPARITY_STD
+    x = (camera / (metres.float() * scale).clamp(*DEPTH_RANGE)).clamp(max=DISPARITY_MAX) / DISPARITY_MAX
+    return (preprocess.resize_crop(x, SIZE) - DISPARITY_MEAN) / DISPARITY_STD
 
 
 def imu(x):
     """x (6, T) -> (6, 2000): accelerometer and gyroscope over five seconds, brought to 2,000 steps linearly."""
     if len(x) != IMU_CHANNELS:
         raise UserError(f"imagebind takes {IMU_CHANNELS} IMU channels (accelerometer and gyroscope), not {len(x)}")
-    x = x.float()
-    return x if x.shape[1] == IMU_STEPS else F.interpolate(x[None], size=IMU_STEPS, mode="linear", align_corners=True)[0]
+    if x.shape[1] == IMU_STEPS:
+        return x.float()
+    return F.interpolate(x[None].double(), size=IMU_STEPS, mode="linear", align_corners=True)[0].float()

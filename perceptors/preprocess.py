@@ -1,7 +1,7 @@
 """Raw items to model inputs: what the pretrained perceptors share. Everything here is deterministic, and works on one
 item (text: on a list), on the CPU, so that it can run in worker processes.
 
-The conventions are those documented for the models' own code; comparing the numbers with that code is still to be done.
+The conventions are those of the models' own code; docs/perceptors.md has the differences that were measured.
 """
 import functools
 import gzip
@@ -150,7 +150,8 @@ def even_clips(duration, clip_seconds, count):
 def clip_tokens(texts, context=77, pad="zero", vocabulary=None):
     """texts -> int64 (B, context): CLIP's byte pairs between start and end token, filled with 0 or the end token.
 
-    A text that is too long is cut, its end token stays. vocabulary: see `find_vocabulary`.
+    A text that is too long is cut, its end token stays; one that spells a special token out has its letters, so that no
+    text ends before its end. vocabulary: see `find_vocabulary`.
     """
     if pad not in ("zero", "eot"):
         raise ValueError(f"pad {pad!r}: zero or eot")
