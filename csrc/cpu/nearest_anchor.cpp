@@ -28,6 +28,7 @@
 // up. Everything is in units of 1 / unit, a power of two that brings the norms of a sample near 1. Rows of norm below
 // 2^-55 count as 0 with e their norm; bank rows above 2^40 by ||z - v||^2 >= (2^40 - 2^30)^2 > kFar; queries above 2^30
 // are compared directly.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -123,6 +124,8 @@ void run_double(const Tensor& z, const Tensor& v, int64_t tile, const Tensor& sc
 constexpr double kOverflow = 0x1.ffffffp127;  // squares from here on round to +inf in float32
 constexpr float kFar = 0x1p78f;               // the n that stands for a bank row of norm above 2^40
 constexpr int64_t kMost = 1024, kTighten = 32;  // survivors of a query in store; how many of them call for a rescore
+constexpr int64_t kStride = kMost + 8;          // keeps the lists' beginnings out of each other's cache lines
+constexpr double kRescore = 40;  // what an exact score costs, in 8-bit products of the same pair
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 struct Best {
@@ -144,18 +147,19 @@ struct Entry {  // a survivor: K times a lower bound of its score, its row in th
 struct Mode {
   bool mean;  // one product with the mean of the mappings
   bool wide;  // 16 bits
+  int64_t steps(int64_t d) const { return ceil_div(d, wide ? 2 : 4); }
 };
 
-struct Bank {  // rows [begin, begin + rows), quantised
-  Mode mode;
-  int64_t begin, rows, maps, steps;
-  Buffer<int32_t> units;  // [panel][map][step][kBank]
-  Buffer<float> t, n;     // [panel][map][kBank]
-  std::vector<BankSpan> span;  // [panel][map]
-  Bank(Mode mode, int64_t begin, int64_t rows, int64_t K, int64_t D)
-      : mode(mode), begin(begin), rows(rows), maps(mode.mean ? 1 : K), steps(ceil_div(D, mode.wide ? 2 : 4)),
-        units(panels() * maps * steps * kBank), t(panels() * maps * kBank), n(panels() * maps * kBank), span(static_cast<size_t>(panels() * maps)) {}
+struct Bank {  // rows begin, begin + stride, ..., quantised
+  const Mode mode;
+  const int64_t begin, rows, stride, maps, steps;
+  Buffer<int32_t> units;    // [panel][map][step][kBank]
+  Buffer<BankPanel> panel;  // [panel][map]
+  Bank(Mode mode, int64_t begin, int64_t rows, int64_t stride, int64_t K, int64_t D)
+      : mode(mode), begin(begin), rows(rows), stride(stride), maps(mode.mean ? 1 : K),
+        steps(mode.steps(D)), units(panels() * maps * steps * kBank), panel(panels() * maps) {}
   int64_t panels() const { return ceil_div(rows, kBank); }
+  int64_t item(int64_t row) const { return begin + row * stride; }
 };
 
 struct Row {  // one quantised row in the screen's units
@@ -197,11 +201,10 @@ class Search {
       // 96 MiB of packed bank at a time
       const int64_t most = (int64_t(96) << 20) / std::max<int64_t>(K * dp, 1) / kBank * kBank;
       const int64_t chunk = tile > 0 ? tile : std::max<int64_t>(most, kBank);
-      Mode mode{false, D > (1 << 17)};
-      for (int64_t i = 0; i < N; i += chunk) {
-        const int64_t rows = std::min(chunk, N - i);
-        mode = screened(all, i, rows, mode, i == 0);
-      }
+      Mode mode{tile > 0 && tile % 2 == 0, false};
+      if (tile == 0 && M >= 1024 && N >= 1024) mode = choose();
+      if (D > (1 << 17)) mode = {false, true};  // 8 bits could overflow
+      for (int64_t i = 0; i < N; i += chunk) screened(all, i, std::min(chunk, N - i), mode);
     }
     for (int64_t j = 0; j < M; ++j) {
       out<float>(score)[j] = best[j].score;
@@ -216,6 +219,7 @@ class Search {
   const Screen& screen;
   Buffer<double> centre;  // (dp), zero padded
   double unit = 1;        // the screen's units in those of the data: a power of two
+  double spread = 0;      // of an item's mappings around their mean, squared, by that mean's squared norm
   std::vector<Best> best;
 
   static const float* as_floats(const T* p, int64_t stride, int64_t d, float* scratch) {
@@ -228,6 +232,14 @@ class Search {
   const float* query(int64_t j, float* scratch) const { return as_floats(zp + j * zs0, zs1, D, scratch); }
   const float* bank(int64_t k, int64_t i, float* scratch) const {
     return as_floats(vp + k * vs0 + i * vs1, vs2, D, scratch);
+  }
+
+  void fetch(int64_t i) const {  // into the cache
+    if (vs2 != 1) return;
+    for (int64_t k = 0; k < K; ++k) {
+      const T* v = vp + k * vs0 + i * vs1;
+      for (int64_t d = 0; d < D; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(v + d);
+    }
   }
 
   // Scores of `rows` <= 4 bank items for one query: float64, rounded once at the end. scratch (4, dp)
@@ -280,39 +292,45 @@ class Search {
     });
   }
 
-  // Centre and unit from up to 256 bank rows and queries. Neither changes a result.
+  // Centre, unit and spread from up to 256 bank rows, or queries. None changes a result.
   void look() {
     std::fill(centre.get(), centre.get() + dp, 0.0);
     Buffer<float> f(dp);
-    Buffer<double> x(dp), zero(dp);
+    Buffer<double> x(dp), mean(dp), zero(dp);
     std::fill(zero.get(), zero.get() + dp, 0.0);
     std::fill(f.get(), f.get() + dp, 0.0f);
-    double norm = 0;
-    for (int pass = 0; pass < 2; ++pass) {
-      int64_t seen = 0;
-      const int64_t count = std::min<int64_t>(N, 256);
-      std::vector<double> sum(static_cast<size_t>(dp));
-      for (int64_t s = 0; s < count; ++s) {
-        for (int64_t k = 0; k < K; ++k) {
-          double n;
-          screen.centred(padded(bank(k, s * N / count, f.get()), f.get()), pass ? centre.get() : zero.get(), false,
-                         x.get(), dp, &n);
-          if (!(n < std::numeric_limits<double>::infinity())) continue;
-          ++seen;
-          for (int64_t d = 0; d < D; ++d) sum[d] += x.get()[d];
-          if (pass) norm = std::max(norm, n);
-        }
+    const auto finite = [](double n) { return n < std::numeric_limits<double>::infinity(); };
+    const int64_t count = std::min<int64_t>(N, 256);
+    double norm = 0, n = 0, seen = 0, whole = 0, within = 0;
+    std::vector<double> sum(static_cast<size_t>(dp));
+    for (int64_t s = 0; s < count * K; ++s) {
+      screen.centred(padded(bank(s % K, s / K * N / count, f.get()), f.get()), zero.get(), false, x.get(), dp, &n);
+      if (!finite(n)) continue;
+      ++seen;
+      for (int64_t d = 0; d < D; ++d) sum[d] += x.get()[d];
+    }
+    for (int64_t d = 0; d < D && seen > 0; ++d) centre.get()[d] = sum[d] / seen;
+    for (int64_t s = 0; s < count; ++s) {
+      double each = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const float* row = padded(bank(k, s * N / count, f.get()), f.get());
+        screen.centred(row, centre.get(), false, x.get(), dp, &n);
+        if (finite(n)) norm = std::max(norm, n);
+        each += n / static_cast<double>(K);
+        screen.centred(row, centre.get(), k > 0, mean.get(), dp, &n);
       }
-      if (!pass && seen) {
-        for (int64_t d = 0; d < D; ++d) centre.get()[d] = sum[d] / static_cast<double>(seen);
+      n /= static_cast<double>(K * K);
+      if (finite(each) && finite(n)) {
+        whole += n;
+        within += each - n;
       }
     }
     for (int64_t s = 0; s < std::min<int64_t>(M, 256) && norm == 0; ++s) {
-      double n;
       screen.centred(padded(query(s, f.get()), f.get()), centre.get(), false, x.get(), dp, &n);
-      if (n < std::numeric_limits<double>::infinity()) norm = std::max(norm, n);
+      if (finite(n)) norm = std::max(norm, n);
     }
     unit = norm > 0 ? std::ldexp(1.0, -std::ilogb(norm) / 2) : 1;
+    spread = within / whole;
   }
 
   const float* padded(const float* row, float* scratch) const {
@@ -323,22 +341,24 @@ class Search {
     return row;
   }
 
-  // x, as centred() left it, to q (dp). `more` is added to the rounding.
-  Row quantise(const double* x, double most, double n, bool wide, int top, double more, int16_t* q) const {
+  // x, as centred() left it, to dst[step * stride]. `more` is added to the rounding.
+  Row quantise(const double* x, double most, double n, double more, Mode mode, int top, int offset, int64_t stride,
+               int32_t* dst) const {
     Row row{};
+    const int64_t steps = mode.steps(D);
     const double norm = std::sqrt(n) * unit, up = 1 + 0x1p-20;
     row.n = static_cast<float>(n * unit * unit);
-    double scale = most * unit / top;
-    if (wide) scale = std::max(most * unit / 32766, norm / (46339 - std::sqrt(static_cast<double>(dp))));
     if (most * unit < 0x1p-55) {  // far below the others: stands for 0
-      std::fill(q, q + dp, int16_t(0));
+      blank(offset, steps, stride, dst);
       row.e = static_cast<float>((norm + more * unit) * up);
       row.d = row.n;
       return row;
     }
+    double scale = most * unit / top;
+    if (mode.wide) scale = std::max(most * unit / 32766, norm / (46339 - std::sqrt(static_cast<double>(dp))));
     row.scale = static_cast<float>(scale);
     const double t = static_cast<double>(row.scale);
-    const Rounded f = screen.round(x, t / unit, dp, q);
+    const Rounded f = screen.round(x, t / unit, dp, steps, mode.wide, offset, stride, dst);
     row.e = static_cast<float>((std::sqrt(f.rest2) * unit + norm * 0x1p-40 + more * unit) * up);
     row.h = static_cast<float>(std::sqrt(f.q2) * t * up);
     row.d = static_cast<float>(n * unit * unit - f.q2 * t * t);
@@ -346,17 +366,10 @@ class Search {
     return row;
   }
 
-  // dst[step * stride] = 4 or 2 coordinates of q, with `offset` added to those of 8 bits
-  static void place(const int16_t* q, int64_t steps, bool wide, int offset, int64_t stride, int32_t* dst) {
-    for (int64_t s = 0; s < steps; ++s) {
-      if (wide) {
-        memcpy(dst + s * stride, q + 2 * s, 4);
-      } else {
-        uint8_t u[4];
-        for (int p = 0; p < 4; ++p) u[p] = static_cast<uint8_t>(q[4 * s + p] + offset);
-        memcpy(dst + s * stride, u, 4);
-      }
-    }
+  static void blank(int offset, int64_t steps, int64_t stride, int32_t* dst) {  // a row of zeros
+    int32_t u;
+    memset(&u, offset, 4);
+    for (int64_t s = 0; s < steps; ++s) dst[s * stride] = u;
   }
 
   void pack(Bank& b) const {
@@ -365,23 +378,23 @@ class Search {
     share(b.panels(), [&](auto next) {
       Buffer<float> f(dp);
       Buffer<double> x(dp);
-      Buffer<int16_t> q(dp);
       std::fill(f.get(), f.get() + dp, 0.0f);
       for (int64_t p = next(); p >= 0; p = next()) {
         for (int64_t k = 0; k < b.maps; ++k) {
           const int64_t at = p * b.maps + k;
+          BankPanel& to = b.panel.get()[at];
           BankSpan span{0, 0, 0, -kInf};
           for (int64_t c = 0; c < kBank; ++c) {
-            const int64_t i = p * kBank + c, rows = b.rows, begin = b.begin;
+            const int64_t i = b.item(p * kBank + c);
             Row row{0, kInf, 0, 0, 0, 0};  // never below a limit: beyond the end, NaN, Inf
             double n = kInf, most = 0, more = 0;
-            if (i < rows) {
-              most = screen.centred(padded(bank(k, begin + i, f.get()), f.get()), centre.get(), false, x.get(), dp, &n);
+            if (p * kBank + c < b.rows) {
+              most = screen.centred(padded(bank(k, i, f.get()), f.get()), centre.get(), false, x.get(), dp, &n);
               if (mode.mean && K > 1) {
                 double sizes = std::sqrt(n);
                 for (int64_t m = 1; m < K; ++m) {
                   double one = 0;  // of the sum so far
-                  screen.centred(padded(bank(m, begin + i, f.get()), f.get()), centre.get(), true, x.get(), dp, &one);
+                  screen.centred(padded(bank(m, i, f.get()), f.get()), centre.get(), true, x.get(), dp, &one);
                   sizes += std::sqrt(one);
                 }
                 most = 0;
@@ -394,24 +407,21 @@ class Search {
                 more = sizes * 0x1p-40;
               }
             }
-            if (n < std::numeric_limits<double>::infinity()) {
-              if (std::sqrt(n) * unit > 0x1p40) {
-                row.n = kFar;
-                std::fill(q.get(), q.get() + dp, int16_t(0));
-              } else {
-                row = quantise(x.get(), most, n, mode.wide, screen.bank_most8, more, q.get());
-                span = {std::max(span.n, row.n), std::max(span.h, row.h), std::max(span.e, row.e),
-                        std::max(span.d, row.d)};
-              }
+            int32_t* dst = b.units.get() + at * b.steps * kBank + c;
+            if (n < std::numeric_limits<double>::infinity() && std::sqrt(n) * unit <= 0x1p40) {
+              row = quantise(x.get(), most, n, more, mode, screen.bank_most8, offset, kBank, dst);
+              span = {std::max(span.n, row.n), std::max(span.h, row.h), std::max(span.e, row.e),
+                      std::max(span.d, row.d)};
             } else {
-              std::fill(q.get(), q.get() + dp, int16_t(0));
+              if (n < std::numeric_limits<double>::infinity()) row.n = kFar;
+              blank(offset, b.steps, kBank, dst);
             }
-            b.t.get()[at * kBank + c] = row.scale;
-            b.n.get()[at * kBank + c] = row.n;
-            place(q.get(), b.steps, mode.wide, offset, kBank, b.units.get() + at * b.steps * kBank + c);
+            to.t[c] = row.scale;
+            to.n[c] = row.n;
+            to.e[c] = row.e;
           }
           if (span.d == -kInf) span.d = 0;
-          b.span[at] = span;
+          to.most = span;
         }
       }
     });
@@ -447,11 +457,10 @@ class Search {
       const int64_t tiles = size / kQuery;
       Buffer<int32_t> units(tiles * steps * kQuery);
       Buffer<QueryPanel> panel(tiles);
-      Buffer<float> total(tiles * kQuery * kBank), add(tiles * maps * 16), slack(tiles * 16), limit(tiles * 16),
+      Buffer<float> total(tiles * kQuery * kBank), add(tiles * maps * 16), weigh(tiles * 16), slack(tiles * 16), limit(tiles * 16),
           reached(tiles * 16), zb(dp), vb(dp);
       Buffer<double> x(dp);
-      Buffer<int16_t> q(dp);
-      Buffer<Entry> store(size * kMost);
+      Buffer<Entry> store(size * kStride);
       std::vector<int64_t> held(static_cast<size_t>(size)), when(static_cast<size_t>(size));
       std::vector<Best> found(static_cast<size_t>(size));
       std::vector<char> flooded(static_cast<size_t>(size));
@@ -470,7 +479,8 @@ class Search {
           const int64_t r = j % kQuery;
           float& u = reached.get()[j / kQuery * 16 + r];
           Row row{};
-          std::fill(q.get(), q.get() + dp, int16_t(0));
+          int32_t* dst = units.get() + j / kQuery * steps * kQuery + r;
+          bool usable = false;
           u = -kInf;  // nothing is below
           if (j < mine) {
             found[j] = best[ids[j0 + j]];
@@ -480,57 +490,64 @@ class Search {
             const float* z = padded(query(ids[j0 + j], zb.get()), zb.get());
             const double most = screen.centred(z, centre.get(), false, x.get(), dp, &n);
             if (std::sqrt(n) * unit < 0x1p30) {
-              row = quantise(x.get(), most, n, b.mode.wide, 127, 0, q.get());
+              usable = true;
+              row = quantise(x.get(), most, n, 0, b.mode, 127, 0, kQuery, dst);
               u = reach(found[j]) * scale;
             } else if (n < std::numeric_limits<double>::infinity()) {
               flooded[j] = 1;  // so far off that float32 does not tell the bank's rows apart
             }
           }
+          if (!usable) blank(0, steps, kQuery, dst);
           p.n[r] = row.n;
           p.h[r] = static_cast<float>(std::sqrt(static_cast<double>(row.n)) * (1 + 0x1p-20));
           p.e[r] = row.e;
           p.d[r] = row.d;
           p.mul[r] = -2 * row.scale;
           p.init[r] = static_cast<int32_t>(b.mode.wide ? 0 : -row.sum * screen.offset8);
-          place(q.get(), steps, b.mode.wide, 0, kQuery, units.get() + j / kQuery * steps * kQuery + r);
         }
 
         const auto rescore = [&](int64_t j, int64_t row) {
           const float* z = query(ids[j0 + j], zb.get());
-          const int64_t i = b.begin + row;
+          const int64_t i = b.item(row);
           float score;
           exact(z, &i, 1, vb.get(), &score);
           found[j].take(score, i);
           ++evaluated;
           reached.get()[j / kQuery * 16 + j % kQuery] = reach(found[j]) * scale;
         };
-        // Rescores the most promising survivors and drops what they rule out, until few are left (or `all` are done).
-        const auto tighten = [&](int64_t j, bool all) {
-          Entry* e = store.get() + j * kMost;
-          int64_t& n = held[j];
-          for (int tries = 0; n > 0 && (all || tries < 4); ++tries) {
-            int64_t least = 0;
-            for (int64_t s = 1; s < n; ++s) {
-              if (e[s].low < e[least].low) least = s;
-            }
-            const int64_t row = e[least].row;
-            e[least] = e[--n];
-            rescore(j, row);
-            const float u = reached.get()[j / kQuery * 16 + j % kQuery];
-            int64_t kept = 0;
-            for (int64_t s = 0; s < n; ++s) {
-              if (e[s].low <= u) e[kept++] = e[s];
-            }
-            n = kept;
-            if (!all && n <= kTighten / 2) break;
+        const auto drop = [&](int64_t j) {  // the survivors that the best score now rules out
+          Entry* e = store.get() + j * kStride;
+          const float u = reached.get()[j / kQuery * 16 + j % kQuery];
+          held[j] = std::remove_if(e, e + held[j], [&](const Entry& s) { return s.low > u; }) - e;
+        };
+        const auto lower = [](const Entry& a, const Entry& b) { return a.low < b.low; };
+        const auto tighten = [&](int64_t j) {  // rescores the most promising survivor
+          Entry* e = store.get() + j * kStride;
+          Entry* least = std::min_element(e, e + held[j], lower);
+          const int64_t row = least->row;
+          *least = e[--held[j]];
+          rescore(j, row);
+          drop(j);
+          when[j] = std::max(kTighten, 2 * held[j]);
+        };
+        const auto ready = [&](int64_t j) {
+          Entry* e = store.get() + j * kStride;
+          drop(j);
+          std::sort(e, e + held[j], lower);
+          if (held[j]) fetch(b.item(e[0].row));
+        };
+        const auto finish = [&](int64_t j) {
+          const Entry* e = store.get() + j * kStride;
+          for (int64_t s = 0; s < held[j] && e[s].low <= reached.get()[j / kQuery * 16 + j % kQuery]; ++s) {
+            if (s + 1 < held[j]) fetch(b.item(e[s + 1].row));
+            rescore(j, e[s].row);
           }
-          when[j] = std::max(kTighten, 2 * n);
         };
 
         for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
           for (int64_t g = 0; g < used; ++g) {
-            screen.bounds(panel.get()[g], reached.get() + 16 * g, b.span.data() + p * maps, maps,
-                          add.get() + 16 * maps * g, slack.get() + 16 * g, limit.get() + 16 * g);
+            screen.bounds(panel.get()[g], reached.get() + 16 * g, b.panel.get() + p * maps, maps,
+                          add.get() + 16 * maps * g, weigh.get() + 16 * g, slack.get() + 16 * g, limit.get() + 16 * g);
           }
           for (int64_t k = 0; k < maps; ++k) {
             const int64_t at = p * maps + k;
@@ -539,7 +556,7 @@ class Search {
                                                            b.units.get() + at * steps * kBank, steps,
                                                            panel.get()[g].init, dots);
               float* sums = total.get() + g * kQuery * kBank;
-              screen.roots(dots, b.t.get() + at * kBank, b.n.get() + at * kBank, add.get() + 16 * (maps * g + k),
+              screen.roots(dots, b.panel.get()[at], add.get() + 16 * (maps * g + k), weigh.get() + 16 * g,
                            panel.get()[g].mul, k == 0, sums);
               uint32_t mask[kQuery];
               if (k + 1 < maps || !screen.below(sums, limit.get() + 16 * g, mask)) continue;
@@ -549,10 +566,10 @@ class Search {
                   const int64_t c = __builtin_ctz(m);
                   const float low = sums[r * kBank + c] * (2 - kMargin) - slack.get()[16 * g + r] -
                                     kFloorRoot * static_cast<float>(maps);
-                  store.get()[j * kMost + held[j]++] = {low, static_cast<int32_t>(p * kBank + c)};
+                  store.get()[j * kStride + held[j]++] = {low, static_cast<int32_t>(p * kBank + c)};
                 }
                 if (mask[r] && j < mine && (held[j] >= when[j] || held[j] > kMost - kBank)) {
-                  tighten(j, false);
+                  tighten(j);
                   if (held[j] > kMost - kBank) {
                     flooded[j] = 1;
                     held[j] = 0;
@@ -563,7 +580,11 @@ class Search {
             }
           }
         }
-        for (int64_t j = 0; j < mine; ++j) tighten(j, true);
+        ready(0);
+        for (int64_t j = 0; j < mine; ++j) {
+          if (j + 1 < mine) ready(j + 1);
+          finish(j);
+        }
         const std::lock_guard<std::mutex> lock(merging);
         for (int64_t j = 0; j < mine; ++j) {
           merged[j0 + j].take(found[j].score, found[j].index);
@@ -582,21 +603,42 @@ class Search {
     return left;
   }
 
-  // Rows [begin, begin + rows) for all queries, screened as seems best (`first`: to be found out); returns how it was.
-  Mode screened(const std::vector<int64_t>& all, int64_t begin, int64_t rows, Mode mode, bool first) {
+  // Survivors of the average query as a part of the bank, found on a sample of queries and at most `some` rows; 1 where
+  // there are too many.
+  double survivors(Mode mode, int64_t some) {
+    const int64_t rows = std::min(some, N), count = 8 * kQuery;
+    std::vector<int64_t> ids;
+    for (int64_t s = 0; s < count; ++s) ids.push_back(s * M / count);
+    Bank b(mode, 0, rows, N / rows, K, D);
+    pack(b);
     int64_t rescored = 0;
-    const auto by = [&](const std::vector<int64_t>& ids) {
-      Bank b(mode, begin, rows, K, D);
-      pack(b);
-      return pass(b, ids, &rescored);
-    };
-    std::vector<int64_t> left = by(all);
-    if (!mode.wide && left.size() > 4 * kQuery) {
-      mode.wide = true;
-      left = by(left);
+    const size_t left = pass(b, ids, &rescored).size();
+    return left * 20 > ids.size() ? 1 : static_cast<double>(rescored) / static_cast<double>(rows * count);
+  }
+
+  // The bound through the mean of the mappings saves K - 1 products of a pair and pays with more survivors, each as
+  // dear as kRescore products. It is off by spread / 4 of a distance, while distances differ by about 1 / sqrt(D) of
+  // themselves: tried where that is not hopeless, taken where it keeps half of the gain. 16 bits where 8 tell too little.
+  Mode choose() {
+    const double gain = static_cast<double>(K - 1) / static_cast<double>(2 * K) / kRescore;
+    if (K > 1 && spread * std::sqrt(static_cast<double>(D)) < 4 && survivors({true, false}, 4096) <= gain) {
+      return {true, false};
+    }
+    return {false, survivors({false, false}, 512) > 0.05};
+  }
+
+  // Rows [begin, begin + rows) for all queries.
+  void screened(const std::vector<int64_t>& all, int64_t begin, int64_t rows, Mode mode) {
+    std::vector<int64_t> left = all;
+    for (const Mode next : {Mode{true, false}, Mode{false, false}, Mode{false, true}}) {
+      if ((mode.mean || !next.mean) && (!mode.wide || next.wide) && left.size() > (tile > 0 ? 0 : 4 * kQuery)) {
+        Bank b(next, begin, rows, 1, K, D);
+        pack(b);
+        int64_t rescored = 0;
+        left = pass(b, left, &rescored);
+      }
     }
     if (!left.empty()) direct(left, begin, rows);
-    return mode;
   }
 };
 

@@ -20,6 +20,7 @@ typedef double V8 __attribute__((vector_size(64), aligned(64)));
 typedef float F8 __attribute__((vector_size(32), aligned(4)));
 typedef int32_t I8 __attribute__((vector_size(32)));
 typedef int16_t S8 __attribute__((vector_size(16)));
+typedef int8_t B8 __attribute__((vector_size(8)));
 
 namespace plain {
 

@@ -1,33 +1,36 @@
-// Included by screen.cpp once per instruction set. Expects COX_NS, COX_TARGET (function attribute), COX_ROOT(x): x to its root
-// in place, and COX_BITS(a, b): the 16 bits of a < b.
+// Included by screen.cpp once per instruction set. Expects COX_NS, COX_TARGET (function attribute), COX_ROOT(x): x to
+// its root in place, and COX_BITS(a, b): the 16 bits of a < b.
 namespace COX_NS {
 
-COX_TARGET void bounds(const QueryPanel& q, const float* reach, const BankSpan* b, int64_t maps, float* add,
-                       float* slack, float* limit) {
+COX_TARGET void bounds(const QueryPanel& q, const float* reach, const BankPanel* b, int64_t maps, float* add,
+                       float* weigh, float* slack, float* limit) {
   const auto at = [](const float* p) { return reinterpret_cast<const V16*>(p); };
+  const auto to = [](float* p) { return reinterpret_cast<V16*>(p); };
   const V16 n = *at(q.n), h = *at(q.h), e = *at(q.e), d = *at(q.d), u = *at(reach);
   V16 norms = {}, triangle = {};
   for (int64_t k = 0; k < maps; ++k) {
-    norms += h * b[k].e + e * b[k].h;
-    triangle += e + b[k].e;
+    norms += h * b[k].most.e + e * b[k].most.h;
+    triangle += e + b[k].most.e;
   }
   const I16 by_norms = norms * static_cast<float>(maps) < u * triangle;
   for (int64_t k = 0; k < maps; ++k) {
-    const V16 loss = by_norms ? 2 * (h * b[k].e + e * b[k].h) : d + b[k].d;
-    *reinterpret_cast<V16*>(add + 16 * k) = n - loss - kGamma * (n + b[k].n) - kFloor;
+    const V16 loss = by_norms ? 2 * e * b[k].most.h : d + b[k].most.d;
+    *to(add + 16 * k) = n - loss - kGamma * (n + b[k].most.n) - kFloor;
   }
   const V16 s = by_norms ? V16{} : triangle;
-  *reinterpret_cast<V16*>(slack) = s;
-  *reinterpret_cast<V16*>(limit) = (u + s) * kMargin + kFloorRoot * static_cast<float>(maps);
+  *to(weigh) = by_norms ? 2 * h : V16{};
+  *to(slack) = s;
+  *to(limit) = (u + s) * kMargin + kFloorRoot * static_cast<float>(maps);
 }
 
-COX_TARGET void roots(const int32_t* dots, const float* t, const float* n, const float* add, const float* mul,
+COX_TARGET void roots(const int32_t* dots, const BankPanel& b, const float* add, const float* weigh, const float* mul,
                       bool first, float* total) {
   for (int64_t c = 0; c < kBank; c += 16) {
-    const V16 tc = *reinterpret_cast<const V16*>(t + c), nc = *reinterpret_cast<const V16*>(n + c);
+    const V16 t = *reinterpret_cast<const V16*>(b.t + c), n = *reinterpret_cast<const V16*>(b.n + c),
+              e = *reinterpret_cast<const V16*>(b.e + c);
     for (int64_t r = 0; r < kQuery; ++r) {
-      const V16 dot = __builtin_convertvector(*reinterpret_cast<const I16*>(dots + r * kBank + c), V16) * tc;
-      V16 x = (nc + add[r]) + dot * mul[r];
+      const V16 dot = __builtin_convertvector(*reinterpret_cast<const I16*>(dots + r * kBank + c), V16) * t;
+      V16 x = ((n + add[r]) - e * weigh[r]) + dot * mul[r];
       x = x < kFloor ? V16{} + kFloor : x;
       V16* s = reinterpret_cast<V16*>(total + r * kBank + c);
       COX_ROOT(x);
@@ -50,7 +53,8 @@ COX_TARGET double centred(const float* src, const double* centre, bool add, doub
   V8 most = {}, square = {};
   for (int64_t d = 0; d < dp; d += 8) {
     V8* to = reinterpret_cast<V8*>(x + d);
-    V8 a = __builtin_convertvector(*reinterpret_cast<const F8*>(src + d), V8) - *reinterpret_cast<const V8*>(centre + d);
+    V8 a = __builtin_convertvector(*reinterpret_cast<const F8*>(src + d), V8);
+    a -= *reinterpret_cast<const V8*>(centre + d);
     if (add) a += *to;
     *to = a;
     const V8 size = a < 0 ? -a : a;
@@ -66,19 +70,31 @@ COX_TARGET double centred(const float* src, const double* centre, bool add, doub
   return m;
 }
 
-COX_TARGET Rounded round(const double* x, double scale, int64_t dp, int16_t* q) {
+COX_TARGET Rounded round(const double* x, double scale, int64_t dp, int64_t steps, bool wide, int offset,
+                         int64_t stride, int32_t* dst) {
   const double inverse = 1 / scale;
   constexpr double kShift = 0x1.8p52;  // adding it rounds to an integer
   V8 rest2 = {}, q2 = {}, sum = {};
+  const int64_t units = wide ? 4 : 2;  // of 8 coordinates
   for (int64_t d = 0; d < dp; d += 8) {
     const V8 a = *reinterpret_cast<const V8*>(x + d);
     const V8 k = (a * inverse + kShift) - kShift, rest = a - scale * k;
     rest2 += rest * rest;
     q2 += k * k;
     sum += k;
-    *reinterpret_cast<S8*>(q + d) = __builtin_convertvector(__builtin_convertvector(k, I8), S8);
+    const I8 q = __builtin_convertvector(k, I8) + offset;
+    int32_t packed[4];
+    if (wide) {
+      const S8 q16 = __builtin_convertvector(q, S8);
+      memcpy(packed, &q16, 16);
+    } else {
+      const B8 q8 = __builtin_convertvector(q, B8);
+      memcpy(packed, &q8, 8);
+    }
+    const int64_t first = d / 8 * units;
+    for (int64_t s = 0; s < units && first + s < steps; ++s) dst[(first + s) * stride] = packed[s];
   }
-  Rounded f{scale, 0, 0, 0};
+  Rounded f{};
   double total = 0;
   for (int l = 0; l < 8; ++l) {
     f.rest2 += rest2[l];
