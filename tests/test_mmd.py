@@ -34,6 +34,41 @@ def test_dtypes(device, dtype, N, M, D):
     check(x, y, [float(D), 4.0 * D])
 
 
+@pytest.mark.parametrize("N, M, D", [(257, 300, 40), (280, 1300, 3)])
+def test_samples_large_enough_for_products(device, dtype, N, M, D):
+    """Value and gradient, with rows far from 0, rows that are the same and rows that nearly are."""
+    x, y = torch.randn(N, D, device=device) + 5, torch.randn(M, D, device=device) + 5.3
+    x[7], y[9], y[10] = x[3], x[3], x[3] + 1e-3
+    x, y = x.to(dtype), y.to(dtype)
+    check(x, y, [float(D), 4.0 * D])
+    got = []
+    for cast, op in ((dtype, mmd), (torch.float64, ref.mmd)):
+        a, b = x.to(cast).requires_grad_(), y.to(cast).requires_grad_()
+        got.append(torch.autograd.grad(op(a, b, [float(D), 4.0 * D]) * 1000, (a, b)))
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+    for mine, want in zip(*got):
+        torch.testing.assert_close(mine.double(), want, rtol=0, atol=rounding[dtype] * want.abs().max().item())
+
+
+@pytest.mark.parametrize("bandwidths", [[1e-3], [1e-4, 100.0]])
+def test_bandwidths_far_below_the_distances(device, bandwidths):
+    """Two points at 1e-2 of each other among points at 100: products in float32 would not see that distance."""
+    x, y = torch.randn(300, 8, device=device) * 100, torch.randn(300, 8, device=device) * 100
+    y[:150] = x[:150] + 3.5e-3 * torch.randn(150, 8, device=device)
+    want = ref.mmd(x.double(), y.double(), bandwidths)
+    assert abs(mmd(x, y, bandwidths).double() / want - 1) < 1e-4
+    outlier = torch.randn(300, 8, device=device)
+    outlier[0] = 1e6
+    check(outlier, outlier[:299] + 0.01, [0.5, 2.0])
+
+
+def test_nan_and_inf_in_large_samples(device):
+    for bad in (float("nan"), float("inf")):
+        x, y = torch.randn(300, 4, device=device), torch.randn(300, 4, device=device)
+        y[2, 1] = bad
+        assert mmd(x, y, [1.0]).isnan()
+
+
 def test_default_bandwidths(device):
     x, y = torch.randn(40, 6, device=device) + 100, torch.randn(30, 6, device=device) * 2 + 100
     pooled = torch.cat((x, y)).double()
@@ -55,12 +90,15 @@ def test_what_it_means(device):
 
 
 def test_bitwise_for_any_number_of_threads(threads):
-    x, y = torch.randn(500, 20, requires_grad=True), torch.randn(333, 20, requires_grad=True)
+    x, y = torch.randn(1500, 20, requires_grad=True), torch.randn(333, 20, requires_grad=True)
     results = []
     for n in (1, 2, 3):
         with threads(n):
-            value = mmd(x, y, [10.0, 40.0])
-            results.append((value, *torch.autograd.grad(value, (x, y))))
+            result = []
+            for part in (x, x[:100]):  # by products, and directly
+                value = mmd(part, y, [10.0, 40.0])
+                result += [value, *torch.autograd.grad(value, (x, y))]
+            results.append(result)
     assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0]))
 
 

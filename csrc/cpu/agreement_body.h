@@ -9,33 +9,14 @@ struct Block {  // 32 logits
 // The logits from column c of a head; beyond its last column -inf.
 template <bool kBias, bool kWhole>
 COX_INLINE Block block_of(const float* a, const float* bias, int64_t c, int64_t C) {
-  constexpr float inf = std::numeric_limits<float>::infinity();
   Block b;
-  if (kWhole) {
-    for (int p = 0; p < 2 * kParts; ++p) {
-      b.v[p] = load(a + c + p * kWidth);
-      if (kBias) {
-        b.v[p] += load(bias + c + p * kWidth);
-      }
-    }
-    return b;
-  }
-#if COX_BYTES == 64
-  for (int p = 0; p < 2; ++p) {
-    const int64_t n = C - c - 16 * p;
-    const __mmask16 in = n >= 16 ? 0xffff : n > 0 ? static_cast<__mmask16>((1u << n) - 1) : 0;
-    b.v[p] = (VF)_mm512_mask_loadu_ps((__m512)splat(-inf), in, a + c + 16 * p);
+  for (int p = 0; p < 2 * kParts; ++p) {
+    const int64_t at = c + p * kWidth;
+    b.v[p] = kWhole ? load(a + at) : load_first(a + at, C - at, -std::numeric_limits<float>::infinity());
     if (kBias) {
-      b.v[p] += (VF)_mm512_maskz_loadu_ps(in, bias + c + 16 * p);
+      b.v[p] += kWhole ? load(bias + at) : load_first(bias + at, C - at, 0);
     }
   }
-#else
-  alignas(64) float s[32];
-  for (int l = 0; l < 32; ++l) {
-    s[l] = c + l < C ? (kBias ? a[c + l] + bias[c + l] : a[c + l]) : -inf;
-  }
-  memcpy(b.v, s, sizeof s);
-#endif
   return b;
 }
 

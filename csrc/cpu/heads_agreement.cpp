@@ -4,24 +4,12 @@
 // buffer that stays in the second cache level, then the verdict on its rows (agreement_body.h), which adds the bias.
 // O(K M C D) time, O(K C D + threads * kBytes) scratch.
 #include "agreement.h"
+#include "matmul.h"
 
 namespace cox::cpu {
 namespace {
 
 constexpr int64_t kBytes = 1 << 20;  // of a block's logits
-
-Tensor detached(const Tensor& t) {  // threads below do not know that gradients are dealt with elsewhere
-  std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-void mm_out(const Tensor& a, const Tensor& b, const Tensor& to) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(to)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes hold of the returned reference
-}
 
 template <class A>
 void run(const Tensor& z, const Tensor& weight, const Tensor& bias, const Verdict<A>& to) {
@@ -33,14 +21,12 @@ void run(const Tensor& z, const Tensor& weight, const Tensor& bias, const Verdic
   const Tensor rows_of_z = detached(z);
   const int64_t block = std::clamp<int64_t>(kBytes / (K * C * static_cast<int64_t>(sizeof(A))) / 16 * 16, 64, 1024);
   const agree_fn<A> agree = pick_agree<A>();
-  torch::stable::parallel_for(0, ceil_div(M, block), 1, [&](int64_t begin, int64_t end) {
+  each_block(ceil_div(M, block), [&](int64_t begin, int64_t end) {
     const Tensor logits = make(rows_of_z, {block, K * C}, dtype);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t rows = std::min(block, M - i * block);
-      Tensor part = rows_of_z, product = logits;
-      part = torch::stable::to(torch::stable::narrow(part, 0, i * block, rows), dtype);
-      product = torch::stable::narrow(product, 0, 0, rows);
-      mm_out(part, heads, product);
+      const Tensor product = part(logits, 0, 0, rows);
+      mm_out(torch::stable::to(part(rows_of_z, 0, i * block, rows), dtype), heads, product);
       agree({data<A>(product), K, C, C, K * C, data<A>(b)}, rows, to.from(i * block));
     }
   });

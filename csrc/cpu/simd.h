@@ -18,6 +18,23 @@ COX_INLINE VF load(const float* p) {
   return v;
 }
 
+// The first n of p (any n); `fill` in the lanes behind them, where nothing is read.
+COX_INLINE VF load_first(const float* p, int64_t n, float fill) {
+  if (n >= kWidth) {
+    return load(p);
+  }
+#if COX_BYTES == 64
+  const __mmask16 in = n > 0 ? static_cast<__mmask16>((1u << n) - 1) : 0;
+  return (VF)_mm512_mask_loadu_ps((__m512)splat(fill), in, p);
+#else
+  VF v = splat(fill);
+  for (int64_t l = 0; l < n; ++l) {
+    v[l] = p[l];
+  }
+  return v;
+#endif
+}
+
 COX_INLINE VF fma(VF a, VF b, VF c) { return COX_FMA_F(a, b, c); }
 
 // b where one of them is NaN
