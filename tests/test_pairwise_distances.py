@@ -44,6 +44,24 @@ def test_no_cancellation(device, gap):
     assert (pairwise_distances(y, y).diagonal() == 0).all()
 
 
+@pytest.mark.parametrize("squared", [False, True])
+def test_near_copies(device, squared):
+    """||x - y|| at 1e-3 of ||x||: distances and gradients to 1e-5, where products lose most digits."""
+    x = torch.randn(200, 300, device=device)
+    step = torch.randn(200, 300, device=device)
+    y = x + 1e-3 * step * (x.norm(dim=1) / step.norm(dim=1))[:, None]
+    args = [t.requires_grad_() for t in (x, y)]
+    want_args = [t.detach().double().requires_grad_() for t in (x, y)]
+    got, want = (op(*a, squared).diagonal() for op, a in ((pairwise_distances, args), (ref.pairwise_distances, want_args)))
+    near = (want.sqrt() if squared else want) / x.detach().double().norm(dim=1)
+    assert ((near - 1e-3).abs() < 1e-6).all()
+    assert ((got.double() - want) / want).abs().max() < 1e-5
+    for g, w in zip(torch.autograd.grad(got.sum(), args), torch.autograd.grad(want.sum(), want_args)):
+        assert ((g.double() - w).norm(dim=1) / w.norm(dim=1)).max() < 1e-5
+    products = torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist").diagonal().double()
+    assert ((products - want_args[0].sub(want_args[1]).norm(dim=1)) / products).abs().max() > 1e-3
+
+
 def test_large_and_small_values(device):
     x, y = torch.randn(9, 5, device=device), torch.randn(8, 5, device=device)
     for scale in (1e6, 1e-6, 1e15, 1e-15):

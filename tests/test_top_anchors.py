@@ -39,6 +39,76 @@ def test_dtypes_and_sizes(device, dtype, largest, M):
             assert torch.equal(got, ref.top_anchors(score, t, largest=largest, **kw))
 
 
+def by_sorting(score, t, largest=False, classes=None, quota=None, mask=None):
+    """The definition again, through stable sorts: for many items."""
+    worst = float("-inf") if largest else float("inf")
+    ok = ~score.isnan() & (score != worst)
+    ok &= torch.ones_like(ok) if mask is None else mask
+    ok &= torch.ones_like(ok) if classes is None else classes >= 0
+    at = ok.nonzero()[:, 0]
+    order = at[score[at].sort(stable=True, descending=largest).indices]
+    if quota is not None:
+        c, place = classes[order].sort(stable=True)
+        start = torch.searchsorted(c, c)  # the first of its class
+        rank = torch.empty_like(place)
+        rank[place] = torch.arange(len(c), device=c.device) - start
+        order = order[rank < quota]
+    return torch.cat([order[:t], order.new_full((max(t - len(order), 0),), -1)])
+
+
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("M", [32_768, 32_769, 150_001])
+def test_many_items(device, dtype, largest, M):
+    """Sizes at which histograms of the keys select; half types have thousands of equal scores at the cut."""
+    score = torch.randn(M, device=device).mul(3).to(dtype)
+    score[::1000], score[1::1000], score[2::1000] = NAN, INF, -INF
+    score[3::1000], score[4::1000] = 0.0, -0.0
+    classes, mask = torch.randint(-1, 9, (M,), device=device), torch.rand(M, device=device) < 0.7
+    for t in (1, M // 10, M // 2, M + 5):
+        for kw in ({}, {"mask": mask}, {"classes": classes, "quota": M // 50, "mask": mask}):
+            assert torch.equal(top_anchors(score, t, largest=largest, **kw), by_sorting(score, t, largest, **kw))
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_many_equal_scores(device, largest):
+    M = 70_000
+    assert torch.equal(top_anchors(torch.full((M,), 2.5, device=device), 40_000, largest=largest),
+                       torch.arange(40_000, device=device))
+    score = torch.arange(M, device=device) % 3 * 1.0  # the cut lies within equal ones
+    assert torch.equal(top_anchors(score, 30_000, largest=largest), by_sorting(score, 30_000, largest))
+    zeros = torch.zeros(M, device=device)
+    zeros[::2] = -0.0
+    assert torch.equal(top_anchors(zeros, 100, largest=largest), torch.arange(100, device=device))
+
+
+def test_scores_that_differ_in_their_last_bits_alone(device):
+    for dtype, ulp in ((torch.float64, 2**-52), (torch.float32, 2**-23)):
+        place = torch.randperm(50_000, device=device)
+        score = 1 + place.to(dtype) * ulp
+        assert torch.equal(score[top_anchors(score, 20_000)], 1 + torch.arange(20_000, device=device).to(dtype) * ulp)
+
+
+@pytest.mark.parametrize("spread", [1, 2**40])
+def test_quota_that_turns_most_away(device, spread):
+    """A few classes hold the best scores; ids close together and ids far apart."""
+    M = 60_000
+    classes = torch.randint(0, 40, (M,), device=device)
+    score = torch.rand(M, device=device) + classes  # class after class
+    for quota in (0, 1, 7, 1500, M):
+        for t in (30, 2000, M):
+            got = top_anchors(score, t, classes=classes * spread, quota=quota)
+            assert torch.equal(got, by_sorting(score, t, classes=classes, quota=quota))
+
+
+def test_many_items_on_any_number_of_threads(threads):
+    score, classes = torch.randn(200_000).half(), torch.randint(0, 50, (200_000,))
+    want = by_sorting(score, 20_000), by_sorting(score, 20_000, classes=classes, quota=300)
+    for n in (1, 2, 3, 7):
+        with threads(n):
+            got = top_anchors(score, 20_000), top_anchors(score, 20_000, classes=classes, quota=300)
+            assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
 def test_is_a_stable_sort(device):
     score = torch.randint(0, 20, (2000,), device=device).float()
     assert torch.equal(top_anchors(score, 500), score.sort(stable=True).indices[:500])
