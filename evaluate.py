@@ -158,14 +158,15 @@ def load_run(args, data, folder):
 
 
 def judge_connections(connect, oom, ims, test, device):
-    """What the test items say of stage 2: accuracy of the IM heads, and Fig. 5's of the heads on v[k]."""
+    """What the test items say of stage 2: accuracy of the IM heads, of the warm-started learner, and Fig. 5's of the heads
+    on v[k]."""
     im_heads = {}
     for m, state in connect["im_heads"].items():
         r = bank.rows(ims[m], ("test",))
         r = r[ims[m]["labels"][r] >= 0]
         im_heads[m] = accuracy(apply_head(state, ims[m]["features"][r]), ims[m]["labels"][r])
-    z, _ = features(connect, oom, test, device)
-    return im_heads, [{"modality": c["modality"], "step": c["step"], "mmd": c["mmd"],
+    z, guess = features(connect, oom, test, device)
+    return im_heads, accuracy(guess, oom["labels"][test]), [{"modality": c["modality"], "step": c["step"], "mmd": c["mmd"],
                        "oom_accuracy": accuracy(apply_head(c["head"], z), oom["labels"][test])}
                       for c in connect["curve"]]
 
@@ -180,7 +181,7 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
     val = val[oom["labels"][val] >= 0]
     if len(val):
         metrics["val_accuracy"] = accuracy(features(run, oom, val, device)[1], oom["labels"][val])
-    metrics["im_head_accuracy"], metrics["connection"] = judged
+    metrics["im_head_accuracy"], metrics["warm_accuracy"], metrics["connection"] = judged
     metrics["agreement"] = None
     if args["method"] not in ("random", "aligned") and len(run["unlabelled"]):
         at, before, after = {i: r for r, i in enumerate(oom["ids"])}, run["before"], run["after"]
@@ -290,7 +291,8 @@ def main(argv=None):
             bank.check_chain(path, run["meta"], made_from, oom["meta"]["fingerprint"])
             record = None if args.force else read_record(path.with_suffix(".json"))
             new = record is None or record["made_from"] != {method: run["meta"]["digest"]}
-            new = new or args.task == "retrieval" and "retrieval" not in record["metrics"]
+            wanted = ("warm_accuracy", *(["retrieval"] if args.task == "retrieval" else []))
+            new = new or any(k not in record["metrics"] for k in wanted)
             if new:
                 judged = judged or judge_connections(connect, oom, ims, test, args.device)
                 record = evaluate(run, connect, oom, ims, test, judged, data, args.device, args.task)

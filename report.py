@@ -168,51 +168,89 @@ def confusions(rows):
 
 
 def connection_curves(rows):
-    """Fig. 5: MMD of mapped IM items and OOM items, accuracy of the heads on OOM test items, over steps."""
-    seeds = {r["seed"]: r["metrics"]["connection"] for r in rows}.values()  # the same for every method
-    names = sorted({c["modality"] for s in seeds for c in s})
-    figure, axes = grid(2, width=4.6, height=3.0)
-    for i, m in enumerate(names):
-        for ax, key, factor in zip(axes, ("mmd", "oom_accuracy"), (1, 100)):
-            steps = sorted({c["step"] for s in seeds for c in s if c["modality"] == m})
-            at = lambda t: [c[key] * factor for s in seeds for c in s if (c["modality"], c["step"]) == (m, t)]
-            values = [mean_sd(at(t)) for t in steps]
-            spread = [s or 0 for _, s in values] if len(seeds) > 1 else None
-            ax.errorbar(steps, [v for v, _ in values], spread, marker=".", lw=1.3, elinewidth=0.7,
-                        color=palette(len(names))[i], label=m)
-    plain(axes[0], "mapped IM items against OOM items", "steps of the connection", "MMD")
-    plain(axes[1], "heads h* on OOM test items (warm-started learner)", "steps of the connection",
-          "accuracy, %")
-    for ax in axes:
-        ax.set_ylim(bottom=0)
-    axes[1].legend(fontsize=7, frameon=False)
+    """Fig. 5, a column for each data set and OOM modality: MMD of mapped IM items and OOM items, and accuracy of the heads
+    on OOM test items, over the steps of the connection."""
+    columns = sorted({(r["data"], r["oom"]) for r in rows})
+    figure = Figure(figsize=(max(4.6, 2.9 * len(columns)), 5.4) if len(columns) > 1 else (9.2, 3.0), layout="constrained")
+    grid_of = figure.subplots(2, len(columns), squeeze=False) if len(columns) > 1 else figure.subplots(1, 2)[:, None]
+    for i, (data, oom) in enumerate(columns):
+        some = [r for r in rows if (r["data"], r["oom"]) == (data, oom)]
+        seeds = {r["seed"]: r["metrics"] for r in some}.values()                           # the same for every method
+        names = sorted({c["modality"] for s in seeds for c in s["connection"]})
+        mmd, accuracy = grid_of[:, i]
+        for j, m in enumerate(names):
+            for ax, key, factor in ((mmd, "mmd", 1), (accuracy, "oom_accuracy", 100)):
+                steps = sorted({c["step"] for s in seeds for c in s["connection"] if c["modality"] == m})
+                at = lambda t: [c[key] * factor for s in seeds for c in s["connection"] if (c["modality"], c["step"]) == (m, t)]
+                values = [mean_sd(at(t)) for t in steps]
+                spread = [s or 0 for _, s in values] if len(seeds) > 1 else None
+                ax.errorbar(steps, [v for v, _ in values], spread, marker=".", lw=1.3, elinewidth=0.7,
+                            color=palette(len(names))[j], label=m)
+        warm = [100 * s["warm_accuracy"] for s in seeds if s.get("warm_accuracy") is not None]
+        if warm:
+            accuracy.axhline(mean_sd(warm)[0], color="#444", lw=1, ls="--", label="the learner's own head")
+        name = f"{data} {oom}: " if len(columns) > 1 else ""
+        plain(mmd, f"{name}mapped IM items against OOM items", "steps of the connection", "MMD")
+        plain(accuracy, "heads h* on OOM test items (warm-started learner)", "steps of the connection", "accuracy, %")
+        if len(columns) > 1:
+            mmd.set_title(f"{data} {oom}", fontsize=9)
+            accuracy.set_title("")
+        for ax in (mmd, accuracy):
+            ax.set_ylim(bottom=0)
+        accuracy.legend(fontsize=6 if len(columns) > 1 else 7, frameon=False)
     return figure
 
 
-def agreement_bars(rows):
-    """Fig. 6: accuracy on the agreement and the disagreement part before and after exploration."""
-    methods = method_names([r for r in rows if r["metrics"]["agreement"]])
-    if not methods:
+def agreement_bars(rows, by="method"):
+    """Fig. 6: accuracy on the agreement and the disagreement part before and after exploration, a panel for each method, or
+    with by="column" for each data set and OOM modality (rows of one method)."""
+    rows = [r for r in rows if r["metrics"]["agreement"]]
+    panel = (lambda r: r["method"]) if by == "method" else lambda r: f"{r['data']} {r['oom']}"
+    panels = method_names(rows) if by == "method" else sorted({panel(r) for r in rows})
+    if not panels:
         return None
-    figure, axes = grid(len(methods), width=2.3, height=2.7, most=5)
-    for ax, m in zip(axes, methods):
-        mine = [r["metrics"]["agreement"] for r in rows if r["method"] == m and r["metrics"]["agreement"]]
-        for i, (part, colour) in enumerate((("agree_accuracy", "#2c7fb8"), ("disagree_accuracy", "#d95f0e"))):
+    figure, axes = grid(len(panels), width=2.3, height=2.7, most=6 if by == "column" else 5)
+    for ax, name in zip(axes, panels):
+        mine = [r["metrics"]["agreement"] for r in rows if panel(r) == name]
+        for i, (part, shade) in enumerate((("agree_accuracy", "#2c7fb8"), ("disagree_accuracy", "#d95f0e"))):
             for j, when in enumerate(("before", "after")):
                 values = [100 * a[when][part] for a in mine if a[when][part] is not None]
                 if values:
                     mean, sd = mean_sd(values)
-                    ax.bar(j + (i - 0.5) * 0.38, mean, 0.36, yerr=sd, color=colour, capsize=2,
-                           error_kw={"lw": 0.8},
+                    ax.bar(j + (i - 0.5) * 0.38, mean, 0.36, yerr=sd, color=shade, capsize=2, error_kw={"lw": 0.8},
                            label=("agreement" if i == 0 else "disagreement") if j == 0 else None)
-                    ax.text(j + (i - 0.5) * 0.38, mean + (sd or 0) + 1, f"{mean:.0f}", ha="center",
-                            fontsize=7)
+                    ax.text(j + (i - 0.5) * 0.38, mean + (sd or 0) + 1, f"{mean:.0f}", ha="center", fontsize=7)
         ax.set_xticks([0, 1], ["before", "after"])
         ax.set_ylim(0, 110)
-        title = f"{m}: {percent([a['before']['share'] for a in mine])}% agree"
-        plain(ax, title, y="accuracy, %" if m == methods[0] else "")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center",
-                  ncols=2)
+        plain(ax, f"{name}: {percent([a['before']['share'] for a in mine])}% agree",
+              y="accuracy, %" if ax is axes[0] else "")
+        if by == "column":
+            ax.set_title(f"{name}\n{percent([a['before']['share'] for a in mine])}% agree", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
+    return figure
+
+
+def commonality_lines(gains):
+    """The gain of COX over selftrain (results.commonality_gains): over commonality, a line for each number of pairs per
+    class, and the other way round."""
+    figure, axes = grid(2, width=4.6, height=3.2)
+    for ax, x, other, words in ((axes[0], "commonality", "per_class", "pairs per class"),
+                                (axes[1], "per_class", "commonality", "commonality")):
+        lines = sorted({g[other] for g in gains})
+        for colour_, value in zip(colormaps["viridis"](np.linspace(0, 0.85, len(lines))), lines):
+            some = sorted((g for g in gains if g[other] == value), key=lambda g: g[x])
+            mean = [mean_sd(g["gain"]) for g in some]
+            error = [100 * (s or 0) / math.sqrt(len(g["gain"])) for (_, s), g in zip(mean, some)]
+            ax.errorbar([g[x] for g in some], [100 * m for m, _ in mean], error if any(error) else None, marker=".", lw=1.3,
+                        elinewidth=0.7, color=colour_, label=f"{value:g}")
+        ax.axhline(0, color="#999", lw=0.8)
+        ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False)
+    plain(axes[0], "", "commonality of the modalities", "COX − selftrain, points of accuracy")
+    plain(axes[1], "", "pairs per class", "")
+    axes[1].set_xscale("log", base=2)
+    ticks = sorted({g["per_class"] for g in gains})
+    axes[1].set_xticks(ticks, [str(t) for t in ticks])
+    axes[1].minorticks_off()
     return figure
 
 

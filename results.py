@@ -112,7 +112,8 @@ def percent(values, n=0):
 def condition(r):
     """Setting, labels and pairing of a record in words: what may stand in one row."""
     if r["setting"] == "unsup":
-        return "unsup"
+        init, named = r["args"].get("init") or "literal", r["args"].get("name_with")
+        return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
     labels = f"{r['per_class']} labels per class" if r["per_class"] else f"{100 * r['labels']:g}% labels"
     return f"semi, {labels}" + (", paired by class" if r["paired"].startswith("by class") else "")
 
@@ -251,12 +252,13 @@ def unsup_table(records):
     """Accuracy, Hungarian-matched accuracy and NMI side by side, and whether COX is above chance."""
     columns = sorted({(r["data"], r["oom"]) for r in records})
     n = most_seeds(records, columns)
-    lines = [[row[1], *(percent([r["metrics"][k] for r in cell(records, row, c)], n) for c in columns
+    lines = [[*row, *(percent([r["metrics"][k] for r in cell(records, row, c)], n) for c in columns
                         for k in ("accuracy", "hungarian_accuracy", "nmi"))] for row in row_keys(records)]
-    said = [at_chance(cell(records, ("unsup", "cox"), c), name) for c, name in zip(columns, names(columns))]
+    said = [at_chance(cell(records, (k, "cox"), c), name + k.removeprefix("unsup"))
+            for k in sorted({condition(r) for r in records}) for c, name in zip(columns, names(columns))]
     return {"title": "Without labels: accuracy, Hungarian-matched accuracy and NMI, × 100", "rows": lines,
-            "header": ["method", *(f"{name} {k}" for name in names(columns)
-                                   for k in ("accuracy", "Hungarian", "NMI"))],
+            "header": ["setting", "method", *(f"{name} {k}" for name in names(columns)
+                                              for k in ("accuracy", "Hungarian", "NMI"))],
             "notes": [s for s in said if s]}
 
 
@@ -277,7 +279,80 @@ def agreement_table(records, columns):
         "on D", "gap", "A after", "labels of A after right"], "notes": [
         "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree "
         "before exploration, D: the rest; the learner's accuracy on this A and D before and after "
-        "exploration; last the agreement after it."]}
+        "exploration; last the agreement after it.", *filter(None, [gap_note(records, columns)])]}
+
+
+def connection_table(records, columns):
+    """Fig. 5 in figures: the first and the last point of every connection, and the learner that it was made for."""
+    lines, falls, near = [], 0, 0
+    for c, name in zip(columns, names(columns)):
+        for k in sorted({condition(r) for r in records if (r["data"], r["oom"]) == c}):
+            seeds = {r["seed"]: r["metrics"] for r in records if (r["data"], r["oom"], condition(r)) == (*c, k)}.values()
+            for m in sorted({p["modality"] for s in seeds for p in s["connection"]}):
+                points = [sorted((p for p in s["connection"] if p["modality"] == m), key=lambda p: p["step"]) for s in seeds]
+                first, last = ([mean_sd([p[i][key] for p in points])[0] for key in ("mmd", "oom_accuracy")] for i in (0, -1))
+                warm = mean_sd([s["warm_accuracy"] for s in seeds])[0]
+                falls, near = falls + (first[0] >= 10 * last[0]), near + (last[1] >= warm - 0.05)
+                lines.append([name, k, m, f"{first[0]:.3f}", f"{last[0]:.3f}", f"{first[0] / max(last[0], 1e-9):.1f}×",
+                              *(percent([p[i]["oom_accuracy"] for p in points]) for i in (0, -1)),
+                              percent([s["warm_accuracy"] for s in seeds]), f"{100 * (last[1] - warm):+.1f}", str(len(seeds))])
+    return {"title": "Connection (Fig. 5)", "rows": lines, "header": [
+        "OOM", "setting", "IM", "MMD first", "MMD last", "falls by", "head first, %", "head last, %", "learner, %",
+        "head − learner", "seeds"], "notes": [
+        "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of the head fitted to the mapped "
+        "items (semi: and the labelled ones), before the first step of the connection and after its last; learner: the "
+        "warm-started learner's own head.",
+        f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below the "
+        f"learner for {near} of {len(lines)}."]}
+
+
+def gap_note(records, columns):
+    """Fig. 6's claim counted over the columns of COX."""
+    found = []
+    for c in columns:
+        for k in sorted({condition(r) for r in records}):
+            a = [r["metrics"]["agreement"] for r in cell(records, (k, "cox"), c) if r["metrics"]["agreement"]]
+            gaps = [[x[when]["gap"] for x in a if x[when]["gap"] is not None] for when in ("before", "after")]
+            if all(gaps):
+                found.append([mean_sd(g)[0] for g in gaps])
+    wide = [(b, a) for b, a in found if b >= 0.10]
+    return f"COX: the gap before exploration is 10 points or more in {len(wide)} of {len(found)} columns; after it, it is at " \
+           f"most half of that in {sum(a <= b / 2 for b, a in wide)} of these." if found else ""
+
+
+def commonality_gains(records):
+    """[{oom, commonality, per_class, cox, selftrain, gain}]: lists over the seeds that both have; gain is COX − selftrain."""
+    key = lambda r: (r["oom"], r["commonality"], r["per_class"])
+    out = []
+    for k in sorted({key(r) for r in records if r["commonality"] is not None}):
+        of = {m: {r["seed"]: r["metrics"]["accuracy"] for r in records if key(r) == k and r["method"] == m}
+              for m in ("cox", "selftrain")}
+        seeds = sorted(of["cox"].keys() & of["selftrain"].keys())
+        if seeds:
+            cox, alone = ([of[m][s] for s in seeds] for m in ("cox", "selftrain"))
+            out.append({"oom": k[0], "commonality": k[1], "per_class": k[2], "cox": cox, "selftrain": alone,
+                        "gain": [a - b for a, b in zip(cox, alone)]})
+    return out
+
+
+def commonality_tables(records):
+    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), and both accuracies."""
+    gains = commonality_gains(records)
+    common, pairs = ([*sorted({g[k] for g in gains})] for k in ("commonality", "per_class"))
+    mine = lambda c, n, key: [v for g in gains if (g["commonality"], g["per_class"]) == (c, n) for v in g[key]]
+    block = lambda title, key, notes: {
+        "title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": notes,
+        "rows": [[f"{c:g}", *(percent(mine(c, n, key)) for n in pairs)] for c in common]}
+    notes = [f"Mean ± sd over seeds and OOM modalities ({', '.join(sorted({g['oom'] for g in gains}))}); "
+             f"{', '.join(sorted({str(len(g['gain'])) for g in gains}))} seeds each."]
+    flat_c, flat_n, flat_gain = zip(*((g["commonality"], g["per_class"], v) for g in gains for v in g["gain"]))
+    for words, x in (("commonality", flat_c), ("the number of pairs", flat_n)):
+        if len(set(x)) > 1 and len(set(flat_gain)) > 1:
+            rho = stats.spearmanr(x, flat_gain)
+            notes.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
+                         f"(n = {len(x)}).")
+    return [block("COX − selftrain, points of test accuracy", "gain", notes), block("COX, test accuracy, %", "cox", []),
+            block("selftrain, test accuracy, %", "selftrain", [])]
 
 
 def heads_table(records, columns):
@@ -325,7 +400,7 @@ def column_notes(records, columns):
                     if len(values) > 1:
                         notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
                                      f"--{flag.replace('_', '-')} ({', '.join(values)}).")
-    semi = [k for k in conditions if k != "unsup"]
+    semi = [k for k in conditions if not k.startswith("unsup")]
     if len(semi) > 1:
         notes.append(f"Runs with different labels or pairing are not averaged, they have rows of their own: "
                      f"{'; '.join(semi)}.")
@@ -417,7 +492,7 @@ def tests_table(records, metric, words):
 
 def word_columns(block):
     """Per column: does it hold words (left-aligned) rather than numbers."""
-    leading = [h in ("setting", "direction", "method", "OOM", "OOM left out") for h in block["header"]]
+    leading = [h in ("setting", "direction", "method", "OOM", "IM", "OOM left out", "flags") for h in block["header"]]
     return [w and all(leading[:i]) for i, w in enumerate(leading)]
 
 

@@ -61,5 +61,6 @@ for seed in $SEEDS; do echo "$seed"; done | side_by_side connect
 echo "== 3 train_explore: $METHODS"
 for seed in $SEEDS; do for method in $METHODS; do echo "$seed $method"; done; done | side_by_side explore
 
+[ "${EVALUATE:-}" = none ] && exit                     # EVALUATE: flags of stage 4 in the place of --table --out
 echo "== 4 evaluate"
 "$PYTHON" evaluate.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" ${EVALUATE:---table --out "$OUT"}

@@ -21,7 +21,9 @@ import evaluate            # noqa: E402
 import report              # noqa: E402
 import results             # noqa: E402
 
-TITLES = {"table2": "Table 2: classification", "table3": "Table 3: retrieval"}
+TITLES = {"table2": "Table 2: classification", "table3": "Table 3: retrieval", "table4": "Table 4: ablations",
+          "fig5": "Fig. 5: connecting", "fig6": "Fig. 6: exploring",
+          "commonality": "When does a second modality help, and how many pairs does it take?"}
 
 
 def get_args(argv=None):
@@ -45,8 +47,8 @@ def read_records(args):
         for data in {bank.data_name(d): d for d in args.data}.values():
             for folder, method in evaluate.find(argparse.Namespace(**{**vars(args), "runs": runs}), data, ".json"):
                 record = evaluate.read_record(folder / f"{method}.json")
-                if record is None:
-                    raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py --force")
+                if record is None or "warm_accuracy" not in record["metrics"]:
+                    raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
                 records.append(record)
     if not records:
         raise bank.UserError(f"no evaluated run in {', '.join(args.runs)} matches; run the experiment's shell file first")
@@ -55,24 +57,45 @@ def read_records(args):
 
 def blocks_and_figures(experiment, records):
     """(blocks, {name: (figure, words)}) of an experiment."""
+    columns = sorted({(r["data"], r["oom"]) for r in records})
+    groups = {}
+    for r in records:
+        groups.setdefault((r["perceptor"], results.condition(r)), []).append(r)
+    by_data = {(*k, d): [r for r in rows if r["data"] == d] for k, rows in sorted(groups.items())
+               for d in sorted({r["data"] for r in rows})}
+    name = lambda k: "-".join("".join(c if c.isalnum() else "-" for c in part) for part in reversed(k)).replace("--", "-")
+    if experiment == "commonality":
+        return results.commonality_tables(records), {"gain": (
+            report.commonality_lines(results.commonality_gains(records)),
+            "Gain of COX over selftrain, which sees no other modality; mean over seeds, bars: standard error.")}
+    if experiment == "fig5":
+        return [results.connection_table(records, columns)], {name(k): (
+            report.connection_curves(rows), f"{', '.join(k)}. {report.CONNECT}") for k, rows in by_data.items()}
+    if experiment == "fig6":
+        return [results.agreement_table(records, columns)], {name((*k, m)): (
+            report.agreement_bars([r for r in rows if r["method"] == m], by="column"), f"{m}, {', '.join(k)}. {report.EXPLORE}")
+            for k, rows in by_data.items() for m in report.method_names(rows)}
     task = "retrieval" if experiment == "table3" else "classification"
-    figures = {}
-    for i, (perceptor, k) in enumerate(sorted({(r["perceptor"], results.condition(r)) for r in records})):
-        rows = [r for r in records if (r["perceptor"], results.condition(r)) == (perceptor, k)]
-        for metric, words in report.BARS[task]:
-            figures[f"{i}-{metric.split('.')[-2] if '.' in metric else metric}"] = (
-                report.method_bars(rows, metric, words), f"{k}, perceptor {perceptor}: {words}, mean and sd over seeds.")
-    return results.tables(records, task), figures
+    blocks = results.tables(records, task)
+    if experiment == "table4":
+        blocks = [b for b in blocks if b["title"].startswith(("Test accuracy", "COX against"))]
+    return blocks, {name((metric.split(".")[-2] if "." in metric else metric, *k)): (
+        report.method_bars(rows, metric, words), f"{', '.join(k)}: {words}, mean and sd over seeds.")
+        for k, rows in sorted(groups.items()) for metric, words in report.BARS[task]}
 
 
-def command_line(records):
-    """What was run, by which commit, where, in which time: the line in COMMAND."""
+def provenance():
+    """By which command and commit, where and when."""
     sha = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py", "csrc"]).returncode
-    once = {(r["data"], r["perceptor"], r["oom"], results.condition(r), r["seed"]): r["connect_seconds"] or 0 for r in records}
-    seconds = sum(once.values()) + sum(r["seconds"] for r in records)
     return (f"`{os.environ.get('COMMAND', ' '.join(sys.argv))}`, commit {sha}{' with changes' if changed else ''}, "
-            f"{os.cpu_count()} cores, {len(records)} runs of {seconds / 3600:.1f} h in all, {time.strftime('%Y-%m-%d')}")
+            f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")
+
+
+def hours(records):
+    """Stage 2 once a seed and stage 3, as the runs themselves measured it."""
+    once = {(r["data"], r["perceptor"], r["oom"], results.condition(r), r["seed"]): r["connect_seconds"] or 0 for r in records}
+    return (sum(once.values()) + sum(r["seconds"] for r in records)) / 3600
 
 
 def main(argv=None):
@@ -81,11 +104,13 @@ def main(argv=None):
     records = read_records(args)
     blocks, figures = blocks_and_figures(args.experiment, records)
     figures = {k: v for k, v in figures.items() if v[0] is not None}
-    command = command_line(records)
+    command = f"{provenance()}, {len(records)} runs of {hours(records):.1f} h in all"
     evaluate.write_tables(out, records, blocks)
     metrics = ["retrieval.out.category.r1", "retrieval.out.instance.r1"] if args.experiment == "table3" else ["accuracy"]
-    evaluate.write_text(out / "tests.json", json.dumps([{"perceptor": p, **t} for p in sorted({r["perceptor"] for r in records})
-                        for m in metrics for t in results.tests([r for r in records if r["perceptor"] == p], m)], indent=1))
+    if args.experiment in ("table2", "table3", "table4"):
+        found = [{"perceptor": p, **t} for p in sorted({r["perceptor"] for r in records}) for m in metrics
+                 for t in results.tests([r for r in records if r["perceptor"] == p], m)]
+        evaluate.write_text(out / "tests.json", json.dumps(found, indent=1))
     evaluate.write_text(out / "COMMAND", command + "\n")
     for name, (figure, _) in figures.items():
         bank.write_atomic(out / f"plot-{name}.png", lambda tmp: figure.savefig(tmp, format="png", dpi=110,
@@ -94,7 +119,7 @@ def main(argv=None):
             *map(report.html_table, blocks), f"<footer><p>{html.escape(command)}</p></footer>"]
     evaluate.write_text(out / "report.html", report.whole_page(TITLES[args.experiment], body))
     print(results.markdown(blocks))
-    print(f"wrote {out}/table.md, table.csv, table.json, tests.json, report.html and {len(figures)} plots")
+    print(f"wrote {out}/table.md, table.csv, table.json, report.html and {len(figures)} plots")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ done
 export COMMAND="${given}bash experiments/$experiment.sh${*:+ $*}"
 export PYTHON=${PYTHON:-.venv/bin/python} SEEDS=${SEEDS:-0 1 2 3 4} PERCEPTOR=${PERCEPTOR:-bind} SIZE=${SIZE:-small}
 export RUNS=${RUNS:-runs/experiments-$SIZE}
-DATA=${DATA:-synth} OUT=${OUT:-experiments/results/$experiment} more=("${EXTRACT:-}" "${CONNECT:-}" "${EXPLORE:-}") failed=
+DATA=${DATA:-synth} OUT=${OUT:-experiments/results/$experiment} failed=
+[ ! -f experiments/results/search/chosen.sh ] || . experiments/results/search/chosen.sh         # search.sh
+user=("${EXTRACT:-}" "${CONNECT:-}" "${EXPLORE:-}") more=("${user[@]}")         # flags behind a column's own
 
 settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
     local world; world=$(basename "$1")
@@ -56,6 +58,16 @@ every_column() {  # every_column SETTING METHODS...: these methods on every colu
             DATA=$data OOM=$oom SETTING=$setting METHODS=$* EXTRACT=$EXTRACT CONNECT=$CONNECT EXPLORE=$EXPLORE \
                 EVALUATE="${EVALUATE:---task classification}" bash run.sh || failed+=" $(basename "$data")/$oom/$setting"
         done
+    done
+}
+
+share() {  # share FROM TO DATA OOM: stage 1's files of the tree FROM serve the tree TO as well
+    local world; world=$(basename "$3")
+    local banks=${PERCEPTOR//[\/:]/_}/banks; [ "$PERCEPTOR" = bind ] && banks=bind/no-$4
+    local part
+    for part in inputs "$banks"; do
+        mkdir -p "$1/$world/$part" "$(dirname "$2/$world/$part")"
+        [ -e "$2/$world/$part" ] || ln -s "$(cd "$1/$world/$part" && pwd)" "$2/$world/$part"
     done
 }
 

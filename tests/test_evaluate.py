@@ -362,6 +362,14 @@ def test_balanced_table_only_where_classes_are_skewed():
     assert any("Balanced" in t for t in titles(0, 12, 12))
 
 
+def test_unsup_runs_of_other_starts_are_not_averaged():
+    unsup = dict(setting="unsup", labels=0.0, paired="none")
+    blocks = results.tables([record(0.3, init="literal", **unsup), record(0.5, init="spectral", name_with=0, **unsup),
+                             record(0.7, init="spectral", name_with=1, **unsup)])
+    assert [r[0] for r in blocks[0]["rows"]] == ["unsup", "unsup, spectral", "unsup, spectral, names by 1 per class"]
+    assert len(next(b for b in blocks if b["title"].startswith("Without labels"))["notes"]) == 3
+
+
 def test_unsup_says_at_chance():
     unsup = dict(setting="unsup", labels=0.0, paired="none", counts=(100, 100, 100))
 
@@ -369,8 +377,8 @@ def test_unsup_says_at_chance():
         blocks = results.tables([record(a, seed=i, **unsup) for i, a in enumerate(accuracies)])
         return next(b for b in blocks if b["title"].startswith("Without labels"))
     block = said(0.34, 0.37)
-    assert block["header"] == ["method", "sonar accuracy", "sonar Hungarian", "sonar NMI"]
-    assert block["rows"][0][1:] == ["35.5 ± 2.1", "50.0 ± 0.0", "25.0 ± 0.0"]
+    assert block["header"] == ["setting", "method", "sonar accuracy", "sonar Hungarian", "sonar NMI"]
+    assert block["rows"][0][2:] == ["35.5 ± 2.1", "50.0 ± 0.0", "25.0 ± 0.0"]
     assert "at chance" in block["notes"][0] and "chance is 33.3%" in block["notes"][0]
     assert "above chance by" in said(0.60, 0.62)["notes"][0]
     assert "at chance" in said(0.2, 0.9)["notes"][0]  # two seeds far apart prove nothing

@@ -1,0 +1,97 @@
+"""The outcome of search.sh: of every method the setting with the best mean accuracy on the labelled items held out.
+
+    python experiments/search.py --data synth --runs runs/experiments-small/search --seed 0 1 --out experiments/results/search
+
+Reads METHOD-N.pt of stage 3 alone (its last validation accuracy), so that no test item plays a part. Writes OUT/search.json,
+search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND.
+"""
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import bank                # noqa: E402
+import collect             # noqa: E402
+import evaluate            # noqa: E402
+import results             # noqa: E402
+
+
+def get_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--data", nargs="+", required=True)
+    p.add_argument("--runs", required=True)
+    p.add_argument("--oom", nargs="+")
+    p.add_argument("--perceptor", nargs="+")
+    p.add_argument("--seed", nargs="+", type=int)
+    p.add_argument("--out", required=True, help="folder to write")
+    return p.parse_args(argv)
+
+
+def read_runs(args):
+    """[{run, flags, data, oom, seed, accuracy, n, seconds}] of every METHOD-N.pt that was trained beside items held out."""
+    found = []
+    filters = argparse.Namespace(**vars(args), setting=["semi"], method=None)
+    for data in args.data:
+        for folder, name in evaluate.find(filters, data, ".pt"):
+            if not name.partition("-")[2].isdigit():
+                continue
+            connect, run = bank.load(folder / "connect.pt"), bank.load(folder / f"{name}.pt")
+            if not connect.get("held"):
+                raise bank.UserError(f"{folder}/connect.pt has no items held out; give stage 2 --holdout")
+            found.append({"run": name, "flags": os.environ.get(f"EXPLORE_{name.replace('-', '_')}", ""),
+                          "data": bank.data_name(data), "oom": folder.parts[-3][4:], "seed": int(folder.name[4:]),
+                          "accuracy": run["history"][-1]["val_accuracy"], "n": len(connect["held"]),
+                          "seconds": run["meta"]["seconds"]})
+    if not found:
+        raise bank.UserError(f"no run METHOD-N.pt in {args.runs}; run experiments/search.sh")
+    return found
+
+
+def choose(runs):
+    """{method: its settings [{run, flags, mean, by_column}], the best first}; the mean over columns of the mean over seeds.
+    A setting that misses a run which another one has is left out; equally good: the earlier line."""
+    cells = {}
+    for r in runs:
+        cells.setdefault(r["run"], {}).setdefault((r["data"], r["oom"]), {})[r["seed"]] = r
+    out = {}
+    for name in sorted(cells, key=lambda k: (results.order(k)[0], int(k.partition("-")[2]))):
+        out.setdefault(name.partition("-")[0], []).append(name)
+    have = lambda name: {(c, s) for c, seeds in cells[name].items() for s in seeds}
+    for method, named in out.items():
+        every = set().union(*map(have, named))
+        settings = []
+        for name in (n for n in named if have(n) == every):
+            by = {" ".join(c): [r["accuracy"] for r in seeds.values()] for c, seeds in sorted(cells[name].items())}
+            flags = next(iter(next(iter(cells[name].values())).values()))["flags"]
+            settings.append({"run": name, "flags": flags, "by_column": by,
+                             "mean": results.mean_sd([results.mean_sd(v)[0] for v in by.values()])[0]})
+        out[method] = sorted(settings, key=lambda s: -s["mean"])
+    return out
+
+
+def main(argv=None):
+    args = get_args(argv)
+    runs, out = read_runs(args), Path(args.out)
+    chosen = choose(runs)
+    columns = sorted({" ".join((r["data"], r["oom"])) for r in runs})
+    best = {m: s[0] for m, s in chosen.items() if s}
+    show = lambda text, s, m: f"**{text}**" if s is best[m] else text
+    block = {"title": "Hyper-parameters, accuracy on the labelled items held out, %", "header": ["method", "flags", *columns, "mean"],
+             "rows": [[m, show(s["flags"] or "defaults", s, m), *(results.percent(s["by_column"][c]) for c in columns),
+                       show(f"{100 * s['mean']:.1f}", s, m)] for m, settings in chosen.items() for s in settings],
+             "notes": [f"Best first; bold: chosen. {min(r['n'] for r in runs)} to {max(r['n'] for r in runs)} items held out "
+                       f"a run, seeds {', '.join(map(str, sorted({r['seed'] for r in runs})))}; no test item is looked at."]}
+    minutes = sum(r["seconds"] for r in runs) / 60
+    evaluate.write_text(out / "search.json", json.dumps({"chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen,
+                                                         "runs": runs}, indent=1))
+    evaluate.write_text(out / "search.md", results.markdown([block]))
+    evaluate.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="{s["flags"]}"\n' for m, s in best.items()))
+    evaluate.write_text(out / "COMMAND", f"{collect.provenance()}, {len(runs)} runs of {minutes / 60:.1f} h in all\n")
+    print(results.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
+
+
+if __name__ == "__main__":
+    bank.run(main)
