@@ -321,17 +321,18 @@ def gap_note(records, columns):
 
 
 def commonality_gains(records):
-    """[{oom, commonality, per_class, cox, selftrain, gain}]: lists over the seeds that both have; gain is COX − selftrain."""
-    key = lambda r: (r["oom"], r["commonality"], r["per_class"])
+    """[{commonality, per_class, oom, cox, selftrain, gain}]: lists over the (OOM modality, seed) that both have; gain is
+    COX − selftrain."""
+    key = lambda r: (r["commonality"], r["per_class"])
     out = []
     for k in sorted({key(r) for r in records if r["commonality"] is not None}):
-        of = {m: {r["seed"]: r["metrics"]["accuracy"] for r in records if key(r) == k and r["method"] == m}
+        of = {m: {(r["oom"], r["seed"]): r["metrics"]["accuracy"] for r in records if key(r) == k and r["method"] == m}
               for m in ("cox", "selftrain")}
-        seeds = sorted(of["cox"].keys() & of["selftrain"].keys())
-        if seeds:
-            cox, alone = ([of[m][s] for s in seeds] for m in ("cox", "selftrain"))
-            out.append({"oom": k[0], "commonality": k[1], "per_class": k[2], "cox": cox, "selftrain": alone,
-                        "gain": [a - b for a, b in zip(cox, alone)]})
+        both = sorted(of["cox"].keys() & of["selftrain"].keys())
+        if both:
+            cox, alone = ([of[m][i] for i in both] for m in ("cox", "selftrain"))
+            out.append({"commonality": k[0], "per_class": k[1], "oom": [o for o, _ in both], "cox": cox,
+                        "selftrain": alone, "gain": [a - b for a, b in zip(cox, alone)]})
     return out
 
 
@@ -343,8 +344,8 @@ def commonality_tables(records):
     block = lambda title, key, notes: {
         "title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": notes,
         "rows": [[f"{c:g}", *(percent(mine(c, n, key)) for n in pairs)] for c in common]}
-    notes = [f"Mean ± sd over seeds and OOM modalities ({', '.join(sorted({g['oom'] for g in gains}))}); "
-             f"{', '.join(sorted({str(len(g['gain'])) for g in gains}))} seeds each."]
+    notes = [f"Mean ± sd over seeds and OOM modalities ({', '.join(sorted({o for g in gains for o in g['oom']}))}), "
+             f"{' or '.join(map(str, sorted({len(g['gain']) for g in gains})))} pairs of runs a cell."]
     flat_c, flat_n, flat_gain = zip(*((g["commonality"], g["per_class"], v) for g in gains for v in g["gain"]))
     for words, x in (("commonality", flat_c), ("the number of pairs", flat_n)):
         if len(set(x)) > 1 and len(set(flat_gain)) > 1:

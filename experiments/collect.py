@@ -50,6 +50,8 @@ def read_records(args):
                 if record is None or "warm_accuracy" not in record["metrics"]:
                     raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
                 records.append(record)
+    if args.experiment == "commonality" and not results.commonality_gains(records):
+        raise bank.UserError("no commonality at which both cox and selftrain are finished")
     if not records:
         raise bank.UserError(f"no evaluated run in {', '.join(args.runs)} matches; run the experiment's shell file first")
     return records

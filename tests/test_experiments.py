@@ -1,0 +1,304 @@
+"""The experiments: what their shell files run, what is already done, the tables by hand, the choice of flags."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import bank
+import evaluate
+import results
+from test_evaluate import make_world, record
+from test_pipeline import write_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import collect   # noqa: E402
+import readme_table  # noqa: E402
+import search    # noqa: E402
+
+
+@pytest.fixture
+def sh(tmp_path):
+    """sh(experiment, fails="", **environment): the shell file with a python that only notes its arguments (and fails where
+    they contain `fails`): (finished process, [its arguments, a line a call])."""
+    log, fake = tmp_path / "log", tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then echo rgb video; exit; fi\necho "$*" >> "{log}"\n'
+                    'case " $* " in *"$FAILS"*) [ -z "$FAILS" ] || { echo broken; exit 2; } ;; esac\necho done in 0 s\n')
+    fake.chmod(0o755)
+
+    def call(experiment, fails="", **environment):
+        log.write_text("")
+        keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+        done = subprocess.run(["bash", str(ROOT / "experiments" / f"{experiment}.sh")], capture_output=True, text=True, env={
+            **keep, "PYTHON": str(fake), "RUNS": str(tmp_path / "runs"), "OUT": str(tmp_path / "out"), "SEEDS": "0 1",
+            "FAILS": fails, "JOBS": "1", **environment})
+        return done, log.read_text().splitlines()
+    return call
+
+
+def of(lines, stage, *words):
+    return [line for line in lines if line.startswith(stage) and all(f" {w} " in f"{line} " for w in words)]
+
+
+def test_table2_runs_every_column_method_and_seed_with_the_worlds_settings(sh):
+    done, lines = sh("table2", DATA="some/digits synth")
+    assert done.returncode == 0, done.stderr
+    assert len(of(lines, "extract_features.py")) == 3 + 2                 # digits: rgb pen audio; synth: rgb video here
+    assert len(of(lines, "train_connect.py")) == 2 * 5 and len(of(lines, "train_explore.py")) == 9 * 2 * 5
+    (digits,) = of(lines, "train_connect.py", "--data some/digits", "--oom pen", "--seed 1")
+    assert "--width 64 --depth 3 --patch 7 --slice 4" in digits and "--labels" not in digits
+    assert "--labels 0.02" in of(lines, "train_connect.py", "--oom audio")[0]
+    assert "--patch 8" in of(lines, "train_connect.py", "--data synth", "--oom video")[0]
+    assert "--epochs 20" in of(lines, "train_explore.py", "--data some/digits", "--method moco")[0]
+    assert len(of(lines, "evaluate.py", "--task classification")) == 5
+    (last,) = of(lines, "experiments/collect.py")
+    assert lines[-1] == last and "table2 --data some/digits synth --seed 0 1 --perceptor bind" in last
+
+
+def test_full_size_and_other_flags(sh):
+    done, lines = sh("table3", DATA="digits", OOM="pen", SIZE="full", METHODS="erm cox", PERCEPTOR="hf", CONNECT="--patch 4",
+                     EXPLORE="--epochs 3", EXPLORE_cox="--w-agree 2", SETTING="semi unsup")
+    assert done.returncode == 0, done.stderr
+    (connect,) = of(lines, "train_connect.py", "--seed 0", "--setting semi")
+    assert "--width" not in connect and connect.endswith("--patch 4") and "--perceptor hf" in connect
+    (cox,) = of(lines, "train_explore.py", "--seed 0", "--setting unsup", "--method cox")
+    assert cox.endswith("--epochs 3 --w-agree 2")
+    assert "--w-agree" not in of(lines, "train_explore.py", "--method erm")[0]
+    assert len(of(lines, "evaluate.py", "--task retrieval")) == 2
+    assert "--setting semi unsup --method erm cox" in lines[-1]
+
+
+def test_a_failure_is_named_and_does_not_stop_the_other_columns(sh):
+    done, lines = sh("fig6", fails="--oom pen --perceptor bind --runs", DATA="digits")
+    assert done.returncode == 1 and "not finished: digits/pen/semi" in done.stderr
+    assert len(of(lines, "train_explore.py", "--oom audio")) == 2 and not of(lines, "train_explore.py", "--oom pen")
+    assert of(lines, "experiments/collect.py")                            # what is there is shown
+
+
+def test_table4_gives_every_ablation_a_row_of_its_own(sh, tmp_path):
+    done, lines = sh("table4", DATA="digits", OOM="pen", SETTING="semi unsup", SEEDS="0")
+    assert done.returncode == 0, done.stderr
+    for tag, flags in (("without-connection", "--without connection"), ("without-exploration", "--without exploration"),
+                       ("without-emergent", "--without emergent"), ("kl-literal", "--kl literal"),
+                       ("refresh-once", "--refreshes 1")):
+        assert [line.endswith(flags) for line in of(lines, "train_explore.py", f"--tag {tag}")] == [True, True]
+    (warm,) = of(lines, "train_connect.py", "--without warmup")
+    assert "/runs/without-warmup " in warm and "--setting unsup" in warm
+    assert len(of(lines, "train_explore.py", "--tag without-warmup", "--without warmup")) == 1
+    assert f"/runs {tmp_path}/runs/without-warmup " in lines[-1]
+
+
+def test_commonality_takes_a_tree_each_and_stage_1_once_a_world(sh, tmp_path):
+    done, lines = sh("commonality", COMMONALITY="0 1", PAIRS="2 8", CONNECT="--width 8")
+    assert done.returncode == 0, done.stderr
+    for c in "01":
+        for n in "28":
+            tree = f"--runs {tmp_path}/runs/commonality/{c}-{n}"
+            assert len(of(lines, "train_connect.py", tree, f"--per-class {n}")) == 2
+            assert of(lines, "train_connect.py", tree)[0].count("--per-class") == 1
+            assert f"--commonality {c}" in of(lines, "extract_features.py", tree)[0]
+    inputs = [tmp_path / "runs" / "commonality" / t / "synth" / "inputs" for t in ("0-2", "0-8", "1-2")]
+    assert inputs[0].resolve() == inputs[1].resolve() != inputs[2].resolve()
+
+
+def test_search_tries_six_settings_of_each_method_beside_items_held_out(sh):
+    done, lines = sh("search", DATA="digits", OOM="pen", SEEDS="0", METHODS="erm fixmatch", EXPLORE_erm="--lr 9")
+    assert done.returncode == 0, done.stderr
+    runs = of(lines, "train_explore.py")
+    assert len(runs) == 12 and len(set(runs)) == 12 and not any("--lr 9" in line for line in runs)
+    assert "--threshold 0.6" in of(lines, "train_explore.py", "--method fixmatch", "--tag 2")[0]
+    assert of(lines, "train_connect.py")[0].endswith("--holdout 0.3") and not of(lines, "evaluate.py")
+    assert lines[-1].startswith("experiments/search.py --data digits")
+
+
+@pytest.mark.slow
+def test_table3_from_nothing_and_again(tmp_path):
+    """The real stages on a toy folder; the second call finds everything done and writes the same table."""
+    folder = write_folder(tmp_path / "toy", n=(36, 0, 15))
+    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+    environment = {**keep, "PYTHON": sys.executable, "DATA": str(folder), "OOM": "imu", "SEEDS": "0", "METHODS": "erm cox",
+                   "RUNS": str(tmp_path / "runs"), "OUT": str(tmp_path / "out"), "OMP_WAIT_POLICY": "passive",
+                   "EXTRACT": "--image-size 8 --bind-epochs 2 --bind-width 8 --bind-dim 8", "EXPLORE": "--epochs 2 --refreshes 1",
+                   "CONNECT": "--width 16 --depth 1 --patch 4 --per-class 4 --warmup-epochs 2 --connect-steps 20"}
+    call = lambda: subprocess.run(["bash", str(ROOT / "experiments/table3.sh")], capture_output=True, text=True, env=environment)
+    done = call()
+    assert done.returncode == 0, done.stderr + done.stdout
+    out = tmp_path / "out"
+    table = (out / "table.md").read_text()
+    assert "| setting | method | imu R@1 | imu R@5 |" in table and "| semi, 4 labels per class | cox |" in table
+    assert "chance R@1 33%" in table and "COX against each method" in table
+    found = json.loads((out / "tests.json").read_text())
+    assert {(t["against"], t["n"]) for t in found} == {("erm", 1)}
+    assert {t["metric"] for t in found} == {"retrieval.out.category.r1", "retrieval.out.instance.r1"}
+    assert "bash experiments/table3.sh`, commit" in (out / "COMMAND").read_text()
+    assert len(list(out.glob("plot-*.png"))) == 2 and "<img" in (out / "report.html").read_text()
+    with open(out / "table.csv", newline="") as f:
+        assert len(list(csv.DictReader(f))) == 2
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.suffix in (".pt", ".json")}
+    again = call()
+    assert again.returncode == 0 and again.stdout.count("already done") > 5 and "already evaluated" in again.stdout
+    assert (out / "table.md").read_text() == table
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+# ------------------------------------------------------------------------------------------------- tables by hand
+
+def connection(r, *points, warm=0.8):
+    r["metrics"]["connection"] = [{"modality": "rgb", "step": s, "mmd": m, "oom_accuracy": a} for s, m, a in points]
+    r["metrics"]["warm_accuracy"] = warm
+    return r
+
+
+def test_fig5_table_by_hand():
+    records = [connection(record(0.5, seed=0), (0, 0.5, 0.1), (30, 0.02, 0.7)),
+               connection(record(0.5, seed=1), (30, 0.04, 0.8), (0, 0.7, 0.2)),
+               connection(record(0.5, oom="pen"), (0, 0.5, 0.1), (30, 0.06, 0.7))]
+    block = results.connection_table(records, [("toy", "pen"), ("toy", "sonar")])
+    pen, sonar = block["rows"]
+    sd = f"{np.std([70, 80], ddof=1):.1f}"
+    assert sonar[:2] == ["sonar", "semi, 10% labels"]
+    assert sonar[2:] == ["rgb", "0.600", "0.030", "20.0×", f"15.0 ± {sd}", f"75.0 ± {sd}", "80.0 ± 0.0", "-5.0", "2"]
+    assert pen[5] == "8.3×" and pen[9] == "-10.0"
+    assert "tenfold or more for 1 of 2" in block["notes"][1] and "learner for 1 of 2" in block["notes"][1]
+
+
+def agreeing(r, before, after):
+    part = lambda gap: {"share": 0.5, "agree_accuracy": 0.9, "disagree_accuracy": 0.9 - gap, "gap": gap, "label_accuracy": 0.9}
+    r["metrics"]["agreement"] = {"before": part(before), "after": part(after), "after_own": part(after)}
+    return r
+
+
+def test_fig6_is_counted_over_the_columns():
+    records = [agreeing(record(0.5, oom=o), b, a) for o, b, a in
+               (("a", 0.4, 0.1), ("b", 0.4, 0.3), ("c", 0.05, 0.0), ("d", 0.2, 0.1))]
+    note = results.gap_note(records, [("toy", o) for o in "abcd"])
+    assert "10 points or more in 3 of 4 columns" in note and "in 2 of these" in note
+
+
+def test_commonality_by_hand():
+    world = lambda a, c, n, s, m: {**record(a, seed=s, method=m, per_class=n), "commonality": c}
+    records = [world(0.5 + 0.1 * c * (m == "cox") + 0.01 * s, c, n, s, m)
+               for c in (0.0, 1.0) for n in (2, 8) for s in (0, 1) for m in ("cox", "selftrain")]
+    records = [r for r in records if not (r["commonality"] == 1 and r["per_class"] == 8 and r["method"] == "cox" and r["seed"])]
+    gains = results.commonality_gains(records)
+    assert [(g["commonality"], g["per_class"], len(g["gain"])) for g in gains] == [(0, 2, 2), (0, 8, 2), (1, 2, 2), (1, 8, 1)]
+    assert gains[2]["gain"] == pytest.approx([0.1, 0.1])
+    gain, cox, alone = results.commonality_tables(records)
+    assert gain["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "10.0 ± 0.0", "10.0"]]
+    flat = [v for g in gains for v in g["gain"]]
+    rho = stats.spearmanr([g["commonality"] for g in gains for _ in g["gain"]], flat).statistic
+    assert f"gain with commonality: {rho:+.2f}" in gain["notes"][1] and "n = 7" in gain["notes"][1]
+    assert alone["rows"][1][1:] == ["50.5 ± 0.7", "50.0"]                    # of the seeds that both have
+
+
+@pytest.mark.parametrize("experiment", collect.TITLES)
+def test_every_experiment_is_collected_from_several_trees(experiment, tmp_path, capsys):
+    for tree, seeds in (("one", (0,)), ("two", (1,))):
+        make_world(tmp_path / tree, seeds=seeds, methods=("random", "selftrain", "cox"))
+        evaluate.main(["--data", "toy", "--runs", str(tmp_path / tree), "--task", "retrieval"])
+    line = [experiment, "--data", "toy", "--runs", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "out")]
+    if experiment == "commonality":
+        with pytest.raises(bank.UserError, match="no commonality"):
+            collect.main(line)
+        return
+    collect.main(line)
+    out = tmp_path / "out"
+    assert len(json.loads((out / "table.json").read_text())) == 6
+    assert list(out.glob("plot-*.png")) and f"wrote {out}" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert page.count("<img") == len(list(out.glob("plot-*.png"))) and collect.TITLES[experiment] in page
+    assert (out / "COMMAND").read_text().count("6 runs") == 1
+
+
+def test_collect_refuses_what_was_not_evaluated(tmp_path):
+    folder = make_world(tmp_path)
+    line = ["table2", "--data", "toy", "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(bank.UserError, match="no evaluated run"):
+        collect.main(line)
+    evaluate.main(["--data", "toy", "--runs", str(tmp_path)])
+    (folder / "cox.json").write_text("{")
+    with pytest.raises(bank.UserError, match="cox.json is damaged"):
+        collect.main(line)
+
+
+# ------------------------------------------------------------------------------------------- the choice of flags
+
+def run_of(name, accuracy, seed=0, oom="pen", flags=""):
+    return {"run": name, "accuracy": accuracy, "seed": seed, "data": "toy", "oom": oom, "flags": flags, "n": 3, "seconds": 1}
+
+
+def test_the_best_mean_over_columns_is_chosen():
+    runs = [run_of(f"erm-{i}", a, s, o, f"--x {i}") for i, of_setting in
+            ((1, {"pen": (0.9, 0.9), "rgb": (0.1, 0.1)}), (2, {"pen": (0.6, 0.8), "rgb": (0.5, 0.5)}),
+             (3, {"pen": (0.6, 0.8), "rgb": (0.5, 0.5)})) for o, values in of_setting.items() for s, a in enumerate(values)]
+    runs += [run_of("erm-4", 1.0)]                                              # not finished everywhere: not compared
+    runs += [run_of("cox-10", 0.3), run_of("cox-2", 0.3)]
+    chosen = search.choose(runs)
+    assert [s["run"] for s in chosen["erm"]] == ["erm-2", "erm-3", "erm-1"]      # equally good: the earlier line
+    assert chosen["erm"][0]["mean"] == pytest.approx(0.6) and chosen["erm"][0]["flags"] == "--x 2"
+    assert chosen["erm"][0]["by_column"] == {"toy pen": [0.6, 0.8], "toy rgb": [0.5, 0.5]}
+    assert chosen["cox"][0]["run"] == "cox-2"
+
+
+def test_search_reads_validation_alone(tmp_path, monkeypatch, capsys):
+    folder = make_world(tmp_path, methods=("erm",))
+    monkeypatch.setenv("EXPLORE_erm_1", "--weight-decay 1")
+    line = ["--data", "toy", "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(bank.UserError, match="no run METHOD-N.pt"):
+        search.main(line)
+    (folder / "erm.pt").rename(folder / "erm-1.pt")
+    with pytest.raises(bank.UserError, match="no items held out"):
+        search.main(line)
+    connect = torch.load(folder / "connect.pt", weights_only=True)
+    torch.save({**connect, "held": ["i1", "i2"]}, folder / "connect.pt")
+    search.main(line)
+    found = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert found["chosen"] == {"erm": "--weight-decay 1"}
+    assert found["runs"][0]["accuracy"] == 0.5 and found["runs"][0]["n"] == 2          # make_world's history
+    assert (tmp_path / "out" / "chosen.sh").read_text() == 'export EXPLORE_erm="--weight-decay 1"\n'
+    assert "**--weight-decay 1**" in (tmp_path / "out" / "search.md").read_text()
+
+
+# -------------------------------------------------------------------------------------------------- README's table
+
+def test_readme_table_is_made_from_the_json(tmp_path):
+    def write(name, records, **more):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.json").write_text(json.dumps(records))
+        (tmp_path / name / "COMMAND").write_text(f"`bash {name}.sh`\n")
+        for file, content in more.items():
+            (tmp_path / name / f"{file}.json").write_text(json.dumps(content))
+    two = [record(0.8 + 0.02 * s, seed=s) for s in range(2)] + [record(0.7, method="erm", seed=s) for s in range(2)]
+    two += [record(0.9, method="cox-kl-literal"), record(0.99, method="aligned")]
+    write("table2", two, tests=results.tests(two, "accuracy"))
+    write("demo", [record(0.1), record(0.4, oom="pen")])                # the first row is table2's, the second demo's
+    write("own_sensor", [record(0.2, oom="pen")])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{readme_table.BEGIN}\nold 99.9\n{readme_table.END}\nafter\n")
+    readme_table.main(readme, tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "99.9" not in text
+    sd = f"{np.std([80, 82], ddof=1):.1f}"
+    assert "| data | new sensor | labels | erm | cox | aligned | gap before | gap after |" in text
+    assert f"| toy | sonar | 10% | 70.0 ± 0.0 | **81.0 ± {sd}** | 99.0 | – | – |" in text
+    assert "| toy | pen | 10% | – | **40.0** | – | – | – |" in text
+    assert "| erm | semi | 2 | 1 of 1 | +11.0 |" in text and "cox-kl" not in text
+    assert "`table2`: seeds 0, 1; `bash table2.sh`" in text and "retrieval" not in text
+    shared = {"out": {"category": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}, "instance": None}}
+    three = [record(0.5, method=m) for m in ("erm", "cox")]
+    for r, extra in zip(three, (0.0, 0.125)):
+        r["metrics"]["retrieval"] = {m: {"out": {"category": {**shared["out"]["category"], "r1": a + extra}, "instance": None}}
+                                     for m, a in (("rgb", 0.5), ("imu", 0.25))}
+    write("table3", three)
+    readme_table.main(readme, tmp_path)
+    text = readme.read_text()
+    assert "| erm | 37.5 | **75.0** | – | – |" in text and "| cox | **50.0** | **75.0** | – | – |" in text
+    assert "| chance | 10 | 50 | – | – |" in text
