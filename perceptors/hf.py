@@ -22,7 +22,10 @@ PREPROCESSING = "hf-1"
 METHODS = {"image": ("get_image_features",),
            "text": ("get_text_features", "get_text_audio_video_embeds", "get_text_audio_embeds"),
            "audio": ("get_audio_features", "get_audio_embeds"), "video": ("get_video_features", "get_video_embeds")}
-AVERAGED = ("embedding_gemma2",)    # get_…_features are tokens; the vector is the mean of the whole model's last states
+# get_…_features are tokens here; the vector is the mean of the whole model's last states. How each kind of token is put
+# into a text, by names of the tokenizer's tokens.
+AVERAGED = {"embedding_gemma2": {"text": (), "image": ("boi_token", "image_token", "eoi_token"),
+                                 "audio": ("boa_token", "audio_token", "eoa_token")}}
 PADDED = ("siglip", "siglip2")      # texts were padded to one length in training, and the padding was attended to
 LONGEST = 512                       # tokens; what is longer is cut, sooner where the model takes fewer
 SECONDS = 10                        # of audio, where the model's own processor names no length: its middle
@@ -55,7 +58,7 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
         raise UserError(f"hf:{weights}: its weights lack {files.some(lost)}, which would be left at random; get it again")
     has = {r: name for r in METHODS if (name := next((n for n in METHODS[r] if hasattr(model, n)), None))}
     if config.model_type in AVERAGED:
-        has = {r: "forward" for r in METHODS}
+        has = dict.fromkeys(AVERAGED[config.model_type], "forward")
     unable = [r for r in roles if r not in has]
     if unable:
         raise UserError(f"hf:{weights} ({type(model).__name__}) has no {unable[0]} features; "
@@ -129,7 +132,7 @@ class Preparer:
         import transformers
         options = {"local_files_only": True}
         if self.kind in AVERAGED:
-            return transformers.AutoProcessor.from_pretrained(folder, **options)
+            self.words = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if role == "text":
             return transformers.AutoTokenizer.from_pretrained(folder, **options)
         if role == "audio":
@@ -155,7 +158,10 @@ class Preparer:
             return self.audio(tool, item)
         frames = [pillow(f, role) for f in (item if role == "video" else item[None])]
         if role == "image":
-            return {k: v[0] for k, v in tool(images=frames, return_tensors="pt").items()}
+            x = tool(images=frames, return_tensors="pt")
+            if self.kind in AVERAGED:
+                x.update(self.placed("image", int(x.pop("num_soft_tokens_per_image")[0])))
+            return {k: v[0] for k, v in x.items()}
         if hasattr(tool, "sample_frames"):                                                     # a video processor
             x = tool(videos=[item], do_sample_frames=False, return_tensors="pt")
             return {k: v[0] for k, v in x.items()}
@@ -168,10 +174,20 @@ class Preparer:
         length = own or SECONDS * tool.sampling_rate
         start = max(0, len(wave) - length) // 2
         options = {} if own else {"padding": "max_length", "max_length": length}
-        x = tool(wave[start:start + length].numpy(), sampling_rate=tool.sampling_rate, return_tensors="pt", **options)
+        x = tool([wave[start:start + length].numpy()], sampling_rate=tool.sampling_rate, return_tensors="pt", **options)
         if "is_longer" in x:            # nothing is longer now; CLAP's processor says of one at random that it is
             x["is_longer"] = torch.zeros_like(x["is_longer"])
+        if self.kind in AVERAGED:
+            valid = x["input_features_mask"][0]
+            for _ in range(2):                                   # the model halves the time twice
+                valid = valid[::2]
+            x.update(self.placed("audio", int(valid.sum())))
         return {k: v[0] for k, v in x.items()}
+
+    def placed(self, role, n):
+        """The text in which n tokens of an image or a recording stand: {name: (1, LONGEST)}."""
+        begin, token, end = (getattr(self.words, name) for name in AVERAGED[self.kind][role])
+        return self.words([begin + token * n + end], padding="max_length", max_length=LONGEST, return_tensors="pt")
 
 
 def pillow(x, role):

@@ -15,7 +15,7 @@ from bank import UserError  # noqa: E402
 from perceptors import hf, preprocess  # noqa: E402
 
 KINDS = {"clip": ("image", "text"), "siglip": ("image", "text"), "clap": ("audio", "text"), "clap_fused": ("audio", "text"),
-         "x_clip": ("video", "text"), "pe_audio": ("audio", "text")}
+         "x_clip": ("video", "text"), "pe_audio": ("audio", "text"), "embedding_gemma2": ("image", "audio", "text")}
 TEXTS = ["the dog and the singing thing", "a dog", "the " * 90]
 
 
@@ -131,6 +131,29 @@ def test_recordings_of_a_model_without_a_length(made):
     assert torch.equal(x["input_values"][0], wave[48000:-48000])
     short = p.prepare("audio", tiny.tone(2))
     assert int(short["padding_mask"].sum()) == 96000 and not short["input_values"][0, 96000:].any()
+
+
+def test_embedding_gemma_is_the_mean_of_its_last_states(made):
+    """Each item alone, its tokens placed between those that begin and end them; nothing is padded."""
+    _, model, parts, p = made["embedding_gemma2"]
+    assert p.preparer().longest == 512
+
+    def mean(text, **inputs):
+        ids = parts["tokenizer"]([text], return_tensors="pt")
+        with torch.no_grad():
+            return model(**ids, **inputs).last_hidden_state.mean(1)
+
+    for i, text in enumerate(TEXTS):
+        close(encoded(p, "text")[i:i + 1], mean(text))
+    for i, image in enumerate(items("image", p)):
+        x = parts["images"](images=[image], return_tensors="pt")
+        n = int(x.pop("num_soft_tokens_per_image")[0])
+        assert n > 20
+        close(encoded(p, "image")[i:i + 1], mean("<boi_token>" + "<image_token>" * n + "<eoi_token>", **x))
+    for i, (wave, n) in enumerate(zip(items("audio", p), (83, 18, 50))):          # a token for each 40 ms
+        x = parts["audio"]([wave.numpy()], return_tensors="pt")
+        expected = mean("<boa_token>" + "<audio_token>" * n + "<eoa_token>", **x)
+        close(encoded(p, "audio")[i:i + 1], expected, 1e-5)
 
 
 @pytest.mark.parametrize("kind, role", [("clip", "image"), ("clip", "text"), ("siglip", "text"), ("clap", "audio")])

@@ -1,4 +1,5 @@
 """Models of transformers at tiny sizes with their processors, written by save_pretrained: the format of the hub."""
+import json
 import math
 
 import torch
@@ -24,10 +25,10 @@ def byte_pairs(folder, kind, **kwargs):
     return kind(str(folder / "vocab.json"), str(folder / "merges.txt"), **kwargs)
 
 
-def words(longest, **kwargs):
+def words(longest, more=(), **kwargs):
     """A tokenizer of the general class: some words, one unknown."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    known = ["<pad>", "<eos>", "<unk>", "the", "dog", "and", "a", "sings"]
+    known = ["<pad>", "<eos>", "<unk>", "the", "dog", "and", "a", "sings", *more]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>",
@@ -37,11 +38,17 @@ def words(longest, **kwargs):
 def write(folder, kind):
     """A tiny model of this kind in `folder`; returns (model, its processors {name: processor})."""
     folder.mkdir(parents=True)
-    made = {"clip": clip, "siglip": siglip, "clap": clap, "clap_fused": clap, "x_clip": x_clip, "pe_audio": pe_audio}[kind]
+    made = {"clip": clip, "siglip": siglip, "clap": clap, "clap_fused": clap, "x_clip": x_clip, "pe_audio": pe_audio,
+            "embedding_gemma2": embedding_gemma2}[kind]
     model, parts = made(folder, kind)
     fill(model).save_pretrained(folder)
     for part in parts.values():
         part.save_pretrained(folder)
+    if {"images", "audio"} <= parts.keys():            # of one name: put into one file, as a processor of several does
+        (folder / "preprocessor_config.json").unlink()
+        (folder / "processor_config.json").write_text(json.dumps(
+            {"image_processor": json.loads(parts["images"].to_json_string()),
+             "feature_extractor": json.loads(parts["audio"].to_json_string())}))
     return model, parts
 
 
@@ -95,6 +102,23 @@ def pe_audio(folder, kind):
     config = transformers.PeAudioConfig(text_config=text, audio_config=audio)
     extractor = transformers.PeAudioFeatureExtractor(hop_length=1920)
     return transformers.PeAudioModel(config), {"tokenizer": words(64), "audio": extractor}
+
+
+def embedding_gemma2(folder, kind):
+    names = ["image_token", "boi_token", "eoi_token", "audio_token", "boa_token", "eoa_token"]
+    tokens = [f"<{n}>" for n in names]
+    ids = dict(zip(("image_token_id", "boi_token_id", "eoi_token_id", "audio_token_id", "boa_token_id", "eoa_token_index"),
+                   range(8, 14)), video_token_id=15)
+    text = {**TEXT, "vocab_size": 16, "num_key_value_heads": 1, "head_dim": 8, "global_head_dim": 8, "embedding_dim": 12,
+            "hidden_size_per_layer_input": 8, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    vision = {**TEXT, "model_type": "gemma4_vision", "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8,
+              "patch_size": 4, "pooling_kernel_size": 2}
+    audio = {"model_type": "gemma4_audio", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.EmbeddingGemma2Config(text_config=text, vision_config=vision, audio_config=audio, **ids)
+    return transformers.EmbeddingGemma2Model(config), {
+        "tokenizer": words(4096, tokens, extra_special_tokens=dict(zip(names, tokens))),
+        "images": transformers.Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70),
+        "audio": transformers.Gemma4AudioFeatureExtractor()}
 
 
 def tone(seconds, rate=16000):
