@@ -70,7 +70,7 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
 
 
 class Model:
-    """What `load` returns; see PERCEPTORS in perceptors/__init__.py for the interface."""
+    """What `load` returns; perceptors/languagebind.py and imagebind.py give the same."""
 
     def __init__(self, model, methods, preparer, hashed, name, device, dtype):
         self.model, self.methods, self.weights, self.device, self.dtype = model, methods, hashed, device, dtype
@@ -107,8 +107,8 @@ class Model:
         out = out if isinstance(out, torch.Tensor) else getattr(out, "pooler_output", None)
         n = len(next(iter(batch.values())))
         if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != n:
-            raise UserError(f"{type(self.model).__name__}.{self.methods[role]} gives no single vector per item: this model "
-                            f"feeds a language model with tokens; choose one that was trained to compare")
+            raise UserError(f"{type(self.model).__name__}.{self.methods[role]} gives no single vector per item: this "
+                            f"model feeds a language model with tokens; choose one that was trained to compare")
         return F.normalize(out.float(), dim=-1)
 
 
@@ -210,8 +210,8 @@ def find(name):
             return place
     if folder.is_dir():
         raise UserError(f"hf:{name}: this folder has no config.json; give one that save_pretrained wrote")
-    raise UserError(f"hf:{name}: neither a folder nor in {preprocess.huggingface_cache()}; get it with `hf download {name}` "
-                    f"(https://huggingface.co/{name} has its size and licence)")
+    raise UserError(f"hf:{name}: neither a folder nor in {preprocess.huggingface_cache()}; get it with "
+                    f"`hf download {name}` (https://huggingface.co/{name} has its size and licence)")
 
 
 def hashes(folder):

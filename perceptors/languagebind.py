@@ -72,7 +72,7 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
 
 
 class LanguageBind:
-    """What `load` returns; perceptors/__init__.py has the interface."""
+    """What `load` returns."""
 
     def __init__(self, model, preparer, hashes, device, dtype):
         self.model, self.weights, self.device, self.dtype = model, hashes, device, dtype
@@ -212,8 +212,8 @@ def new_vision(c, dim):
                 layers = [TimeLayer(config) for _ in range(config.num_hidden_layers)]
                 self.vision_model.encoder.layers = nn.ModuleList(layers)
             if c["clip_type"] == "vl_new":     # V1.5: a class token per frame, and a kernel of one frame's depth
-                embeddings.patch_embedding = nn.Conv3d(config.num_channels, config.hidden_size, (1, *2 * [c["patch_size"]]),
-                                                       stride=(1, *2 * [c["patch_size"]]), bias=False)
+                kernel = (1, c["patch_size"], c["patch_size"])
+                embeddings.patch_embedding = nn.Conv3d(config.num_channels, config.hidden_size, kernel, kernel, bias=False)
                 embeddings.class_embedding = nn.Parameter(torch.zeros(c["num_frames"], config.hidden_size))
             self.visual_projection = nn.Linear(config.hidden_size, dim, bias=False)
 
@@ -266,7 +266,8 @@ def find(role, place):
                       defaults=["cache_dir", preprocess.huggingface_cache()], where=where)
     name = path.name.removeprefix(HUB)
     if path.name.startswith(HUB):
-        path = max(path.glob("snapshots/*/config.json"), key=lambda p: p.stat().st_mtime, default=path / "config.json").parent
+        found = sorted(path.glob("snapshots/*/config.json"), key=lambda p: p.stat().st_mtime)
+        path = found[-1].parent if found else path
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: holds no config.json; give the folder that holds {names[0]}/, which is from {where}")
     return path, name

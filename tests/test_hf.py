@@ -1,4 +1,4 @@
-"""Models of transformers as perceptors: the numbers of the models' own calls, nothing left to chance, one line where not."""
+"""Models of transformers as perceptors: the numbers of the models' own calls, nothing left to chance, errors of one line."""
 import json
 import pickle
 import shutil
@@ -118,7 +118,8 @@ def test_recordings_are_what_clap_gives_to_their_middle(made, kind):
     waves[0] = waves[0][31200:127200]
     x = parts["audio"](waves, sampling_rate=48000, return_tensors="pt")
     with torch.no_grad():
-        expected = model.get_audio_features(x["input_features"], is_longer=torch.zeros(3, 1, dtype=torch.bool)).pooler_output
+        x["is_longer"] = torch.zeros(3, 1, dtype=torch.bool)
+        expected = model.get_audio_features(**x).pooler_output
     close(encoded(p, "audio"), expected, 1e-5)
 
 
@@ -230,7 +231,7 @@ def test_generative_models_are_refused(tmp_path):
     text = transformers.LlamaConfig(**tiny.TEXT, vocab_size=64)
     config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=-1)
     transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
-    transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    tiny.square_images().save_pretrained(folder)
     with pytest.raises(UserError, match="gives no single vector per item") as e:
         hf.load(["image"], weights=folder)
     assert "\n" not in str(e.value)

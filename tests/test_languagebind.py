@@ -194,7 +194,7 @@ def test_missing_towers_say_where_they_are(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    for roles, names in ((["audio", "image"], ("LanguageBind_Image",)), (["audio"], ("LanguageBind_Audio_FT",)), (["text"], ())):
+    for roles, names in ((["audio", "image"], ["LanguageBind_Image"]), (["audio"], ["LanguageBind_Audio_FT"]), (["text"], [])):
         with pytest.raises(UserError) as e:
             languagebind.load(roles)
         for part in ("https://huggingface.co/LanguageBind/", "1.7 GB", "MIT", "--weights", "cache_dir", *names):
@@ -263,7 +263,8 @@ def test_sizes_come_from_config_json(tmp_path):
 
 def test_audio_crops_front_middle_back():
     mel = torch.arange(100.0)[:, None].expand(-1, 4)
-    assert [int(c[0, 0]) for c in languagebind.crops(mel, 40)] == [10, 30, 50] and languagebind.crops(mel, 40)[2].shape == (40, 4)
+    assert [int(c[0, 0]) for c in languagebind.crops(mel, 40)] == [10, 30, 50]
+    assert languagebind.crops(mel, 40)[2].shape == (40, 4)
     assert [int(c[0, 0]) for c in languagebind.crops(mel, 99)] == [0, 1, 0]      # two places for three crops
     assert [int(c[-1, 0]) for c in languagebind.crops(mel, 250)] == [49, 49, 49]                 # repeated from its start
     assert torch.equal(languagebind.crops(mel, 100)[1], mel)

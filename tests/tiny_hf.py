@@ -25,6 +25,10 @@ def byte_pairs(folder, kind, **kwargs):
     return kind(str(folder / "vocab.json"), str(folder / "merges.txt"), **kwargs)
 
 
+def square_images():
+    return transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
 def words(longest, more=(), **kwargs):
     """A tokenizer of the general class: some words, one unknown."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -56,8 +60,8 @@ def clip(folder, kind):
     text = {**TEXT, "vocab_size": VOCABULARY, "bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1,
             "pad_token_id": VOCABULARY - 1}
     config = transformers.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
-    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return transformers.CLIPModel(config), {"tokenizer": byte_pairs(folder, transformers.CLIPTokenizer), "images": images}
+    tokenizer = byte_pairs(folder, transformers.CLIPTokenizer)
+    return transformers.CLIPModel(config), {"tokenizer": tokenizer, "images": square_images()}
 
 
 def siglip(folder, kind):
@@ -73,8 +77,8 @@ def clap(folder, kind):
             "eos_token_id": 2}
     fused = kind == "clap_fused"
     audio = {"spec_size": 64, "num_mel_bins": 16, "patch_stride": [4, 4], "depths": [1, 1], "num_attention_heads": [2, 2],
-             "patch_embeds_hidden_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "window_size": 4, "enable_fusion": fused,
-             "fusion_type": "aff_2d" if fused else None, "projection_dim": 8}
+             "patch_embeds_hidden_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "window_size": 4, "projection_dim": 8,
+             "enable_fusion": fused, "fusion_type": "aff_2d" if fused else None}
     config = transformers.ClapConfig(text_config={**text, "projection_dim": 8}, audio_config=audio, projection_dim=8)
     extractor = transformers.ClapFeatureExtractor(feature_size=16, max_length_s=2,
                                                   truncation="fusion" if fused else "rand_trunc")
@@ -90,12 +94,13 @@ def x_clip(folder, kind):
               "mit_num_attention_heads": 2}
     config = transformers.XCLIPConfig(text_config=text, vision_config=vision, projection_dim=16, prompt_layers=1,
                                       prompt_num_attention_heads=2)
-    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return transformers.XCLIPModel(config), {"tokenizer": byte_pairs(folder, transformers.CLIPTokenizer), "images": images}
+    tokenizer = byte_pairs(folder, transformers.CLIPTokenizer)
+    return transformers.XCLIPModel(config), {"tokenizer": tokenizer, "images": square_images()}
 
 
 def pe_audio(folder, kind):
-    dac = {"model_type": "dac", "encoder_hidden_size": 4, "downsampling_ratios": [4, 8, 10, 6], "hidden_size": 64, "codebook_dim": 8}
+    dac = {"model_type": "dac", "encoder_hidden_size": 4, "downsampling_ratios": [4, 8, 10, 6], "hidden_size": 64,
+           "codebook_dim": 8}
     audio = {**TEXT, "dac_config": dac, "head_dim": 8}
     text = {**TEXT, "model_type": "modernbert", "vocab_size": 8, "pad_token_id": 0, "cls_token_id": 0, "sep_token_id": 1,
             "bos_token_id": 0, "eos_token_id": 1}

@@ -21,7 +21,8 @@ def config(role, *, lora=0, v15=False, **sizes):
               "num_attention_heads": s["heads"], "patch_size": s["patch"], "hidden_act": "gelu", "lora_r": lora,
               "lora_alpha": ALPHA}
     if role == "audio":
-        vision |= {"num_mel_bins": s["mels"], "target_length": s["length"], "audio_mean": -4.2677393, "audio_std": 4.5689974}
+        vision |= {"num_mel_bins": s["mels"], "target_length": s["length"]}
+        vision |= {"audio_mean": -4.2677393, "audio_std": 4.5689974}
     if role == "video":
         vision |= {"add_time_attn": True, "num_frames": s["frames"], **({"clip_type": "vl_new"} if v15 else {})}
     if role == "depth":
@@ -135,11 +136,13 @@ def item(role):
     """A raw item of every role but text (see TEXTS), with structure at every scale."""
     if role == "audio":                                                                          # 12.3 s, and an offset
         t = torch.arange(196800) / 16000
-        return 0.1 + 0.3 * torch.sin(2000 * t + 300 * t ** 2) * (0.5 + 0.5 * torch.cos(3 * t)) + 0.05 * draw("noise", (196800,))
+        x = 0.1 + 0.3 * torch.sin(2000 * t + 300 * t ** 2) * (0.5 + 0.5 * torch.cos(3 * t))
+        return x + 0.05 * draw("noise", t.shape)
     frames = {"video": TINY["frames"]}.get(role, 1)
     h, w = {"image": (331, 250), "video": (130, 244), "depth": (240, 320), "thermal": (512, 640)}[role]
     x = torch.arange(w) / w + torch.arange(frames * 3).view(-1, 3, 1, 1) / 7
-    x = 0.5 + 0.3 * torch.sin(9 * x) * torch.cos(torch.arange(h)[:, None] / h * 11) + 0.2 * draw(f"{role} embed", (frames, 3, h, w))
+    x = 0.5 + 0.3 * torch.sin(9 * x) * torch.cos(torch.arange(h)[:, None] / h * 11)
+    x = x + 0.2 * draw(f"{role} embed", x.shape)
     if role == "depth":
         return (12 * x[0, :1]).clamp(min=0)                                                      # metres; some beyond 10
     x = (255 * x).round().clamp(0, 255).to(torch.uint8)
