@@ -31,8 +31,7 @@ AUDIO_MEAN, AUDIO_STD = -4.268, 9.138
 IMU_CHANNELS, IMU_STEPS, IMU_PATCH = 6, 2000, 8
 CONTEXT, WORDS = 77, 49408                       # tokens of a text, CLIP's vocabulary
 DEPTH_RANGE, DISPARITY_MAX, DISPARITY_MEAN, DISPARITY_STD = (0.01, 50), 75, 0.0418, 0.0295
-
-
+# of --perceptor-option
 OPTIONS = {"baseline": "m between the depth camera's two eyes: 0.075 for Kinect (1 and 2), 0.095 for RealSense, Xtion",
            "focal": "focal length of the depth camera in pixels; 518.857901 for NYU-D",
            "depth_scale": "what depth is multiplied by first; 8: as in the encoder's training data, 1: true disparity"}
