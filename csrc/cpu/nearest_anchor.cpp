@@ -19,7 +19,8 @@
 //               with x = ||z||^2 + ||v||^2 - 2 st (q.p)
 //   (triangle)  ||z - v|| >= ||z^ - v^|| - e_z - e_v, ||z^ - v^||^2 = x - d_z - d_v with d = ||.||^2 - ||.^||^2
 // The first is the better one where distances exceed norms, the second for near copies: chosen for a query and a panel
-// of kBank items, whose largest e, ||v^||, d stand for them all (screen_body.h: bounds). Both bounds go through
+// of kBank items, whose largest ||v^|| (norms) or e (triangle) stands for them all (screen_body.h: bounds). Both bounds
+// go through
 //   sum_k sqrt(max(0, x_k - loss_k)) - slack <= K (best score).
 // Rounding: x takes float32 roundings of terms that sum to at most 8 (||z||^2 + ||v||^2): less than 32 times 2^-24 of
 // it, kGamma with the span's largest ||v||^2, is part of the loss, and kFloor for underflow. The roots (relative error
@@ -33,6 +34,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <numeric>
 
 #include "screen.h"
 
@@ -150,17 +152,24 @@ struct Mode {
   int64_t steps(int64_t d) const { return ceil_div(d, wide ? 2 : 4); }
 };
 
-struct Bank {  // rows begin, begin + stride, ..., quantised
+struct Bank {  // `rows` items from begin on, or scattered over all N, quantised
   const Mode mode;
-  const int64_t begin, rows, stride, maps, steps;
+  const int64_t begin, rows, stride, N, maps, steps;
   Buffer<int32_t> units;    // [panel][map][step][kBank]
   Buffer<BankPanel> panel;  // [panel][map]
-  Bank(Mode mode, int64_t begin, int64_t rows, int64_t stride, int64_t K, int64_t D)
-      : mode(mode), begin(begin), rows(rows), stride(stride), maps(mode.mean ? 1 : K),
+  Bank(Mode mode, int64_t begin, int64_t rows, int64_t stride, int64_t N, int64_t K, int64_t D)
+      : mode(mode), begin(begin), rows(rows), stride(stride), N(N), maps(mode.mean ? 1 : K),
         steps(mode.steps(D)), units(panels() * maps * steps * kBank), panel(panels() * maps) {}
   int64_t panels() const { return ceil_div(rows, kBank); }
-  int64_t item(int64_t row) const { return begin + row * stride; }
+  int64_t item(int64_t row) const { return (begin + row * stride) % N; }
 };
+
+// A stride that scatters samples over n items, none twice: no period of the data's order lines up with it.
+inline int64_t scattered(int64_t n) {
+  int64_t stride = static_cast<int64_t>(0.6180339887 * static_cast<double>(n)) + 1;
+  while (std::gcd(stride, n) > 1) ++stride;
+  return stride;
+}
 
 struct Row {  // one quantised row in the screen's units
   float scale, n, h, e, d;
@@ -194,7 +203,7 @@ class Search {
     std::vector<int64_t> all(static_cast<size_t>(M));
     for (int64_t j = 0; j < M; ++j) all[j] = j;
     // Too little to be worth the packing; a sum of very many roots would need a wider margin.
-    if ((tile == 0 && (M < 16 || N < 4 * kBank)) || K > 512) {
+    if ((tile == 0 && (M < 6 || N < 4 * kBank)) || K > 512) {
       direct(all, 0, N);
     } else {
       look();
@@ -300,11 +309,11 @@ class Search {
     std::fill(zero.get(), zero.get() + dp, 0.0);
     std::fill(f.get(), f.get() + dp, 0.0f);
     const auto finite = [](double n) { return n < std::numeric_limits<double>::infinity(); };
-    const int64_t count = std::min<int64_t>(N, 256);
+    const int64_t count = std::min<int64_t>(N, 256), stride = scattered(N);
     double norm = 0, n = 0, seen = 0, whole = 0, within = 0;
     std::vector<double> sum(static_cast<size_t>(dp));
     for (int64_t s = 0; s < count * K; ++s) {
-      screen.centred(padded(bank(s % K, s / K * N / count, f.get()), f.get()), zero.get(), false, x.get(), dp, &n);
+      screen.centred(padded(bank(s % K, s / K * stride % N, f.get()), f.get()), zero.get(), false, x.get(), dp, &n);
       if (!finite(n)) continue;
       ++seen;
       for (int64_t d = 0; d < D; ++d) sum[d] += x.get()[d];
@@ -313,7 +322,7 @@ class Search {
     for (int64_t s = 0; s < count; ++s) {
       double each = 0;
       for (int64_t k = 0; k < K; ++k) {
-        const float* row = padded(bank(k, s * N / count, f.get()), f.get());
+        const float* row = padded(bank(k, s * stride % N, f.get()), f.get());
         screen.centred(row, centre.get(), false, x.get(), dp, &n);
         if (finite(n)) norm = std::max(norm, n);
         each += n / static_cast<double>(K);
@@ -383,7 +392,7 @@ class Search {
         for (int64_t k = 0; k < b.maps; ++k) {
           const int64_t at = p * b.maps + k;
           BankPanel& to = b.panel.get()[at];
-          BankSpan span{0, 0, 0, -kInf};
+          BankSpan span{0, 0, 0};
           for (int64_t c = 0; c < kBank; ++c) {
             const int64_t i = b.item(p * kBank + c);
             Row row{0, kInf, 0, 0, 0, 0};  // never below a limit: beyond the end, NaN, Inf
@@ -410,8 +419,7 @@ class Search {
             int32_t* dst = b.units.get() + at * b.steps * kBank + c;
             if (n < std::numeric_limits<double>::infinity() && std::sqrt(n) * unit <= 0x1p40) {
               row = quantise(x.get(), most, n, more, mode, screen.bank_most8, offset, kBank, dst);
-              span = {std::max(span.n, row.n), std::max(span.h, row.h), std::max(span.e, row.e),
-                      std::max(span.d, row.d)};
+              span = {std::max(span.n, row.n), std::max(span.h, row.h), std::max(span.e, row.e)};
             } else {
               if (n < std::numeric_limits<double>::infinity()) row.n = kFar;
               blank(offset, b.steps, kBank, dst);
@@ -419,8 +427,8 @@ class Search {
             to.t[c] = row.scale;
             to.n[c] = row.n;
             to.e[c] = row.e;
+            to.d[c] = row.d;
           }
-          if (span.d == -kInf) span.d = 0;
           to.most = span;
         }
       }
@@ -457,8 +465,8 @@ class Search {
       const int64_t tiles = size / kQuery;
       Buffer<int32_t> units(tiles * steps * kQuery);
       Buffer<QueryPanel> panel(tiles);
-      Buffer<float> total(tiles * kQuery * kBank), add(tiles * maps * 16), weigh(tiles * 16), slack(tiles * 16), limit(tiles * 16),
-          reached(tiles * 16), zb(dp), vb(dp);
+      Buffer<float> total(tiles * kQuery * kBank), add(tiles * maps * 16), weigh(tiles * 32), slack(tiles * 16),
+          limit(tiles * 16), reached(tiles * 16), zb(dp), vb(dp);
       Buffer<double> x(dp);
       Buffer<Entry> store(size * kStride);
       std::vector<int64_t> held(static_cast<size_t>(size)), when(static_cast<size_t>(size));
@@ -547,7 +555,7 @@ class Search {
         for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
           for (int64_t g = 0; g < used; ++g) {
             screen.bounds(panel.get()[g], reached.get() + 16 * g, b.panel.get() + p * maps, maps,
-                          add.get() + 16 * maps * g, weigh.get() + 16 * g, slack.get() + 16 * g, limit.get() + 16 * g);
+                          add.get() + 16 * maps * g, weigh.get() + 32 * g, slack.get() + 16 * g, limit.get() + 16 * g);
           }
           for (int64_t k = 0; k < maps; ++k) {
             const int64_t at = p * maps + k;
@@ -556,7 +564,7 @@ class Search {
                                                            b.units.get() + at * steps * kBank, steps,
                                                            panel.get()[g].init, dots);
               float* sums = total.get() + g * kQuery * kBank;
-              screen.roots(dots, b.panel.get()[at], add.get() + 16 * (maps * g + k), weigh.get() + 16 * g,
+              screen.roots(dots, b.panel.get()[at], add.get() + 16 * (maps * g + k), weigh.get() + 32 * g,
                            panel.get()[g].mul, k == 0, sums);
               uint32_t mask[kQuery];
               if (k + 1 < maps || !screen.below(sums, limit.get() + 16 * g, mask)) continue;
@@ -608,8 +616,8 @@ class Search {
   double survivors(Mode mode, int64_t some) {
     const int64_t rows = std::min(some, N), count = 8 * kQuery;
     std::vector<int64_t> ids;
-    for (int64_t s = 0; s < count; ++s) ids.push_back(s * M / count);
-    Bank b(mode, 0, rows, N / rows, K, D);
+    for (int64_t s = 0; s < count; ++s) ids.push_back(s * scattered(M) % M);
+    Bank b(mode, 0, rows, scattered(N), N, K, D);
     pack(b);
     int64_t rescored = 0;
     const size_t left = pass(b, ids, &rescored).size();
@@ -618,7 +626,8 @@ class Search {
 
   // The bound through the mean of the mappings saves K - 1 products of a pair and pays with more survivors, each as
   // dear as kRescore products. It is off by spread / 4 of a distance, while distances differ by about 1 / sqrt(D) of
-  // themselves: tried where that is not hopeless, taken where it keeps half of the gain. 16 bits where 8 tell too little.
+  // themselves: tried where that is not hopeless, taken where it keeps half of the gain. 16 bits where 8 tell too
+  // little.
   Mode choose() {
     const double gain = static_cast<double>(K - 1) / static_cast<double>(2 * K) / kRescore;
     if (K > 1 && spread * std::sqrt(static_cast<double>(D)) < 4 && survivors({true, false}, 4096) <= gain) {
@@ -630,13 +639,15 @@ class Search {
   // Rows [begin, begin + rows) for all queries.
   void screened(const std::vector<int64_t>& all, int64_t begin, int64_t rows, Mode mode) {
     std::vector<int64_t> left = all;
+    int64_t few = 0;  // queries for which another screen is not worth its packing
     for (const Mode next : {Mode{true, false}, Mode{false, false}, Mode{false, true}}) {
-      if ((mode.mean || !next.mean) && (!mode.wide || next.wide) && left.size() > (tile > 0 ? 0 : 4 * kQuery)) {
-        Bank b(next, begin, rows, 1, K, D);
-        pack(b);
-        int64_t rescored = 0;
-        left = pass(b, left, &rescored);
-      }
+      if ((next.mean && !mode.mean) || (!next.wide && mode.wide)) continue;
+      if (static_cast<int64_t>(left.size()) <= few) break;
+      Bank b(next, begin, rows, 1, N, K, D);
+      pack(b);
+      int64_t rescored = 0;
+      left = pass(b, left, &rescored);
+      few = tile > 0 ? 0 : 4 * kQuery;
     }
     if (!left.empty()) direct(left, begin, rows);
   }

@@ -25,10 +25,10 @@ struct QueryPanel {  // of kQuery queries, room for 16
   int32_t init[16];
 };
 struct BankSpan {  // the largest of kBank rows; h of the rounded rows
-  float n, h, e, d;
+  float n, h, e;
 };
 struct BankPanel {  // kBank rows: x^ = t q
-  alignas(64) float t[kBank], n[kBank], e[kBank];
+  alignas(64) float t[kBank], n[kBank], e[kBank], d[kBank];
   BankSpan most;
 };
 constexpr float kFloor = 0x1p-100f, kFloorRoot = 0x1p-48f, kGamma = 0x1p-19f, kMargin = 1 + 0x1p-12f;
@@ -38,12 +38,14 @@ struct Screen {
   void (*dots8)(const int32_t* q, const int32_t* b, int64_t steps, const int32_t* init, int32_t* out);
   void (*dots16)(const int32_t* q, const int32_t* b, int64_t steps, const int32_t* init, int32_t* out);
   int bank_most8, offset8;  // |b| <= bank_most8 before the offset
-  // What makes a query's squared distances to kBank rows lower bounds, with weigh[16] for their e: add[k][16]; what to
-  // take off the sum of their roots: slack[16]; and the limit[16] on that sum for a reach. See nearest_anchor.cpp.
+  // What makes a query's squared distances to kBank rows lower bounds: add[k][16], and weigh[2][16] for the rows' e and
+  // d; what to take off the sum of their roots: slack[16]; and the limit[16] on that sum for a reach. See
+  // nearest_anchor.cpp.
   void (*bounds)(const QueryPanel& q, const float* reach, const BankPanel* b, int64_t maps, float* add, float* weigh,
                  float* slack, float* limit);
   // total[r][c] = (first ? 0 : total[r][c])
-  //               + root(max(kFloor, n[c] + add[r] + mul[r] * (t[c] * dots[r][c]) - weigh[r] * e[c]));
+  //               + root(max(kFloor, x)), x = n[c] + add[r] + mul[r] * t[c] * dots[r][c]
+  //                                           - weigh[0][r] * e[c] - weigh[1][r] * d[c];
   // the root's relative error is below 2^-13.
   void (*roots)(const int32_t* dots, const BankPanel& b, const float* add, const float* weigh, const float* mul,
                 bool first, float* total);

@@ -14,11 +14,12 @@ COX_TARGET void bounds(const QueryPanel& q, const float* reach, const BankPanel*
   }
   const I16 by_norms = norms * static_cast<float>(maps) < u * triangle;
   for (int64_t k = 0; k < maps; ++k) {
-    const V16 loss = by_norms ? 2 * e * b[k].most.h : d + b[k].most.d;
+    const V16 loss = by_norms ? 2 * e * b[k].most.h : d;
     *to(add + 16 * k) = n - loss - kGamma * (n + b[k].most.n) - kFloor;
   }
   const V16 s = by_norms ? V16{} : triangle;
   *to(weigh) = by_norms ? 2 * h : V16{};
+  *to(weigh + 16) = by_norms ? V16{} : V16{} + 1.0f;
   *to(slack) = s;
   *to(limit) = (u + s) * kMargin + kFloorRoot * static_cast<float>(maps);
 }
@@ -27,10 +28,10 @@ COX_TARGET void roots(const int32_t* dots, const BankPanel& b, const float* add,
                       bool first, float* total) {
   for (int64_t c = 0; c < kBank; c += 16) {
     const V16 t = *reinterpret_cast<const V16*>(b.t + c), n = *reinterpret_cast<const V16*>(b.n + c),
-              e = *reinterpret_cast<const V16*>(b.e + c);
+              e = *reinterpret_cast<const V16*>(b.e + c), d = *reinterpret_cast<const V16*>(b.d + c);
     for (int64_t r = 0; r < kQuery; ++r) {
       const V16 dot = __builtin_convertvector(*reinterpret_cast<const I16*>(dots + r * kBank + c), V16) * t;
-      V16 x = ((n + add[r]) - e * weigh[r]) + dot * mul[r];
+      V16 x = ((n + add[r]) - (e * weigh[r] + d * weigh[16 + r])) + dot * mul[r];
       x = x < kFloor ? V16{} + kFloor : x;
       V16* s = reinterpret_cast<V16*>(total + r * kBank + c);
       COX_ROOT(x);
