@@ -26,7 +26,7 @@ METHODS = {"image": ("get_image_features",),
 # into a text, by names of the tokenizer's tokens.
 AVERAGED = {"embedding_gemma2": {"text": (), "image": ("boi_token", "image_token", "eoi_token"),
                                  "audio": ("boa_token", "audio_token", "eoa_token")}}
-PADDED = ("siglip", "siglip2")      # texts were padded to one length in training, and the padding was attended to
+PADDED = ("siglip", "siglip2")      # trained on texts padded to one length at their end, and the padding was attended to
 LONGEST = 512                       # tokens; what is longer is cut, sooner where the model takes fewer
 SECONDS = 10                        # of audio, where the model's own processor names no length: its middle
 FRAMES = 8                          # of a clip, where the model's config.json names no number
@@ -149,7 +149,8 @@ class Preparer:
         """One raw item (readers.Dataset has their forms) -> {name: tensor}, all of one size for all items of a role."""
         tool = self.tools[role]
         if role == "text":
-            x = tool(item, padding="max_length", truncation=True, max_length=self.longest, return_tensors="pt")
+            side = {"padding_side": "right"} if self.kind in PADDED else {}
+            x = tool(item, padding="max_length", truncation=True, max_length=self.longest, return_tensors="pt", **side)
             if self.kind in PADDED:
                 x.pop("attention_mask", None)
             return {k: v[0] for k, v in x.items()}

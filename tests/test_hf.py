@@ -14,8 +14,9 @@ from tiny_weights import draw  # noqa: E402
 from bank import UserError  # noqa: E402
 from perceptors import hf, preprocess  # noqa: E402
 
-KINDS = {"clip": ("image", "text"), "siglip": ("image", "text"), "clap": ("audio", "text"), "clap_fused": ("audio", "text"),
-         "x_clip": ("video", "text"), "pe_audio": ("audio", "text"), "embedding_gemma2": ("image", "audio", "text")}
+KINDS = {"clip": ("image", "text"), "siglip": ("image", "text"), "siglip2": ("image", "text"), "clap": ("audio", "text"),
+         "clap_fused": ("audio", "text"), "x_clip": ("video", "text"), "pe_audio": ("audio", "text"),
+         "embedding_gemma2": ("image", "audio", "text")}
 TEXTS = ["the dog and the singing thing", "a dog", "the " * 90]
 
 
@@ -76,15 +77,16 @@ def test_texts_are_what_the_model_gives_to_its_own_tokens(made, kind):
             close(encoded(p, "text")[i:i + 1], expected)
 
 
-def test_siglips_texts_are_padded_to_their_length(made):
-    """Padding is attended to, as in its training: no mask, always 64 tokens."""
-    _, model, parts, p = made["siglip"]
+@pytest.mark.parametrize("kind", ["siglip", "siglip2"])
+def test_siglips_texts_are_padded_to_their_length(made, kind):
+    """Padding is attended to, as in its training: no mask, always 64 tokens, the text first."""
+    _, model, parts, p = made[kind]
     ids = parts["tokenizer"](TEXTS, padding="max_length", truncation=True, max_length=64, return_tensors="pt").input_ids
     with torch.no_grad():
         close(encoded(p, "text"), model.get_text_features(input_ids=ids).pooler_output)
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
 def test_images_are_what_the_model_gives_to_its_own_pixels(made, kind):
     from PIL import Image
     _, model, parts, p = made[kind]

@@ -42,7 +42,7 @@ def words(longest, more=(), **kwargs):
 def write(folder, kind):
     """A tiny model of this kind in `folder`; returns (model, its processors {name: processor})."""
     folder.mkdir(parents=True)
-    made = {"clip": clip, "siglip": siglip, "clap": clap, "clap_fused": clap, "x_clip": x_clip, "pe_audio": pe_audio,
+    made = {"clip": clip, "siglip": siglip, "siglip2": siglip, "clap": clap, "clap_fused": clap, "x_clip": x_clip, "pe_audio": pe_audio,
             "embedding_gemma2": embedding_gemma2}[kind]
     model, parts = made(folder, kind)
     fill(model).save_pretrained(folder)
@@ -67,6 +67,12 @@ def clip(folder, kind):
 def siglip(folder, kind):
     text = {**TEXT, "vocab_size": 8, "max_position_embeddings": 64, "projection_size": 16, "pad_token_id": 0,
             "bos_token_id": 1, "eos_token_id": 1}
+    if kind == "siglip2":                               # the variant that keeps an image's proportions, up to 16 patches
+        config = transformers.Siglip2Config(text_config=text, vision_config={**TEXT, "patch_size": 8, "num_patches": 16})
+        images = transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+        known = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "d", "o", "g"]
+        tokenizer = transformers.Siglip2Tokenizer({w: i for i, w in enumerate(known)}, model_max_length=64, padding_side="right")
+        return transformers.Siglip2Model(config), {"tokenizer": tokenizer, "images": images}
     config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
     images = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
     return transformers.SiglipModel(config), {"tokenizer": words(64), "images": images}
