@@ -18,7 +18,7 @@ READY := $(if $(filter .venv/bin/python,$(PYTHON)),$(STAMP))
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 TORCH := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 # What can be tested of the operators where only torch, numpy, pytest and hypothesis are installed.
-OP_TESTS := $(patsubst csrc/cuda/%.cu,tests/test_%.py,$(wildcard csrc/cuda/*.cu)) tests/test_ops_registration.py
+OP_TESTS := $(patsubst bench/bench_%.py,tests/test_%.py,$(wildcard bench/bench_*.py)) tests/test_ops_registration.py
 COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
@@ -69,6 +69,17 @@ bench: $(READY)  ## time the operators beside their peers and limits: bench/resu
 
 build: $(READY)  ## compile the operators in place, incrementally
 	$(PYTHON) setup.py build_ext --inplace
+
+# A build of its own under build/sanitize. Leaks are not looked for: Python and torch keep what they allocate. Left out are the
+# tests that measure memory, of which the sanitizer takes a multiple.
+sanitize: export OMP_WAIT_POLICY ?= passive
+sanitize: export COX_SANITIZE = 1
+sanitize: export COX_CUDA = 0
+sanitize: $(READY)  ## the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PYTHON) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+		PYTHONPATH=build/sanitize/lib $(PYTHON) -m pytest -o pythonpath=build/sanitize/lib $(or $(TESTS),$(OP_TESTS)) -q -k "not memory"
 
 nvcc-check: $(READY)  ## compile every CUDA kernel for sm_80, sm_90 and sm_100; no GPU needed
 	$(PYTHON) csrc/nvcc_check.py

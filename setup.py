@@ -4,7 +4,8 @@
     pip install --no-build-isolation -e .      against the torch that is installed
 
 Environment: COX_CUDA=0|1 (never | must; default: where torch has CUDA and a toolkit is found),
-COX_DEBUG=1 (-O0 -g), COX_NATIVE=1 (-march=native), TORCH_CUDA_ARCH_LIST, MAX_JOBS.
+COX_DEBUG=1 (-O0 -g), COX_NATIVE=1 (-march=native), COX_SANITIZE=1 (AddressSanitizer and
+UndefinedBehaviorSanitizer in the CPU operators; see `make sanitize`), TORCH_CUDA_ARCH_LIST, MAX_JOBS.
 """
 import os
 import subprocess
@@ -59,6 +60,9 @@ def extensions():
            f"-DTORCH_TARGET_VERSION={TARGET}", *opt]
     if native:
         cxx.append("-march=native")
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if os.environ.get("COX_SANITIZE") == "1" else []
+    if sanitize:
+        cxx += ["-O1", "-g", "-fno-omit-frame-pointer"]
     built = [f"-DCOX_BUILD_TORCH={torch.__version__}",
              f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
     headers = sorted(str(p) for pattern in ("*.h", "*.cuh") for p in CSRC.rglob(pattern))
@@ -66,7 +70,7 @@ def extensions():
         "cox_ops._C",
         [str(CSRC / "ops.cpp"), *sorted(str(p) for p in (CSRC / "cpu").glob("*.cpp"))],
         include_dirs=[pybind11.get_include()], depends=headers,
-        extra_compile_args={"cxx": [*cxx, *built]}, extra_link_args=["-fopenmp"],
+        extra_compile_args={"cxx": [*cxx, *built, *sanitize]}, extra_link_args=["-fopenmp", *sanitize],
     )]
     if cuda:
         nvcc = ["-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-DUSE_CUDA",

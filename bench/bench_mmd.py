@@ -42,15 +42,16 @@ def compiled(x, y):
 
 def products_alone(x, y):
     for a, b in ((x, x), (y, y), (x, y)):
-        for c in a.split(500):
-            c @ b.T
+        out = a.new_empty(125, len(b))
+        for c in a.split(125):
+            torch.mm(c, b.T, out=out[:len(c)])
 
 
 @pytest.mark.parametrize("method", [kernel, eager, chunked, compiled, products_alone], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("N", [4000, 20_000])
 def bench_forward(timed, device, pick, method, N):
-    if method is eager and N > 4000:
-        pytest.skip("four matrices of 40,000 x 40,000 floats")
+    if method in (eager, compiled) and N > 4000:
+        pytest.skip("eager holds four matrices of 40,000 x 40,000 floats; compiled is compared at 4,000")
     N = pick(N // 40, N)
     x, y = torch.randn(N, 192, device=device), torch.randn(N, 192, device=device) + 0.2
     if method is compiled:
