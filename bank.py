@@ -2,18 +2,25 @@
 
 A file is a dict of tensors and plain types, so that `torch.load(weights_only=True)` reads it. Its `meta` holds
   stage, data, fingerprint (of the data set), args (the flags that shaped it), made_from ({"inputs/rgb": digest} of the
-  files it was made from), digest (of its own content), argv, torch, time.
+  files it was made from), digest (of its own content), torch; but for stage 1, whose files are the same bytes in every
+  run of the same command, argv and time.
 A stage that reads a file compares `made_from` and `fingerprint` along the chain and refuses what is of other data.
 
 Layout under --runs:
   <data>/inputs/<modality>.pt                           OOM learner's inputs, one file per modality   (stage 1)
-  <data>/<perceptor>/[no-<oom>/]banks/<modality>.pt     IM features; bind never sees the OOM modality  (stage 1)
+  <data>/<perceptor>/banks/<modality>.pt                features of a pretrained perceptor            (stage 1)
+  <data>/<perceptor>/no-<oom>/banks/<modality>.pt       of encoders trained here, without the OOM modality (stage 1)
+  <data>/<perceptor>/no-<oom>/im.pt                     which banks stages 2 to 4 take                (stage 1)
+  <data>/<perceptor>/banks/<modality>.parts/            a bank that is being made                     (stage 1)
+  <data>/log/media-<modality>.csv                       broken, missing and silent media              (stage 1)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                            (stage 2)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                   (stage 3)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                 (stage 4)
 """
 import hashlib
 import os
+import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -51,14 +58,25 @@ def inputs_path(runs, data, modality):
     return Path(runs) / data_name(data) / "inputs" / f"{modality}.pt"
 
 
-def bank_dir(runs, data, perceptor, oom):
-    base = Path(runs) / data_name(data) / perceptor.replace("/", "_").replace(":", "_")
-    return base / f"no-{oom}" / "banks" if perceptor == "bind" else base / "banks"
+def perceptor_name(perceptor):
+    """What --perceptor says, as the name of a folder: hf:google/vit -> hf_google_vit. Such a name stays as it is."""
+    name = re.sub(r"[^\w.,=+-]", "_", perceptor)
+    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(perceptor.encode()).hexdigest()[:16]}"
+
+
+def bank_dir(runs, data, perceptor, oom, trained=False):
+    """Folder of the banks of a pretrained perceptor, one for all OOM modalities; of the encoders trained here (bind, or
+    `trained`), one for each."""
+    base = Path(runs) / data_name(data) / perceptor_name(perceptor)
+    return base / f"no-{oom}" / "banks" if trained or perceptor == "bind" else base / "banks"
 
 
 def run_dir(runs, data, perceptor, oom, setting, seed):
-    base = Path(runs) / data_name(data) / perceptor.replace("/", "_").replace(":", "_")
-    return base / f"oom-{oom}" / setting / f"seed{seed}"
+    return Path(runs) / data_name(data) / perceptor_name(perceptor) / f"oom-{oom}" / setting / f"seed{seed}"
+
+
+def media_path(runs, data, modality):
+    return Path(runs) / data_name(data) / "log" / f"media-{modality}.csv"
 
 
 # ---------------------------------------------------------------------------------------------------- write and read
@@ -113,26 +131,30 @@ def alive(pid):
 def write_atomic(path, write):
     """Call write(temporary path), then rename: `path` is either whole or absent, whenever the process dies.
 
-    What killed writers of the same path left behind is removed.
+    The temporary file has the same name in a folder of this process's, because torch.save writes a file's name into the
+    file. What killed writers of the same path left behind is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.iterdir():
         pid = old.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
         if old.name == f".{path.name}.{pid}.tmp" and pid.isdecimal() and not alive(int(pid)):
-            old.unlink(missing_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            shutil.rmtree(old, ignore_errors=True)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(tmp)
-        with open(tmp, "rb") as f:
+        folder.mkdir(exist_ok=True)
+        write(folder / path.name)
+        with open(folder / path.name, "rb") as f:
             os.fsync(f.fileno())
-        os.replace(tmp, path)
+        os.replace(folder / path.name, path)
     finally:
-        tmp.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=False, **facts):
+def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=False, dated=True, **facts):
     """Write `obj` (dict of tensors and plain types) with its meta. Returns the digest of the content.
+
+    dated=False leaves argv and time out: the same content gives the same bytes.
 
     Raises UserError where a floating tensor, however deep, is not finite: nothing downstream has to check again.
     """
@@ -140,8 +162,9 @@ def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=Fal
         raise UserError(f"{path}: {name} has NaN or infinite values and is not written; lower --lr, or look at the "
                         f"inputs of {stage}")
     meta = {"stage": stage, "data": data, "fingerprint": fingerprint, "args": args, "made_from": made_from or {},
-            "digest": digest(obj), "argv": sys.argv, "torch": str(torch.__version__),
-            "time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts}
+            "digest": digest(obj), "torch": str(torch.__version__), **facts}
+    if dated:
+        meta.update(argv=sys.argv, time=time.strftime("%Y-%m-%d %H:%M:%S"))
     write_atomic(path, lambda tmp: torch.save({**obj, "meta": meta}, tmp))
     if not quiet:
         print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")
@@ -216,15 +239,22 @@ def load_inputs(runs, data, modality, *, first=""):
 
 
 def load_banks(runs, data, perceptor, oom, *, first=""):
-    """Every IM feature bank but the OOM modality's: ({modality: file}, {"banks/<modality>": digest}). features (n, d_k)
-    float32, unit rows; labels, ids, split as in the inputs."""
-    folder = bank_dir(runs, data, perceptor, oom)
-    paths = sorted(p for p in folder.glob("*.pt") if p.stem != oom)
+    """The IM feature banks of an OOM modality: ({modality: file}, {"banks/<modality>": digest, …}). features (n, d_k)
+    float32, unit rows; labels, ids, split as in the inputs. Stage 1's im.pt says which; without it all but the OOM's."""
+    folders = [bank_dir(runs, data, perceptor, oom), bank_dir(runs, data, perceptor, oom, trained=True)]
+    then = f"; run first: {first}" if first else ""
+    paths = {p.stem: p for folder in folders for p in sorted(folder.glob("*.pt")) if p.stem != oom}
     if not paths:
-        raise UserError(f"{folder} holds no feature bank" + (f"; run first: {first}" if first else ""))
-    files = {p.stem: load(p, first=first, keys=("features", "ids", "labels", "split", "class_names")) for p in paths}
-    for p in paths:
-        missing = sorted(set(files[p.stem]["meta"]["args"].get("im", files)) - set(files))
-        if missing:                                                    # stage 1 was stopped between two banks
-            raise UserError(f"{folder} lacks the bank of {', '.join(missing)}" + (f"; run first: {first}" if first else ""))
-    return files, {f"banks/{p.stem}": files[p.stem]["meta"]["digest"] for p in paths}
+        raise UserError(f"{folders[0]} holds no feature bank{then}")
+    chosen = folders[1].parent / "im.pt"
+    choice = load(chosen, first=first, keys=("im",)) if chosen.exists() else None
+    files = {m: load(paths[m], first=first, keys=("features", "ids", "labels", "split", "class_names"))
+             for m in sorted(paths) if choice is None or m in choice["im"]}
+    expected = choice["im"] if choice else {m for f in files.values() for m in f["meta"]["args"].get("im", ())}
+    missing = sorted(set(expected) - set(files))
+    if missing:                                                        # stage 1 was stopped between two banks
+        raise UserError(f"{folders[0]} lacks the bank of {', '.join(missing)}{then}")
+    made_from = {f"banks/{m}": files[m]["meta"]["digest"] for m in files}
+    if choice:
+        made_from["choice of IM modalities"] = choice["meta"]["digest"]
+    return files, made_from

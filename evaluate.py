@@ -112,7 +112,7 @@ def apply_head(state, z):
 def find(args, data, suffix):
     """Files METHOD<suffix> of one data set that match the filters: [(folder, method)], sorted."""
     wanted = lambda chosen, value: not chosen or value in chosen
-    perceptors = args.perceptor and [p.replace("/", "_").replace(":", "_") for p in args.perceptor]
+    perceptors = args.perceptor and [bank.perceptor_name(p) for p in args.perceptor]
     base = Path(args.runs) / bank.data_name(data)
     found = []
     for path in base.glob(f"*/oom-*/*/seed*/*{suffix}"):

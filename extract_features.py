@@ -2,23 +2,33 @@
 
     python extract_features.py --data synth --oom audio
     python extract_features.py --data my_robot/ --oom sonar --image-size 32
+    python extract_features.py --data msrvtt --root DIR --oom audio --perceptor imagebind --dtype bfloat16
 
-Reads   a data set by name, or a folder with manifest.csv (docs/data/folder.md)
-Writes  RUNS/DATA/inputs/<modality>.pt          kind, x (n, …), lengths (n,), mean, std, ids, labels (n,), split (n,)
+Reads   a data set by name, or a folder with manifest.csv (docs/data/folder.md); a pretrained perceptor's weights
+Writes  RUNS/DATA/inputs/<modality>.pt          kind, x (n, …), lengths (n,), mean, std, ids, labels (n,), split (n,): of the
+                                                OOM modality, and of those for which an encoder is trained here
         RUNS/DATA/PERCEPTOR/…/banks/<im>.pt     features (n, d_k) float32 unit rows, ids, labels (n,), split (n,)
-Every file of the data set is decoded and checked before anything is trained. The OOM modality takes no part in `bind`.
+        RUNS/DATA/log/media-<modality>.csv      broken, missing and silent media, where there are any
+`--perceptor bind` decodes and checks every file before anything is trained. The OOM modality takes no part in training.
+The same command gives the same bytes, and goes on from where it was stopped.
 """
 import argparse
+import csv
+import io
 import os
+import sys
 import time
 
 import torch
 from tqdm import tqdm
 
 import bank
+import perceptors
 import readers
-from perceptors import bind
-from readers import media
+from perceptors import bind, embed
+from readers import ahead, media
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def get_args(argv=None):
@@ -30,10 +40,20 @@ def get_args(argv=None):
     p.add_argument("--mosei-classes", help="mosei only: emotion, emotion6 or sentiment7")
     p.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set's reader "
                    "(docs/data/); may be given several times")
-    p.add_argument("--on-error", default="fatal", choices=["fatal", "skip"], help="a named data set's missing files: stop at "
-                   "the first, or leave them out; a file that is there but broken always stops")
-    p.add_argument("--perceptor", default="bind", choices=["bind"], help="frozen IM perceptor")
-    p.add_argument("--oom", help="out-of-modal modality; bind must not see it")
+    p.add_argument("--on-error", default="fatal", choices=["fatal", "skip"], help="broken and missing media: stop at the "
+                   "first, or leave them out of their row; they are counted and listed in RUNS/DATA/log/")
+    p.add_argument("--on-silence", default="warn", choices=["warn", "skip", "fatal"], help="silent recordings: keep them, "
+                   "counted and listed; leave them out; stop at the first")
+    p.add_argument("--perceptor", default="bind", help="frozen IM perceptor: bind (trained here), imagebind, languagebind, "
+                   "hf:MODEL of transformers, or one for each modality: rgb=hf:MODEL,audio=imagebind")
+    p.add_argument("--weights", help="file or folder of imagebind's or languagebind's weights; default: the usual caches")
+    p.add_argument("--dtype", default="float32", choices=list(DTYPES), help="of a pretrained perceptor's weights and forward "
+                   "pass; its features are float32 in any case")
+    p.add_argument("--batch-size", type=int, default=32, help="items that a pretrained perceptor takes at once")
+    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+                   help="processes that decode and preprocess; 0: none besides this one")
+    p.add_argument("--oom", help="out-of-modal modality; no encoder trained here sees it. Without it, a pretrained perceptor "
+                   "makes the banks of all modalities")
     p.add_argument("--im", help="IM modalities, comma-separated; default: every other one")
     p.add_argument("--runs", default="runs", help="where everything is written")
     p.add_argument("--image-size", type=int, default=224, help="side of images and video frames after resize and centre crop")
@@ -43,24 +63,60 @@ def get_args(argv=None):
     p.add_argument("--mels", type=int, default=64, help="mel bands of audio")
     p.add_argument("--pair-by-class", action="store_true", help="pair labelled items within a class where the data have no "
                    "pairs; noted in all results")
-    p.add_argument("--bind-epochs", type=int, default=40, help="epochs of the bind encoders")
+    p.add_argument("--bind-epochs", type=int, default=40, help="epochs of the encoders trained here")
     p.add_argument("--bind-width", type=int, default=64, help="their width")
-    p.add_argument("--bind-dim", type=int, default=64, help="dimension of the joint space")
+    p.add_argument("--bind-dim", type=int, default=64, help="dimension of bind's joint space")
     p.add_argument("--commonality", type=float, default=0.7, help="synth only: instance information that the modalities "
                    "share beyond the class, 0 to 1; one value per --runs")
     p.add_argument("--data-seed", type=int, default=0, help="synth only: which world")
-    p.add_argument("--seed", type=int, default=0, help="seed of the bind encoders")
+    p.add_argument("--seed", type=int, default=0, help="seed of the encoders trained here")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the encoders run")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
 
 
-class Progress(readers.Items):
-    """readers.Items that move a progress bar: one item in memory at a time, however large the modality."""
+class Media:
+    """What is wrong with the media of one modality. Called with (row, (problem, what)), it stops or says whether the row is
+    left out, as the flags say; `finish` counts, and lists in a file."""
 
-    def __init__(self, dataset, modality, rows, bar):
-        super().__init__(dataset, modality, rows)
-        self.bar = bar
+    def __init__(self, data, modality, args):
+        self.data, self.modality, self.args = data, modality, args
+        self.found = {row: ("missing", "not there") for row in data.absent.get(modality, ())}
+        self.left_out = set()
+
+    def __call__(self, row, complaint):
+        problem, what = complaint
+        if problem == "broken" and self.args.on_error == "fatal":
+            raise bank.UserError(what)
+        if problem == "silent" and self.args.on_silence == "fatal":
+            raise bank.UserError(f"{what}; replace it, or give --on-silence skip or warn")
+        self.found[row] = complaint
+        if problem != "silent" or self.args.on_silence == "skip":
+            self.left_out.add(row)
+        return row in self.left_out
+
+    def finish(self):
+        """{problem: count}; what was found is listed in RUNS/DATA/log/."""
+        path = bank.media_path(self.args.runs, self.args.data, self.modality)
+        path.unlink(missing_ok=True)
+        if self.found:
+            table = io.StringIO()
+            rows = [(self.data.ids[r], problem, what) for r, (problem, what) in sorted(self.found.items())]
+            csv.writer(table, lineterminator="\n").writerows([("id", "problem", "what"), *rows])
+            bank.write_atomic(path, lambda tmp: tmp.write_text(table.getvalue(), encoding="utf-8"))
+        return {p: n for p in ("missing", "broken", "silent") if (n := sum(f[0] == p for f in self.found.values()))}
+
+
+def told(file, modality, args):
+    """What a finished file says of its media, for the line about it."""
+    meta = file["meta"]
+    counts = [f"{n} {p} ({'kept' if p == 'silent' and 'on_silence' not in meta['args'] else 'left out'})"
+              for p, n in meta.get("media", {}).items()]
+    return ", ".join(["", *counts]) + (f": see {bank.media_path(args.runs, args.data, modality)}" if counts else "")
+
+
+class Progress(ahead.Items):
+    """ahead.Items that move a progress bar: few items in memory at a time, however large the modality."""
 
     def __getitem__(self, i):
         item = super().__getitem__(i)
@@ -68,13 +124,15 @@ class Progress(readers.Items):
         return item
 
 
-def read_inputs(data, modality, rows, folder, shape):
-    """The learner's inputs of one modality at the given rows (media.learner_inputs); an unlike item is named by its file."""
+def read_inputs(data, modality, rows, folder, shape, workers, complain):
+    """The learner's inputs of one modality at the given rows (media.learner_inputs), but for those left out; an unlike item
+    is named by its file."""
     kind, train = data.modalities[modality], [data.split[i] == "train" for i in rows]
     passes = 2 if kind == "series" else 1                                   # series: first the lengths, then the values
-    with tqdm(total=passes * len(rows), desc=f"read {modality}", mininterval=1, disable=None) as bar:
+    items = Progress(data, modality, rows, lambda raw: media.reduced(kind, raw, **shape), workers=workers, complain=complain)
+    with tqdm(total=passes * len(rows), desc=f"read {modality}", mininterval=1, disable=None) as items.bar:
         try:
-            return media.learner_inputs(kind, Progress(data, modality, rows, bar), train, **shape)
+            return media.learner_inputs(kind, items, train, **shape)
         except media.Ragged as e:
             row = rows[e.item]
             cell = data.cells[modality][row]
@@ -84,9 +142,34 @@ def read_inputs(data, modality, rows, folder, shape):
 
 
 def left_over(path, fingerprint):
-    """Whether an inputs file is of other data and nothing was made from any: stage 1 stopped before its first bank."""
-    others = (p for p in path.parent.parent.rglob("*.pt") if p.parent != path.parent)
-    return path.exists() and bank.load(path)["meta"]["fingerprint"] != fingerprint and not any(others)
+    """Whether a file is of other data and nothing was made from any: stage 1 stopped before its first bank."""
+    folder = next(p for p in path.parents if (p / "inputs").is_dir() or p.parent == p)
+    made = (p for p in folder.rglob("*.pt") if p.parent.name != "inputs" and p.name != "im.pt" and
+            p.parent.suffix != ".parts")
+    return path.exists() and bank.load(path)["meta"]["fingerprint"] != fingerprint and not any(made)
+
+
+def columns(data, rows):
+    """What inputs and banks say of their rows."""
+    return {"ids": [data.ids[i] for i in rows], "class_names": data.class_names,
+            "labels": torch.tensor([data.labels[i] for i in rows]),
+            "split": torch.tensor([bank.SPLITS.index(data.split[i]) for i in rows])}
+
+
+def seen(data, modality):
+    return [i for i, cell in enumerate(data.cells[modality]) if cell is not None]
+
+
+def weights_of(name, role, args, path):
+    """Digest of the files that a perceptor reads for a role; None where a bank is there and the weights are not."""
+    from perceptors import weights
+    try:
+        place = perceptors.model_of(name, args.weights)
+        return bank.digest({f.name: weights.sha256(f) for f in perceptors.module(name).files([role], place)})
+    except bank.UserError:
+        if path.exists() and not args.weights:
+            return None
+        raise
 
 
 def main(argv=None):
@@ -110,12 +193,6 @@ def main(argv=None):
     data = readers.read(args.data, root=args.root, **options)
     for fact in data.facts:
         print(f"  {fact}")
-    for m, gone in data.absent.items():
-        if gone and args.on_error == "fatal" and (not args.im or m in [*args.im.split(","), args.oom]):
-            data.load(m, gone[0])                                          # says which file is missing, and the mend
-        for row in gone:
-            data.cells[m][row] = None
-        print(f"  {m}: {len(gone)} missing files, these rows go without it (--on-error skip)")
     if args.oom and args.oom not in data.modalities:
         raise bank.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}")
     ims = args.im.split(",") if args.im else [m for m in data.modalities if m != args.oom]
@@ -128,45 +205,104 @@ def main(argv=None):
     print(f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, "
           f"fingerprint {data.fingerprint[:8]}")
 
+    for m in [*ims, *([args.oom] if args.oom else [])]:
+        for row in data.absent.get(m, ()):
+            if args.on_error == "fatal":
+                data.load(m, row)                                           # says which file is missing, and the mend
+            data.cells[m][row] = None
+    choice = perceptors.choose(args.perceptor, data.modalities, ims, args.weights)
+    trained = [m for m in ims if choice[m] is None]
+    frozen = [m for m in ims if choice[m]]
+    if trained and not args.oom:
+        raise bank.UserError(f"--perceptor {args.perceptor} has no encoder for {trained[0]}; one trained here needs --oom, the "
+                             f"modality that it must not see; give it, or --im {','.join(frozen)}")
+
     # -------------------------------------------------------------------- the learner's inputs, one file per modality
     shape = {"image_size": args.image_size, "series_length": args.series_length, "frames": args.frames, "mels": args.mels}
+    silence = {"on_silence": "skip"} if args.on_silence == "skip" else {}
     files = {}
-    for m in [*ims, *([args.oom] if args.oom else [])]:
+    for m in [*trained, *([args.oom] if args.oom else [])]:
         path = bank.inputs_path(args.runs, args.data, m)
+        known = {**shape, **(silence if data.modalities[m] == "audio" else {})}
         redo = args.force or left_over(path, data.fingerprint)
-        if not bank.finished(path, shape, {}, data.fingerprint, redo):
-            seen = [i for i, cell in enumerate(data.cells[m]) if cell is not None]
-            made = read_inputs(data, m, seen, args.root or args.data, shape)
-            bank.save(path, {**made, "ids": [data.ids[i] for i in seen], "class_names": data.class_names,
-                             "labels": torch.tensor([data.labels[i] for i in seen]),
-                             "split": torch.tensor([bank.SPLITS.index(data.split[i]) for i in seen])},
-                      stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=shape,
-                      source=data.source)
+        if not bank.finished(path, known, {}, data.fingerprint, redo):
+            complain, rows = Media(data, m, args), seen(data, m)
+            workers = 0 if data.modalities[m] == "text" else args.workers
+            made = read_inputs(data, m, rows, args.root or args.data, shape, workers, complain)
+            rows = [r for r in rows if r not in complain.left_out]
+            bank.save(path, {**made, **columns(data, rows)}, stage="extract_features", data=data.name,
+                      fingerprint=data.fingerprint, args=known, source=data.source, media=complain.finish(), dated=False)
         files[m] = bank.load(path)
-        print(f"  {m}: {files[m]['kind']} {tuple(files[m]['x'].shape)} {str(files[m]['x'].dtype)[6:]}")
+        print(f"  {m}: {files[m]['kind']} {tuple(files[m]['x'].shape)} {str(files[m]['x'].dtype)[6:]}{told(files[m], m, args)}")
 
-    # ------------------------------------------------------------------------------------------- perceptor and banks
-    folder = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom)
-    settings = {"im": sorted(ims), "epochs": args.bind_epochs, "width": args.bind_width,
+    # ---------------------------------------------------------------------------- banks of the pretrained perceptor
+    folder = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom, trained=True)
+    path = folder.parent / "im.pt"
+    if args.oom and frozen and not bank.finished(path, {"im": sorted(ims)}, {}, data.fingerprint,
+                                                 args.force or left_over(path, data.fingerprint)):
+        bank.save(path, {"im": sorted(ims)}, stage="extract_features", data=data.name, fingerprint=data.fingerprint,
+                  args={"im": sorted(ims)}, dated=False, quiet=True)
+    banks = {}
+    for m in frozen:
+        name, role = choice[m]
+        path = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
+        known = {"perceptor": name, "role": role, "dtype": args.dtype,
+                 **(silence if data.modalities[m] == "audio" else {})}
+        made_from = {"preprocessing": perceptors.module(name).PREPROCESSING}
+        if digest := weights_of(name, role, args, path):
+            made_from["file of weights"] = digest
+        parts = path.with_suffix(".parts")
+        if args.force:
+            embed.clear(parts)
+        if not bank.finished(path, known, made_from, data.fingerprint, args.force):
+            print(f"{name}: {m} as {role} ({args.dtype}, {args.device}, {args.workers} worker processes)")
+            model = perceptors.module(name).load([role], weights=perceptors.model_of(name, args.weights), device=args.device,
+                                                 dtype=DTYPES[args.dtype])
+            complain = Media(data, m, args)
+            z, rows = embed.features(model, role, data, m, seen(data, m), parts, batch_size=args.batch_size,
+                                     workers=args.workers, device=args.device, known={**known, **made_from},
+                                     complain=complain)
+            bank.save(path, {"features": z, **columns(data, rows)}, stage="extract_features", data=data.name,
+                      fingerprint=data.fingerprint, args=known, made_from=made_from, source=data.source,
+                      weights=model.weights, media=complain.finish(), dated=False)
+            del model
+        embed.clear(parts)
+        banks[m] = bank.load(path)
+        print(f"  {m}: features {tuple(banks[m]['features'].shape)}{told(banks[m], m, args)}")
+
+    # ---------------------------------------------- encoders trained here: for all (bind), or for what the perceptor lacks
+    settings = {"im": sorted(trained), "epochs": args.bind_epochs, "width": args.bind_width,
                 "dim": args.bind_dim, "seed": args.seed, "pair_by_class": args.pair_by_class}
-    made_from = {f"inputs/{m}": files[m]["meta"]["digest"] for m in ims}
-    done = [bank.finished(folder / f"{m}.pt", settings, made_from, data.fingerprint, args.force) for m in ims]
+    made_from = {f"inputs/{m}": files[m]["meta"]["digest"] for m in trained}
+    target = None
+    if trained and frozen:                          # the image's features (ImageBind) or the language's (LanguageBind), if it may
+        prefer = [getattr(perceptors.module(choice[m][0]), "BIND_TO", "image") for m in frozen]
+        target = next((m for m, role in zip(frozen, prefer) if choice[m][1] == role), frozen[0])
+        settings |= {"dim": banks[target]["features"].shape[1], "target": target}
+        made_from[f"banks/{target}"] = banks[target]["meta"]["digest"]
+    done = [bank.finished(folder / f"{m}.pt", settings, made_from, data.fingerprint, args.force) for m in trained]
     if not all(done):
-        print(f"training bind on {', '.join(ims)} (seed {args.seed}, {args.bind_epochs} epochs, {args.device})")
-        encoders, by_class = bind.train({m: files[m] for m in ims}, dim=args.bind_dim, width=args.bind_width,
-                                        epochs=args.bind_epochs, seed=args.seed, device=args.device,
-                                        pair_by_class=args.pair_by_class)
+        print(f"training {'bind' if target is None else 'encoders'} on {', '.join(trained)}"
+              f"{f' against the features of {target}' if target else ''} (seed {args.seed}, {args.bind_epochs} epochs, "
+              f"{args.device})")
+        encoders, by_class = bind.train({m: files[m] for m in trained}, frozen=target and {target: banks[target]},
+                                        dim=settings["dim"], width=args.bind_width, epochs=args.bind_epochs, seed=args.seed,
+                                        device=args.device, pair_by_class=args.pair_by_class)
         if by_class:
             print(f"paired by class, as asked (--pair-by-class): {', '.join(by_class)} share no row with another modality")
-        for m in ims:
+        for m in trained:
             keep = {k: files[m][k] for k in ("ids", "class_names", "labels", "split")}
             bank.save(folder / f"{m}.pt", {"features": bind.features(encoders[m], files[m], device=args.device), **keep,
                                            "encoder": {k: v.cpu() for k, v in encoders[m].state_dict().items()}},
                       stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=settings,
-                      made_from=made_from, perceptor=args.perceptor, paired_by_class=by_class)
-    stale = [p for p in folder.glob("*.pt") if p.stem not in ims]
+                      made_from=made_from, perceptor="bind", paired_by_class=by_class, dated=False)
+    stale = [p for p in folder.glob("*.pt") if p.stem not in trained]
     if stale:
         raise bank.UserError(f"{stale[0]} is a bank that --im {','.join(ims)} leaves out; remove it, or use another --runs")
+    log = bank.media_path(args.runs, args.data, "").with_name("extract_features.log")    # not in the files: see bank.save
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "a", encoding="utf-8") as f:
+        f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {time.time() - start:.0f} s: {' '.join(argv or sys.argv[1:])}\n")
     print(f"stage 1 done in {time.time() - start:.0f} s. Next: python train_connect.py --data {args.data} --oom {args.oom}")
 
 

@@ -164,7 +164,7 @@ def main(argv=None):
     now = {f"inputs/{m}": bank.load(p, first=first)["meta"]["digest"] for m, p in sources.items() if p.exists()}
     for m, im in ims.items():
         file = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
-        bank.check_chain(file, im["meta"], now, fingerprint)
+        bank.check_chain(file, im["meta"], {**now, **made_from}, fingerprint)
     made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
     path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
     args.without = sorted(set(args.without))

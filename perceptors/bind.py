@@ -1,5 +1,6 @@
-"""`bind`: small encoders, one per IM modality, trained contrastively on the data set's own IM pairs to one joint space,
-then frozen. It is what the paper does for touch (Section 4.1, Models), and the default where no pretrained perceptor is.
+"""Small encoders trained contrastively on the data set's own IM pairs, then frozen: `bind` trains one per IM modality to a
+joint space, the default where no pretrained perceptor is; beside a pretrained one it trains those of the modalities that
+this one lacks against its frozen features, as the paper does for touch (Section 4.1, Models).
 
 The OOM modality takes no part, no label is used (but for --pair-by-class), and only rows of the training split are seen.
 """
@@ -58,16 +59,18 @@ def pair_table(inputs, pair_by_class, generator):
     return names, table, [names[k] for k in alone]
 
 
-def train(inputs, *, dim=64, width=64, epochs=40, batch_size=256, lr=1e-3, seed=0,
+def train(inputs, *, frozen=None, dim=64, width=64, epochs=40, batch_size=256, lr=1e-3, seed=0,
           device="cpu", pair_by_class=False):
     """Train one encoder per modality of `inputs` ({name: inputs file}) with InfoNCE over all pairs of modalities.
 
-    With a single IM modality, two augmented views of an item are its pair. Returns ({name: encoder}, [names paired by
-    class]).
+    frozen: {name: bank of features (n, dim)}: encoders are trained against these and each other. With a single IM modality
+    and no bank, two augmented views of an item are its pair. Returns ({name: encoder}, [names paired by class]).
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    names, table, by_class = pair_table(inputs, pair_by_class, generator)
+    frozen = frozen or {}
+    files = {**inputs, **frozen}
+    names, table, by_class = pair_table(files, pair_by_class, generator)
     encoders = {m: Encoder(kind=f["kind"], shape=tuple(f["x"].shape[1:]), lengths=f["lengths"] is not None, dim=dim,
                            width=width).to(device) for m, f in sorted(inputs.items())}
     log_scale = nn.Parameter(torch.tensor(math.log(10.0), device=device))
@@ -79,10 +82,12 @@ def train(inputs, *, dim=64, width=64, epochs=40, batch_size=256, lr=1e-3, seed=
     warm = 0.2 if epochs * steps == 10 else 0.1        # torch divides by zero where the warm-up is exactly one step
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=warm)
     views = [(m, m) for m in names] if len(names) == 1 else list(combinations(names, 2))
-    progress = tqdm(total=epochs * steps, desc=f"bind {'+'.join(names)}", mininterval=1, disable=None)
+    if frozen:
+        views = [(a, b) for a, b in views if not (a in frozen and b in frozen)]
+    progress = tqdm(total=epochs * steps, desc=f"bind {'+'.join(sorted(inputs))}", mininterval=1, disable=None)
     for _ in range(epochs):
         if by_class:
-            names, table, _ = pair_table(inputs, True, generator)
+            names, table, _ = pair_table(files, True, generator)
             usable = table[(table >= 0).sum(1) >= 2]
         order = torch.randperm(len(usable), generator=generator)
         for chunk in order.chunk(steps):
@@ -92,8 +97,11 @@ def train(inputs, *, dim=64, width=64, epochs=40, batch_size=256, lr=1e-3, seed=
                 seen = (taken[:, k] >= 0).nonzero().squeeze(1)
                 if not len(seen):
                     continue
-                x, lengths = batch(inputs[m], taken[seen, k], device)
                 place[m] = torch.full((len(taken),), -1).scatter_(0, seen, torch.arange(len(seen)))
+                if m in frozen:
+                    z[m] = frozen[m]["features"][taken[seen, k]].to(device)
+                    continue
+                x, lengths = batch(inputs[m], taken[seen, k], device)
                 z[m] = encoders[m](*augment(inputs[m]["kind"], x, lengths))
                 if len(names) == 1:
                     again[m] = encoders[m](*augment(inputs[m]["kind"], x, lengths, "strong"))

@@ -20,6 +20,7 @@ ARRAY = (".npy",)
 SAMPLE_RATE = 16000      # Hz, of every audio item
 WINDOW, SHIFT = 25, 10   # ms, of the mel frames
 TEXT_BYTES = 256         # a sentence longer than this is cut
+SILENCE = 1e-4           # a recording that nowhere exceeds this share of full scale (-80 dB) is silent
 
 
 class MediaError(Exception):
@@ -336,8 +337,9 @@ class _Moments:
 def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, frames=8, mels=64):
     """Raw items of one modality (Dataset has their forms) to the tensors that the OOM learner trains on.
 
-    raws: the n items: a list, or anything with len() and [i] such as readers.Items, or an iterator.
-    train: n booleans; mean and std come from these items alone.
+    raws: the n items: a list, or anything with len() and [i] such as readers.Items, or an iterator. What `reduced` made
+      of an item serves as well; an item that is None (it could not be read) is left out, and n counts the others.
+    train: booleans, one per item; mean and std come from these items alone.
     Returns {"kind", "x", "lengths", "mean", "std"}; (x[i].float() - mean) / std is what the model sees.
       image   x uint8 or float32 (n, C, S, S); mean, std (C, 1, 1). Grey items among coloured ones become RGB.
       video   x uint8 (n, 3, frames, S, S); mean, std (3, 1, 1, 1)
@@ -351,29 +353,43 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
     Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.
     """
     train = [bool(t) for t in train]
-    if kind == "series" and not hasattr(raws, "__getitem__"):
-        raws = list(raws)   # read twice below
+    if not hasattr(raws, "__getitem__"):
+        raws = list(raws) if kind == "series" else iter(raws)   # series are read twice below
     if kind == "image":
-        out = _images(raws, train, image_size)
-    elif kind == "video":
-        out = _videos(raws, train, image_size, frames)
-    elif kind == "series":
-        out = _series(raws, train, series_length)
-    elif kind == "audio":
-        mel = [log_mel(wave, mels) for wave in _each(raws)]
-        out = _series(mel, train, series_length, per_position=False)
-    elif kind == "text":
-        out = _texts(raws)
-    else:
-        raise ValueError(f"unknown kind {kind!r}: image, video, series, audio or text")
-    if len(out["x"]) != len(train):
-        raise ValueError(f"{len(out['x'])} items but {len(train)} train flags")
-    return out
+        return _images(raws, train, image_size)
+    if kind == "video":
+        return _videos(raws, train, image_size, frames)
+    if kind == "series":
+        return _series(raws, train, series_length)
+    if kind == "audio":
+        mel = [None] * len(train)
+        for i, wave in _each(raws, len(train)):
+            mel[i] = wave if wave.ndim == 2 else log_mel(wave, mels)
+        return _series(mel, train, series_length, per_position=False)
+    if kind == "text":
+        return _texts(raws, len(train))
+    raise ValueError(f"unknown kind {kind!r}: image, video, series, audio or text")
 
 
-def _each(raws):
-    """Iterates over a sequence or an iterator."""
-    return (raws[i] for i in range(len(raws))) if hasattr(raws, "__getitem__") else iter(raws)
+def reduced(kind, raw, *, image_size=224, frames=8, mels=64, **_):
+    """A raw item as far towards `learner_inputs` as it goes alone: worker processes do it. Others stay as they are."""
+    if kind == "image":
+        return square(_tensor(raw), image_size).numpy()
+    if kind == "video":
+        return square(_tensor(raw[even_indices(len(raw), frames)]), image_size).numpy()
+    return log_mel(raw, mels) if kind == "audio" else raw
+
+
+def _each(raws, count):
+    """Iterates over a sequence or an iterator of `count` items: (i, item), without those that are None."""
+    items = (raws[i] for i in range(len(raws))) if hasattr(raws, "__getitem__") else raws
+    n = 0
+    for i, item in enumerate(items):
+        n += 1
+        if item is not None and n <= count:
+            yield i, item
+    if n != count:
+        raise ValueError(f"{n} items but {count} train flags")
 
 
 def _tensor(x):
@@ -381,11 +397,11 @@ def _tensor(x):
 
 
 def _images(raws, train, size):
-    n, x, moments = len(train), None, _Moments()
-    for i, raw in enumerate(_each(raws)):
+    k, x, moments = 0, None, _Moments()
+    for i, raw in _each(raws, len(train)):
         item = square(_tensor(raw), size)
         if x is None:
-            x = torch.empty((n, *item.shape), dtype=item.dtype)
+            x = torch.empty((len(train), *item.shape), dtype=item.dtype)
         if item.dtype != x.dtype:
             raise Ragged(i, f"pixels are {item.dtype}, those before it {x.dtype}")
         if len(item) != x.shape[1]:
@@ -394,32 +410,41 @@ def _images(raws, train, size):
             if len(item) == 3:   # the first coloured one: what came before was grey
                 x = x.expand(-1, 3, -1, -1).clone()
             item = item.expand(3, -1, -1)
-        x[i] = item
+        x[k], k = item, k + 1
         if train[i]:
             moments.add(item, (1, 2))
     mean, std = moments.result()
-    return {"kind": "image", "x": x, "lengths": None, "mean": mean, "std": std}
+    return {"kind": "image", "x": _first(x, k), "lengths": None, "mean": mean, "std": std}
 
 
 def _videos(raws, train, size, frames):
-    x, moments = torch.empty((len(train), 3, frames, size, size), dtype=torch.uint8), _Moments()
-    for i, raw in enumerate(_each(raws)):
+    k, x, moments = 0, torch.empty((len(train), 3, frames, size, size), dtype=torch.uint8), _Moments()
+    for i, raw in _each(raws, len(train)):
         raw = _tensor(raw)                                                 # (F, 3, H, W)
         clip = square(raw[even_indices(len(raw), frames)], size)           # (frames, 3, S, S)
-        x[i] = clip.transpose(0, 1)
+        x[k] = clip.transpose(0, 1)
         if train[i]:
-            moments.add(x[i], (1, 2, 3))
+            moments.add(x[k], (1, 2, 3))
+        k += 1
     mean, std = moments.result()
-    return {"kind": "video", "x": x, "lengths": None, "mean": mean, "std": std}
+    return {"kind": "video", "x": _first(x, k), "lengths": None, "mean": mean, "std": std}
+
+
+def _first(x, k):
+    """The first k of x, in memory of their own where that is not all of x."""
+    return x if k == len(x) else x[:k].clone()
 
 
 def _series(items, train, limit, per_position=True):
-    shapes = [tuple(item.shape) for item in _each(items)]
-    for i, (channels, _) in enumerate(shapes):
-        if channels != shapes[0][0]:
-            raise Ragged(i, f"{channels} channels, the first one has {shapes[0][0]}")
-    n, channels, longest = len(shapes), shapes[0][0], max(t for _, t in shapes)
-    lengths = [t for _, t in shapes]
+    shapes = {i: tuple(item.shape) for i, item in _each(items, len(train))}
+    if not shapes:
+        _Moments().result()                                                # says that there is no train item
+    n, channels = len(shapes), next(iter(shapes.values()))[0]
+    for i, (c, _) in shapes.items():
+        if c != channels:
+            raise Ragged(i, f"{c} channels, the first one has {channels}")
+    lengths = [t for _, t in shapes.values()]
+    longest, train = max(lengths), [train[i] for i in shapes]
     if longest > limit:   # integer ceiling of t * limit / longest: at least 1, at most limit
         lengths = [-(-t * limit // longest) for t in lengths]
     full = max(lengths)
@@ -427,10 +452,10 @@ def _series(items, train, limit, per_position=True):
     moments = _Moments()
     per_position_axis = per_position
     per_position = per_position and all(t == full for t, is_train in zip(lengths, train) if is_train)
-    for i, raw in enumerate(_each(items)):
-        item = shorten(_tensor(raw).float(), lengths[i])                   # (C, T)
-        x[i, :, :lengths[i]] = item
-        if train[i]:
+    for k, (_, raw) in enumerate(_each(items, len(items))):
+        item = shorten(_tensor(raw).float(), lengths[k])                   # (C, T)
+        x[k, :, :lengths[k]] = item
+        if train[k]:
             moments.add(item[None] if per_position else item, (0,) if per_position else (1,))
     mean, std = moments.result()
     if per_position:
@@ -439,8 +464,8 @@ def _series(items, train, limit, per_position=True):
     return {"kind": "series", "x": x, "lengths": lengths, "mean": mean, "std": std}
 
 
-def _texts(raws):
-    data = [text_bytes(text) for text in _each(raws)]
+def _texts(raws, count):
+    data = [text_bytes(text) for _, text in _each(raws, count)]
     x = torch.zeros((len(data), max(1, max(map(len, data), default=1))), dtype=torch.uint8)
     for i, b in enumerate(data):
         x[i, :len(b)] = torch.tensor(list(b), dtype=torch.uint8)
