@@ -25,7 +25,7 @@ from tqdm import tqdm
 import bank
 import perceptors
 import readers
-from perceptors import bind, embed
+from perceptors import bind, embed, weights
 from readers import ahead, media
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -162,14 +162,13 @@ def seen(data, modality):
 
 def weights_of(name, role, args, path):
     """Digest of the files that a perceptor reads for a role; None where a bank is there and the weights are not."""
-    from perceptors import weights
     try:
-        place = perceptors.model_of(name, args.weights)
-        return bank.digest({f.name: weights.sha256(f) for f in perceptors.module(name).files([role], place)})
+        found = perceptors.module(name).weight_files([role], perceptors.model_of(name, args.weights))
     except bank.UserError:
         if path.exists() and not args.weights:
             return None
         raise
+    return bank.digest({f: weights.sha256(p) for f, p in found.items()})
 
 
 def main(argv=None):

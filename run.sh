@@ -3,6 +3,7 @@
 #
 #   bash run.sh                                     the embedded data set, audio as the new sensor
 #   DATA=my_robot OOM=sonar bash run.sh             your own folder with manifest.csv (README.md, "Your own sensor")
+#   DATA=msrvtt EXTRACT="--root DIR" PERCEPTOR=imagebind OOM=audio bash run.sh            a public data set (docs/data/)
 #   SETTING=unsup DATA=my_robot OOM=sonar bash run.sh                                     no label, no pair at all
 #   METHODS="cox cox-soft" EXPLORE_cox_soft="--w-agree 0.3" bash run.sh                   two runs of one method
 #
@@ -10,9 +11,9 @@
 set -euo pipefail
 export PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-synth} OOM=${OOM:-audio} SETTING=${SETTING:-semi}
 export RUNS=${RUNS:-runs}                     # everything is written under it
+export PERCEPTOR=${PERCEPTOR:-bind}           # or imagebind, languagebind, hf:MODEL, rgb=hf:MODEL,audio=imagebind
 [ "$SETTING" = unsup ] && methods="random moco ssl cox" || methods="random erm selftrain cox"
 METHODS=${METHODS:-$methods}                  # also: entmin fixmatch moco ssl aligned; METHOD-TAG: --tag TAG
-export PERCEPTOR=${PERCEPTOR:-bind}
 SEEDS=${SEEDS:-0 1 2}
 export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3
 # EXPLORE_method, EXPLORE_method_tag (- becomes _): further flags of stage 3 for this method, for this run, if exported

@@ -3,7 +3,8 @@ trained here on the data set's own pairs. embed.py runs the pretrained ones over
 
 A pretrained one is a module with
   MODALITIES           the roles that it can embed (hf: `modalities(MODEL)`); PREPROCESSING, the version of prepare's numbers
-  load(roles, *, weights, device, dtype) -> a perceptor with dims {role: d}, weights {file: sha256}, preparer(), encode(role,
+  weight_files(roles, weights) -> {name: path} of what load reads
+  load(roles, *, weights, device, dtype) -> a perceptor with dims {role: d}, weights {name: sha256}, preparer(), encode(role,
                        batch) -> (B, d) float32 unit rows; preparer() is light enough for worker processes: prepare(role,
                        raw item) -> tensor or dict of tensors, sample(role) -> None or (n_frames, fps) -> frame indices
 """

@@ -18,14 +18,14 @@ D = {"image": 12, "video": 12, "text": 12, "audio": 12}
 encoded = []      # (role, shape of the batch) of every batch
 
 
-def files(roles, weights):
+def weight_files(roles, weights):
     if weights is None or not Path(weights).is_file():
         raise UserError(f"--weights {weights}: the fake perceptor needs a file; write any")
-    return [Path(weights)]
+    return {Path(weights).name: Path(weights)}
 
 
 def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
-    return Perceptor(roles, files(roles, weights)[0], dtype)
+    return Perceptor(roles, *weight_files(roles, weights).values(), dtype)
 
 
 class Perceptor:
