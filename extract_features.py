@@ -13,8 +13,6 @@ Writes  RUNS/DATA/inputs/<modality>.pt          kind, x (n, …), lengths (n,), 
 The same command gives the same bytes, and goes on from where it was stopped.
 """
 import argparse
-import csv
-import io
 import os
 import sys
 import time
@@ -47,6 +45,8 @@ def get_args(argv=None):
     p.add_argument("--perceptor", default="bind", help="frozen IM perceptor: bind (trained here), imagebind, languagebind, "
                    "hf:MODEL of transformers, or one for each modality: rgb=hf:MODEL,audio=imagebind")
     p.add_argument("--weights", help="file or folder of imagebind's or languagebind's weights; default: the usual caches")
+    p.add_argument("--perceptor-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the perceptor "
+                   "(docs/perceptors.md); may be given several times")
     p.add_argument("--dtype", default="float32", choices=list(DTYPES), help="of a pretrained perceptor's weights and forward "
                    "pass; its features are float32 in any case")
     p.add_argument("--batch-size", type=int, default=32, help="items that a pretrained perceptor takes at once")
@@ -73,38 +73,6 @@ def get_args(argv=None):
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the encoders run")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
-
-
-class Media:
-    """What is wrong with the media of one modality. Called with (row, (problem, what)), it stops or says whether the row is
-    left out, as the flags say; `finish` counts, and lists in a file."""
-
-    def __init__(self, data, modality, args):
-        self.data, self.modality, self.args = data, modality, args
-        self.found = {row: ("missing", "not there") for row in data.absent.get(modality, ())}
-        self.left_out = set()
-
-    def __call__(self, row, complaint):
-        problem, what = complaint
-        if problem == "broken" and self.args.on_error == "fatal":
-            raise bank.UserError(what)
-        if problem == "silent" and self.args.on_silence == "fatal":
-            raise bank.UserError(f"{what}; replace it, or give --on-silence skip or warn")
-        self.found[row] = complaint
-        if problem != "silent" or self.args.on_silence == "skip":
-            self.left_out.add(row)
-        return row in self.left_out
-
-    def finish(self):
-        """{problem: count}; what was found is listed in RUNS/DATA/log/."""
-        path = bank.media_path(self.args.runs, self.args.data, self.modality)
-        path.unlink(missing_ok=True)
-        if self.found:
-            table = io.StringIO()
-            rows = [(self.data.ids[r], problem, what) for r, (problem, what) in sorted(self.found.items())]
-            csv.writer(table, lineterminator="\n").writerows([("id", "problem", "what"), *rows])
-            bank.write_atomic(path, lambda tmp: tmp.write_text(table.getvalue(), encoding="utf-8"))
-        return {p: n for p in ("missing", "broken", "silent") if (n := sum(f[0] == p for f in self.found.values()))}
 
 
 def told(file, modality, args):
@@ -156,6 +124,14 @@ def columns(data, rows):
             "split": torch.tensor([bank.SPLITS.index(data.split[i]) for i in rows])}
 
 
+def pairs(flag, given):
+    """{key: value} of a flag's KEY=VALUEs."""
+    for text in given:
+        if "=" not in text:
+            raise bank.UserError(f"{flag} {text}: write KEY=VALUE")
+    return dict(text.partition("=")[::2] for text in given)
+
+
 def seen(data, modality):
     return [i for i, cell in enumerate(data.cells[modality]) if cell is not None]
 
@@ -182,11 +158,7 @@ def main(argv=None):
         raise bank.UserError(f"--bind-width {args.bind_width}: give a multiple of 8 (its layers are normalised in groups)")
     synth = {"commonality": args.commonality, "seed": args.data_seed}
     options = synth if args.data == "synth" else {"frames": args.frames} if "frames" in readers.options(args.data) else {}
-    for given in args.option:
-        key, equals, value = given.partition("=")
-        if not equals:
-            raise bank.UserError(f"--option {given}: write KEY=VALUE")
-        options[key] = value
+    options |= pairs("--option", args.option)
     if args.mosei_classes:
         options["classes"] = args.mosei_classes
     data = readers.read(args.data, root=args.root, **options)
@@ -203,13 +175,14 @@ def main(argv=None):
     counts = ", ".join(f"{data.split.count(s)} {s}" for s in bank.SPLITS)
     print(f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, "
           f"fingerprint {data.fingerprint[:8]}")
-
     for m in [*ims, *([args.oom] if args.oom else [])]:
         for row in data.absent.get(m, ()):
             if args.on_error == "fatal":
                 data.load(m, row)                                           # says which file is missing, and the mend
             data.cells[m][row] = None
     choice = perceptors.choose(args.perceptor, data.modalities, ims, args.weights)
+    given = pairs("--perceptor-option", args.perceptor_option)
+    perceptors.check_options(choice, given)
     trained = [m for m in ims if choice[m] is None]
     frozen = [m for m in ims if choice[m]]
     if trained and not args.oom:
@@ -225,12 +198,12 @@ def main(argv=None):
         known = {**shape, **(silence if data.modalities[m] == "audio" else {})}
         redo = args.force or left_over(path, data.fingerprint)
         if not bank.finished(path, known, {}, data.fingerprint, redo):
-            complain, rows = Media(data, m, args), seen(data, m)
+            complain, rows = ahead.Complaints(data, m, args.on_error, args.on_silence), seen(data, m)
             workers = 0 if data.modalities[m] == "text" else args.workers
             made = read_inputs(data, m, rows, args.root or args.data, shape, workers, complain)
             rows = [r for r in rows if r not in complain.left_out]
             bank.save(path, {**made, **columns(data, rows)}, stage="extract_features", data=data.name,
-                      fingerprint=data.fingerprint, args=known, source=data.source, media=complain.finish(), dated=False)
+                      fingerprint=data.fingerprint, args=known, source=data.source, media=complain.finish(bank.media_path(args.runs, args.data, m)), dated=False)
         files[m] = bank.load(path)
         print(f"  {m}: {files[m]['kind']} {tuple(files[m]['x'].shape)} {str(files[m]['x'].dtype)[6:]}{told(files[m], m, args)}")
 
@@ -245,7 +218,8 @@ def main(argv=None):
     for m in frozen:
         name, role = choice[m]
         path = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
-        known = {"perceptor": name, "role": role, "dtype": args.dtype,
+        own = perceptors.options_of(name, given)
+        known = {"perceptor": name, "role": role, "dtype": args.dtype, **own,
                  **(silence if data.modalities[m] == "audio" else {})}
         made_from = {"preprocessing": perceptors.module(name).PREPROCESSING}
         if digest := weights_of(name, role, args, path):
@@ -256,14 +230,14 @@ def main(argv=None):
         if not bank.finished(path, known, made_from, data.fingerprint, args.force):
             print(f"{name}: {m} as {role} ({args.dtype}, {args.device}, {args.workers} worker processes)")
             model = perceptors.module(name).load([role], weights=perceptors.model_of(name, args.weights), device=args.device,
-                                                 dtype=DTYPES[args.dtype])
-            complain = Media(data, m, args)
+                                                 dtype=DTYPES[args.dtype], **own)
+            complain = ahead.Complaints(data, m, args.on_error, args.on_silence)
             z, rows = embed.features(model, role, data, m, seen(data, m), parts, batch_size=args.batch_size,
                                      workers=args.workers, device=args.device, known={**known, **made_from},
                                      complain=complain)
             bank.save(path, {"features": z, **columns(data, rows)}, stage="extract_features", data=data.name,
                       fingerprint=data.fingerprint, args=known, made_from=made_from, source=data.source,
-                      weights=model.weights, media=complain.finish(), dated=False)
+                      weights=model.weights, media=complain.finish(bank.media_path(args.runs, args.data, m)), dated=False)
             del model
         embed.clear(parts)
         banks[m] = bank.load(path)
@@ -302,7 +276,8 @@ def main(argv=None):
     log.parent.mkdir(exist_ok=True)
     with open(log, "a", encoding="utf-8") as f:
         f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {time.time() - start:.0f} s: {' '.join(argv or sys.argv[1:])}\n")
-    print(f"stage 1 done in {time.time() - start:.0f} s. Next: python train_connect.py --data {args.data} --oom {args.oom}")
+    print(f"stage 1 done in {time.time() - start:.0f} s. Next: python train_connect.py --data {args.data} --oom "
+          f"{args.oom or 'M'}" + (f" --perceptor {args.perceptor}" if frozen else ""))
 
 
 if __name__ == "__main__":

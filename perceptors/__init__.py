@@ -2,7 +2,8 @@
 trained here on the data set's own pairs. embed.py runs the pretrained ones over a data set.
 
 A pretrained one is a module with
-  MODALITIES           the roles that it can embed (hf: `modalities(MODEL)`); PREPROCESSING, the version of prepare's numbers
+  MODALITIES           the roles that it can embed (hf: `modalities(MODEL)`); PREPROCESSING, the version of prepare's numbers;
+                       perhaps OPTIONS {keyword of load: help}, BIND_TO, the role that encoders trained beside it are bound to
   weight_files(roles, weights) -> {name: path} of what load reads
   load(roles, *, weights, device, dtype) -> a perceptor with dims {role: d}, weights {name: sha256}, preparer(), encode(role,
                        batch) -> (B, d) float32 unit rows; preparer() is light enough for worker processes: prepare(role,
@@ -44,6 +45,21 @@ def can_embed(name, weights):
 def model_of(name, weights):
     """What load() takes as its weights: hf's model, else what --weights says."""
     return name.partition(":")[2] if name.startswith("hf:") else weights
+
+
+def options_of(name, given):
+    """The part of --perceptor-option that a perceptor takes."""
+    return {k: v for k, v in given.items() if k in getattr(module(name), "OPTIONS", {})}
+
+
+def check_options(choice, given):
+    """Refuses what no chosen perceptor takes."""
+    names = sorted({c[0] for c in choice.values() if c})
+    for k in given:
+        if not any(k in getattr(module(n), "OPTIONS", {}) for n in names):
+            have = sorted({o for n in names for o in getattr(module(n), "OPTIONS", {})})
+            raise UserError(f"--perceptor-option {k}: {', '.join(names) or 'bind'} has "
+                            f"{'the options ' + ', '.join(have) if have else 'no options'}")
 
 
 def choose(spec, modalities, ims, weights=None):

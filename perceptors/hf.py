@@ -40,6 +40,28 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
 
     Raises UserError where the model is not there, lacks weights or a role, or needs what is not installed.
     """
+    folder, config, known = describe(weights)
+    try:
+        model, found = known.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
+    except Exception as e:      # OSError, ValueError, KeyError, ImportError, ...
+        raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
+    lost = [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]
+    if lost:
+        raise UserError(f"hf:{weights}: its weights lack {files.some(lost)}, which would be left at random; get it again")
+    has = methods(config, type(model))
+    unable = [r for r in roles if r not in has]
+    if unable:
+        raise UserError(f"hf:{weights} ({type(model).__name__}) has no {unable[0]} features; "
+                        f"{'it has ' + ', '.join(has) if has else 'none of the kinds that are known here'}")
+    if has.get("text", "").endswith("_embeds"):                 # PE-AV takes them, without asking its text model for them
+        model.text_model.config.output_hidden_states = True
+    preparer = Preparer(str(folder), config, roles, weights)
+    hashed = {name: files.sha256(path) for name, path in weight_files(roles, weights).items()}
+    return Model(model.to(device).eval().requires_grad_(False), has, preparer, hashed, weights, device, dtype)
+
+
+def describe(weights):
+    """(folder, configuration, class) of a model; AutoModel where the configuration names no class."""
     try:
         import transformers
     except ImportError:
@@ -49,24 +71,25 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
     transformers.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        known = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
-        model, found = known.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
+        return folder, config, getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
     except Exception as e:      # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
-    lost = [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]
-    if lost:
-        raise UserError(f"hf:{weights}: its weights lack {files.some(lost)}, which would be left at random; get it again")
-    has = {r: name for r in METHODS if (name := next((n for n in METHODS[r] if hasattr(model, n)), None))}
+
+
+def methods(config, known):
+    """{role: what a model of this class calls its features}."""
     if config.model_type in AVERAGED:
-        has = dict.fromkeys(AVERAGED[config.model_type], "forward")
-    unable = [r for r in roles if r not in has]
-    if unable:
-        raise UserError(f"hf:{weights} ({type(model).__name__}) has no {unable[0]} features; "
-                        f"{'it has ' + ', '.join(has) if has else 'none of the kinds that are known here'}")
-    if has.get("text", "").endswith("_embeds"):                 # PE-AV takes them, without asking its text model for them
-        model.text_model.config.output_hidden_states = True
-    preparer = Preparer(str(folder), config, roles, weights)
-    return Model(model.to(device).eval().requires_grad_(False), has, preparer, hashes(folder), weights, device, dtype)
+        return dict.fromkeys(AVERAGED[config.model_type], "forward")
+    return {r: name for r in METHODS if (name := next((n for n in METHODS[r] if hasattr(known, n)), None))}
+
+
+def modalities(weights):
+    """The roles that a model can embed, told without its weights."""
+    import transformers
+    _, config, known = describe(weights)
+    if known is transformers.AutoModel:
+        known = transformers.AutoModel._model_mapping.get(type(config), known)
+    return tuple(methods(config, known))
 
 
 class Model:
@@ -215,10 +238,10 @@ def find(name):
                     f"`hf download {name}` (https://huggingface.co/{name} has its size and licence)")
 
 
-def hashes(folder):
-    """{file name: sha256} of the weights, configurations and vocabularies of a model."""
-    kinds = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-    return {p.name: files.sha256(p) for p in sorted(p for kind in kinds for p in folder.glob(kind) if p.is_file())}
+def weight_files(roles, weights):
+    """{file name: path} of the weights, configurations and vocabularies of a model."""
+    folder, kinds = find(weights), ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+    return {p.name: p for p in sorted(p for kind in kinds for p in folder.glob(kind) if p.is_file())}
 
 
 def one_line(error):

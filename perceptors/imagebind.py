@@ -17,6 +17,7 @@ from perceptors import preprocess, weights as files
 MODALITIES = {"image": "vision", "video": "vision", "text": "text", "audio": "audio", "depth": "depth",
               "thermal": "thermal", "imu": "imu"}
 PREPROCESSING = "imagebind-1"                    # changes with any number that `prepare` gives
+BIND_TO = "image"                                # what an encoder trained beside it is bound to, as in its own training
 NAMES = ("imagebind_huge.pth", "model.safetensors", "pytorch_model.bin")
 WHERE = ("https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth (4.8 GB, licence CC BY-NC-SA 4.0: "
          "non-commercial, share alike)")

@@ -24,6 +24,7 @@ from perceptors import preprocess, weights as files
 MODALITIES = {"image": "colour or grey image", "video": "clip of frames", "audio": "16 kHz mono", "depth": "metres",
               "thermal": "infrared image", "text": "a sentence"}
 PREPROCESSING = "languagebind-1"
+BIND_TO = "text"         # what an encoder trained beside it is bound to: the language, as in its own training
 
 # The hub's folders by role, the one that LanguageBind's own examples take first.
 FOLDERS = {"image": ("LanguageBind_Image",),
@@ -55,9 +56,7 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
     unknown = [r for r in roles if r not in MODALITIES]
     if unknown:
         raise UserError(f"languagebind has no {unknown[0]}; it has {', '.join(MODALITIES)}")
-    towers = {r: find(r, weights) for r in FOLDERS if r in roles}
-    if "text" in roles:
-        towers["text"] = next(iter(towers.values()), None) or find_text(weights)
+    towers = find_all(roles, weights)
     model, hashes = nn.ModuleDict(), {}
     for role, (folder, name) in towers.items():
         model[role], read = load_tower(role, folder)
@@ -273,6 +272,27 @@ def find(role, place):
     return path, name
 
 
+def find_all(roles, place):
+    """{role: (folder, name)} of the towers of `roles`."""
+    towers = {r: find(r, place) for r in FOLDERS if r in roles}
+    if "text" in roles:
+        towers["text"] = next(iter(towers.values()), None) or find_text(place)
+    return towers
+
+
+def weight_files(roles, weights=None):
+    """{name: path} of what `load` reads; its content is not looked at."""
+    return {f"{name}/{path.name}": path for folder, name in find_all(roles, weights).values() for path in tower_files(folder)}
+
+
+def tower_files(folder):
+    """The files of a tower's weights, and its config.json."""
+    read = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not read:
+        raise UserError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin; get one beside its config.json")
+    return [*read, folder / "config.json"]
+
+
 def find_text(place):
     """The first folder of any tower that is there."""
     for role in FOLDERS:
@@ -299,9 +319,7 @@ def read_config(folder):
 def load_tower(role, folder):
     """(tower with its weights, [files read]): every key of the folder's weights is used or known."""
     vision, text, dim = read_config(folder)
-    read = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not read:
-        raise UserError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin; get one beside its config.json")
+    *read, _ = tower_files(folder)
     state = merge_lora({k: v for path in read for k, v in files.read(path).items()}, vision["lora_alpha"], read[0])
     with torch.device("meta"):
         towers = {"vision": new_vision(vision, dim), "text": new_text(text, dim)}

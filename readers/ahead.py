@@ -1,14 +1,18 @@
 """Items decoded ahead of their use, in worker processes, in the order of the rows.
 
-What is wrong with an item's media is a value here, not an exception: extract_features.py counts it, lists it, and leaves
-the row out or stops, as its flags say.
+What is wrong with an item's media is a value in a worker, not an exception: Complaints counts it, lists it, and leaves
+the row out or stops, as the flags say.
 """
+import csv
+import io
 import multiprocessing
+import os
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+import bank
 import readers
 from bank import UserError
 from readers import media
@@ -71,6 +75,7 @@ def decoded(dataset, modality, rows, then, *, workers, ahead=64, sample=None):
     places = [list(range(k, min(k + chunk, len(work)))) for k in range(0, len(work), chunk)]
     chunks = ([work[i] for i in some] for some in places)
     if workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")    # or transformers' tokenizers complain of the fork
         chunks = DataLoader(work, batch_sampler=places, collate_fn=list, num_workers=workers, multiprocessing_context="fork",
                             prefetch_factor=max(2, -(-ahead // (workers * chunk))))
     try:
@@ -100,3 +105,34 @@ class Items(readers.Items):
         self.next = i + 1
         _, item, complaint = next(self.stream)
         return None if complaint and self.complain(self.rows[i], complaint) else item
+
+
+class Complaints:
+    """What is wrong with the media of one modality. Called with (row, (problem, what)), it stops or says whether the row is
+    left out; `finish` counts, and lists in a file."""
+
+    def __init__(self, data, modality, on_error, on_silence):
+        self.data, self.modality, self.on_error, self.on_silence = data, modality, on_error, on_silence
+        self.found = {row: ("missing", "the file is not there") for row in data.absent.get(modality, ())}
+        self.left_out = set()
+
+    def __call__(self, row, complaint):
+        problem, what = complaint
+        if problem == "broken" and self.on_error == "fatal":
+            raise UserError(what)
+        if problem == "silent" and self.on_silence == "fatal":
+            raise UserError(f"{what}; replace it, or give --on-silence skip or warn")
+        self.found[row] = complaint
+        if problem != "silent" or self.on_silence == "skip":
+            self.left_out.add(row)
+        return row in self.left_out
+
+    def finish(self, path):
+        """{problem: count}; what was found is listed in the csv file `path`."""
+        path.unlink(missing_ok=True)
+        if self.found:
+            table = io.StringIO()
+            rows = [(self.data.ids[r], problem, what) for r, (problem, what) in sorted(self.found.items())]
+            csv.writer(table, lineterminator="\n").writerows([("id", "problem", "what"), *rows])
+            bank.write_atomic(path, lambda tmp: tmp.write_text(table.getvalue(), encoding="utf-8"))
+        return {p: n for p in ("missing", "broken", "silent") if (n := sum(f[0] == p for f in self.found.values()))}
