@@ -85,8 +85,8 @@ def methods(config, known):
 
 def modalities(weights):
     """The roles that a model can embed, told without its weights."""
-    import transformers
     _, config, known = describe(weights)
+    import transformers
     if known is transformers.AutoModel:
         known = transformers.AutoModel._model_mapping.get(type(config), known)
     return tuple(methods(config, known))
