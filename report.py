@@ -347,7 +347,7 @@ BARS = {"classification": [("accuracy", "test accuracy")],
                       ("retrieval.out.instance.r1", "instance-level R@1, OOM → IM")]}
 CONFUSION = "Confusion on the test items, summed over seeds; rows add to 100%."
 CONNECT = ("Connecting (Fig. 5): the gap between mapped IM items and OOM items, and what heads trained on "
-           "the mapped items (semi: and the labelled ones) know of OOM items.")
+           "the mapped items alone know of OOM items.")
 EXPLORE = ("Exploring (Fig. 6): accuracy on unlabelled training items on which the heads agreed or disagreed "
            "before exploration, before and after it.")
 BANKS = "Frozen features of the IM training items, each in its bank's first two principal components."

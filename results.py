@@ -299,8 +299,8 @@ def connection_table(records, columns):
     return {"title": "Connection (Fig. 5)", "rows": lines, "header": [
         "OOM", "setting", "IM", "MMD first", "MMD last", "falls by", "head first, %", "head last, %", "learner, %",
         "head − learner", "seeds"], "notes": [
-        "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of the head fitted to the mapped "
-        "items (semi: and the labelled ones), before the first step of the connection and after its last; learner: the "
+        "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of a head fitted to the mapped "
+        "items alone, before the first step of the connection and after its last; learner: the "
         "warm-started learner's own head.",
         f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below the "
         f"learner for {near} of {len(lines)}."]}

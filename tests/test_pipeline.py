@@ -278,6 +278,15 @@ def test_pairs_are_the_same_instance(finished_runs):
         assert [connect["labelled"][j] for j in own] == [connect["mapped_ids"][m][i] for i in im]
 
 
+def test_the_curve_is_of_heads_that_know_no_labelled_item(finished_runs):
+    """Fig. 5's last head is fitted to the mapped items alone, h* to the labelled items as well."""
+    connect = bank.load(run_dir(finished_runs) / "connect.pt")
+    for m in ("rgb", "language"):
+        last = [c for c in connect["curve"] if c["modality"] == m][-1]["head"]
+        torch.testing.assert_close(last["mean"], connect["mapped"][m].mean(0))
+        assert differ(last, connect["mapped_heads"][m])
+
+
 def test_nothing_of_an_im_test_row_is_mapped(finished_runs, folder):
     train = {r[0] for r in read_manifest(folder) if r[1] == "train"}
     for name in ("connect", "cox"):
