@@ -28,6 +28,7 @@ inline int64_t multiprocessors(const Tensor&) {
   ::emulate::launch((grid), (block), (shared), [&] { __VA_ARGS__ args; }); \
   (void)(stream)
 
+#define COX_ALLOW_SHARED(bytes, ...) (void)(bytes)
 #define COX_DYNAMIC_SHARED(name) auto* name = reinterpret_cast<unsigned char*>(::emulate::machine().shared.data())
 
 #else
@@ -52,6 +53,10 @@ inline int64_t multiprocessors(const Tensor& t) {
     __VA_ARGS__<<<(grid), (block), (shared), (stream)>>> args;    \
     STD_CUDA_KERNEL_LAUNCH_CHECK();                               \
   } while (0)
+
+// Before a launch with more than 48 KiB of dynamic shared memory.
+#define COX_ALLOW_SHARED(bytes, ...) \
+  STD_CUDA_CHECK(cudaFuncSetAttribute(__VA_ARGS__, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
 
 #define COX_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 

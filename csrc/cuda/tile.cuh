@@ -32,10 +32,8 @@ struct TileBuffers {
 };
 
 // acc[r][c] = squared distance of rows a[i0 + 4 * (tid / 16) + r] and b[j0 + 4 * (tid % 16) + c]
-template <class T>
-__device__ void tile_squares(const Rows<T>& a, int64_t i0, const Rows<T>& b, int64_t j0, TileBuffers<acc_t<T>>& s,
-                             acc_t<T> (&acc)[4][4]) {
-  using A = acc_t<T>;
+template <class RowsA, class RowsB, class A>
+__device__ void tile_squares(const RowsA& a, int64_t i0, const RowsB& b, int64_t j0, TileBuffers<A>& s, A (&acc)[4][4]) {
   const int tid = threadIdx.x, row = tid / 16 * 4, col = tid % 16 * 4;
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
@@ -50,7 +48,7 @@ __device__ void tile_squares(const Rows<T>& a, int64_t i0, const Rows<T>& b, int
       s.b[e][r] = b.at(j0 + r, d0 + e);
     }
     __syncthreads();
-#pragma unroll
+#pragma unroll 8
     for (int e = 0; e < kChunk; ++e) {
       A x[4], y[4];
 #pragma unroll

@@ -73,7 +73,7 @@ struct Machine {
   dim3 grid, block, at;
   std::vector<uint64_t> shared;                    // dynamic
   std::vector<std::array<std::array<unsigned char, 64>, 64>> slots;  // per warp: two steps of 32 lanes
-  unsigned votes[2];
+  unsigned votes[3];
   unsigned vote_step = 0;
   std::mt19937 random{1};
 };
@@ -197,7 +197,7 @@ inline void run_block() {
       for (int n = 0; n < threads; ++n) m.fibers[n]->site = 0;
       moved = true;
       ++m.vote_step;
-      m.votes[(m.vote_step + 1) % 2] = 0;
+      m.votes[(m.vote_step + 1) % 3] = 0;  // the next one's; the last one's is yet to be read
     }
     if (!moved && ended < threads) {
       stop("threads wait at a barrier that others do not reach", m.fibers[0]->site);
@@ -221,7 +221,7 @@ void launch(dim3 grid, dim3 block, size_t shared, F&& body) {
   m.block = block;
   m.shared.assign(shared / 8 + 1, 0);
   m.body = std::forward<F>(body);
-  m.votes[0] = m.votes[1] = 0;
+  m.votes[0] = m.votes[1] = m.votes[2] = 0;
   for (m.at.z = 0; m.at.z < grid.z; ++m.at.z) {
     for (m.at.y = 0; m.at.y < grid.y; ++m.at.y) {
       for (m.at.x = 0; m.at.x < grid.x; ++m.at.x) run_block();
@@ -235,10 +235,10 @@ inline void barrier(int line) {
 
 inline int barrier_or(int line, int p) {
   Machine& m = machine();
-  const unsigned step = m.vote_step;
-  m.votes[step % 2] |= p != 0;
+  unsigned& vote = m.votes[m.vote_step % 3];
+  vote |= p != 0;
   wait(line, false);
-  return m.votes[step % 2] != 0;
+  return vote != 0;
 }
 
 // All lanes leave a value and take what `pick` makes of the 32.
@@ -431,6 +431,12 @@ template <class T>
 T atomicAdd(T* p, T v) {
   const T before = *p;
   *p = before + v;
+  return before;
+}
+template <class T>
+T atomicMax(T* p, T v) {
+  const T before = *p;
+  *p = std::max(before, v);
   return before;
 }
 template <class T>
