@@ -1,8 +1,9 @@
-"""Compiles every csrc/cuda/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and without
-linking.
+"""Compiles every csrc/cuda/*.cu and dev/cuda/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and
+without linking.
 
-Prints registers, shared memory and spills of each kernel as ptxas reports them. Without nvcc: says so and
-succeeds, unless COX_REQUIRE_NVCC=1. nvcc is that of CUDA_HOME, of PATH, or of /usr/local/cuda*.
+Prints registers, shared memory and spills of each kernel as ptxas reports them; a hot kernel (HOT) that spills is a
+failure. Without nvcc: says so and succeeds, unless COX_REQUIRE_NVCC=1. nvcc is that of CUDA_HOME, of PATH, or of
+/usr/local/cuda*.
 """
 import os
 import re
@@ -16,8 +17,11 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
-CUDA_DIR = Path(__file__).parent / "cuda"
+CUDA_DIR = Path(__file__).resolve().parent / "cuda"
+DEV_DIR = CUDA_DIR.parent.parent / "dev" / "cuda"
 ARCHS = [80, 90, 100]
+# The kernels in which an operator's time goes.
+HOT = ["screen", "direct", "exact", "nearest_parts", "agreement", "distances", "one_side", "kernel_sums", "add_pulls"]
 
 
 def find_nvcc():
@@ -30,7 +34,7 @@ def find_nvcc():
 
 def compile_one(nvcc, source, out):
     includes = Path(torch.__file__).parent / "include"
-    command = [nvcc, "-c", str(source), "-o", str(Path(out) / (source.stem + ".o")), "-std=c++17", "-O3",
+    command = [nvcc, "-c", str(source), "-o", str(Path(out) / f"{source.parents[1].name}-{source.stem}.o"), "-std=c++17", "-O3",
                *COMMON_NVCC_FLAGS, "-lineinfo", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000",
                "-Xptxas", "-v", "-I", str(includes), "-Xcompiler", "-fPIC",
                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS)]
@@ -59,23 +63,31 @@ def main():
     if nvcc is None:
         print("nvcc-check: skipped: no nvcc found (set CUDA_HOME)")
         return int(os.environ.get("COX_REQUIRE_NVCC") == "1")
-    sources = sorted(CUDA_DIR.glob("*.cu"))
+    sources = [*sorted(CUDA_DIR.glob("*.cu")), *sorted(DEV_DIR.glob("*.cu"))]
     failed = []
-    spilled = 0
+    spilled = []
+    seen = set()
     print(f"nvcc-check: {nvcc}, torch {torch.__version__}, {', '.join(f'sm_{a}' for a in ARCHS)}")
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(os.cpu_count()) as pool:
         for source, done in zip(sources, pool.map(lambda s: compile_one(nvcc, s, out), sources)):
-            print(f"{source.name}: {'ok' if done.returncode == 0 else 'FAILED'}")
+            print(f"{source.relative_to(DEV_DIR.parents[1])}: {'ok' if done.returncode == 0 else 'FAILED'}")
             if done.returncode:
                 print(done.stdout + done.stderr)
                 failed.append(source.name)
             for arch, name, regs, shared, spills in summary(done.stdout + done.stderr):
+                base = re.sub(r"<.*|\(.*", "", name)
+                hot = base in HOT
+                seen.add(base)
                 print(f"  sm_{arch:<4} {regs:4d} registers {shared:6d} B shared {spills:4d} B spilled"
-                      f"  {name}")
-                spilled += spills
+                      f"  {name}{'  (hot)' if hot else ''}")
+                if hot and spills:
+                    spilled.append(f"{name} on sm_{arch} ({spills} B)")
     fine = len(sources) - len(failed)
-    print(f"nvcc-check: {fine} of {len(sources)} files compile, {spilled} bytes spilled in all")
-    return int(bool(failed))
+    print(f"nvcc-check: {fine} of {len(sources)} files compile; hot kernels that spill: {', '.join(spilled) or 'none'}")
+    missing = [] if failed else sorted(set(HOT) - seen)
+    if missing:
+        print(f"nvcc-check: no kernel is named {', '.join(missing)}: mend HOT")
+    return int(bool(failed or spilled or missing))
 
 
 if __name__ == "__main__":
