@@ -41,7 +41,7 @@ def test_captured_in_a_graph():
             s.copy_(f)
         graph.replay()
         for got, want in zip(captured, every_operator(*fresh)):
-            assert torch.equal(got, want)
+            torch.testing.assert_close(got, want)  # heads_agreement: torch may take another product in a graph
 
 
 def test_runs_on_the_current_stream():
@@ -59,7 +59,7 @@ def test_runs_on_the_current_stream():
         got = every_operator(*late)
     side.synchronize()
     for a, b in zip(got, want):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("screen", ["0", "1"])
