@@ -2,10 +2,14 @@
 //
 // Forward: blocks of x rows x blocks of y rows, packed, through the 4 x 4 tile (tile.h). O(B M N D).
 // Backward: gx_i = sum_j w_ij (x_i - y_j) with w = grad / d (0 where d is 0), or 2 grad for squares; gy the same with the
-// roles exchanged. Sums run over j in ascending order, so they do not depend on the threads.
+// roles exchanged. Sums run over j in ascending order, so they do not depend on the threads; in float32 by vectors
+// (pairwise_distances_body.h).
 #include <cmath>
 
 #include "tile.h"
+
+#define COX_BODY "pairwise_distances_body.h"
+#include "each_isa.h"
 
 namespace cox::cpu {
 namespace {
@@ -55,6 +59,26 @@ void forward(const Tensor& x, const Tensor& y, bool squared, const Tensor& dist)
   });
 }
 
+template <class A>
+using pull_fn = void (*)(const A* a, const A* const* q, const A* w, int64_t n, int64_t dp, A* s);
+
+void pull_double(const double* a, const double* const* q, const double* w, int64_t n, int64_t dp, double* s) {
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t e = 0; e < dp; ++e) {
+      s[e] += w[j] * (a[e] - q[j][e]);
+    }
+  }
+}
+
+template <class A>
+pull_fn<A> pick_pull() {
+  if constexpr (std::is_same_v<A, float>) {
+    return COX_PICK(pull_row);
+  } else {
+    return &pull_double;
+  }
+}
+
 // ga_i = sum_j w_ij (a_i - b_j); grad and dist are addressed by (batch, row of a, row of b) strides.
 template <class T>
 void one_side(const T* ap, const Layout& la, const T* bp, const Layout& lb, const T* gp, const int64_t* gs,
@@ -64,7 +88,10 @@ void one_side(const T* ap, const Layout& la, const T* bp, const Layout& lb, cons
   const int64_t rows_at_once = 16;
   const int64_t bm = ceil_div(M, rows_at_once);
   const int64_t block = block_rows(128 << 10, dp * static_cast<int64_t>(sizeof(A)), 128);
+  const pull_fn<A> pull = pick_pull<A>();
   torch::stable::parallel_for(0, la.batch * bm, 1, [&](int64_t begin, int64_t end) {
+    std::vector<const A*> from(static_cast<size_t>(block));
+    Buffer<A> weight(block);
     Buffer<A> ab(rows_at_once * dp), bb(block * dp), acc(rows_at_once * dp);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / bm, i0 = item % bm * rows_at_once, rows = std::min(rows_at_once, M - i0);
@@ -74,20 +101,17 @@ void one_side(const T* ap, const Layout& la, const T* bp, const Layout& lb, cons
         const int64_t cols = std::min(block, N - j0);
         pack_rows(bp + b * lb.sb + j0 * lb.sr, lb.sr, lb.sd, cols, D, dp, bb.get());
         for (int64_t r = 0; r < rows; ++r) {
-          const A* a = ab.get() + r * dp;
-          A* s = acc.get() + r * dp;
+          int64_t n = 0;
           for (int64_t c = 0; c < cols; ++c) {
             const A g = static_cast<A>(gp[b * gs[0] + (i0 + r) * gs[1] + (j0 + c) * gs[2]]);
             const A d = static_cast<A>(dp_[b * ds[0] + (i0 + r) * ds[1] + (j0 + c) * ds[2]]);
             const A w = squared ? 2 * g : (d == 0 ? A(0) : g / d);
-            if (w == 0) {  // also: an infinite distance pulls nothing, and 0 * inf must not make a NaN
-              continue;
-            }
-            const A* q = bb.get() + c * dp;
-            for (int64_t e = 0; e < dp; ++e) {
-              s[e] += w * (a[e] - q[e]);
+            if (w != 0) {  // an infinite distance pulls nothing, and 0 * inf must not make a NaN
+              from[n] = bb.get() + c * dp;
+              weight.get()[n++] = w;
             }
           }
+          pull(ab.get() + r * dp, from.data(), weight.get(), n, dp, acc.get() + r * dp);
         }
       }
       for (int64_t r = 0; r < rows; ++r) {
