@@ -31,6 +31,7 @@ import readers
 import tiny_weights
 from extract_features import DTYPES
 from perceptors import embed, imagebind
+from readers import ahead
 
 ENCODER = {"image": "vision", "video": "vision", "audio": "audio", "text": "text"}
 ITEMS = {"image": 24, "video": 4, "audio": 16, "text": 32}       # on two cores a matter of seconds
@@ -110,8 +111,7 @@ def stage_1(model, role, data, folder, args):
 
 
 def forward(model, role, batches):
-    z = torch.cat([model.encode(role, b) for b in batches]).cpu()
-    return z
+    return torch.cat([model.encode(role, b) for b in batches]).cpu()
 
 
 def seconds(f):
@@ -144,30 +144,32 @@ def measure(role, folder, args):
             f"{alone:.2f} | {a:.2f} | {b:.2f} | {b / a:.3f} |")
 
 
+def write(out, fresh, args, device):
+    """The table with `fresh` rows; those of other roles and encoders stay."""
+    old = [line for line in out.read_text().splitlines() if line[:2] == "| " and line[:6] != "| role"] if out.exists() else []
+    rows = {tuple(line.split("|")[1:3]): line for line in [*old, *fresh]}
+    head = ["# Stage 1 beside the forward passes alone", "", "`python bench/extraction_overhead.py`; its docstring says what is "
+            "measured. Seconds, medians.", "", "| role | encoder | items | decode and prepare, one process | forward | stage 1 "
+            "| stage 1 / forward |", "|:--|:--|--:|--:|--:|--:|--:|"]
+    cores = len(os.sched_getaffinity(0))
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("\n".join([*head, *rows.values(), "", f"{device}, {cores} cores, {args.workers} worker processes for {ahead.FEW} items and more, none for fewer, batches of "
+                              f"{args.batch_size}, {args.dtype}, {args.rounds} rounds, torch {torch.__version__}, Python "
+                              f"{platform.python_version()}, {time.strftime('%Y-%m-%d')}"]) + "\n")
+
+
 def main():
     args = get_args()
-    rows = []
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+    out = ROOT / "bench" / "results" / f"extraction-{device.replace(' ', '-')}-{args.dtype}.md"
     for role in args.roles.split(","):
         folder = Path(tempfile.mkdtemp(prefix="cox-bench-"))
         try:
-            rows.append(measure(role, folder, args))
-            print(rows[-1], flush=True)
+            row = measure(role, folder, args)
         finally:
             shutil.rmtree(folder)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    out = ROOT / "bench" / "results" / f"extraction-{device.replace(' ', '-')}-{args.dtype}.md"
-    out.parent.mkdir(exist_ok=True)
-    head = ["# Stage 1 beside the forward passes alone", "", "`" + " ".join(["python", "bench/extraction_overhead.py"]) + "`; "
-            "its docstring says what is measured. Seconds, medians.", "",
-            "| role | encoder | items | decode and prepare, one process | forward | stage 1 | stage 1 / forward |",
-            "|:--|:--|--:|--:|--:|--:|--:|"]
-    old = [line for line in out.read_text().splitlines() if line.startswith("| ") and not line.startswith("| role")
-           ] if out.exists() else []
-    fresh = {line.split("|")[1] + line.split("|")[2]: line for line in [*old, *rows]}
-    cores = len(os.sched_getaffinity(0))
-    out.write_text("\n".join([*head, *fresh.values(), "", f"{device}, {cores} cores, {args.workers} worker processes, batches of "
-                              f"{args.batch_size}, {args.dtype}, {args.rounds} rounds, torch {torch.__version__}, Python "
-                              f"{platform.python_version()}, {time.strftime('%Y-%m-%d')}"]) + "\n")
+        print(row, flush=True)
+        write(out, [row], args, device)
     print(f"wrote {out}")
 
 

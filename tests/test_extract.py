@@ -202,6 +202,33 @@ def test_video_frames_are_the_perceptors_choice(tmp_path, weights):
     assert fake_perceptor.encoded == [("video", (2, 2, 3, 8, 8))] and rows == [3, 5] and z.shape == (2, 12)
 
 
+def test_a_model_of_transformers_for_each_modality(folder, tmp_path):
+    pytest.importorskip("transformers")
+    import tiny_hf
+    tiny_hf.write(tmp_path / "clip", "clip"), tiny_hf.write(tmp_path / "clap", "clap")
+    spec = f"rgb=hf:{tmp_path / 'clip'},audio=hf:{tmp_path / 'clap'}"
+    out = extract(folder, tmp_path / "runs", "", "--oom touch", perceptor=spec)
+    assert "training encoders on language against the features of rgb" in out
+    made, _ = bank.load_banks(tmp_path / "runs", "toy", spec, "touch")
+    assert {m: tuple(f["features"].shape) for m, f in made.items()} == {"rgb": (90, 8), "audio": (60, 8), "language": (90, 8)}
+    assert made["rgb"]["meta"]["args"]["perceptor"] == f"hf:{tmp_path / 'clip'}"
+    again = extract(folder, tmp_path / "runs", "", "--oom touch", perceptor=spec)
+    assert again.count("already done") == 6 and "training" not in again
+    refused(folder, tmp_path / "runs", "", "--oom touch", perceptor=f"audio=hf:{tmp_path / 'clip'}",
+            parts=("audio=hf:", "no encoder for audio; it embeds image, text"))
+
+
+def test_options_of_a_perceptor(folder, weights, tmp_path, monkeypatch):
+    refused(folder, tmp_path, weights, "--im rgb", "--perceptor-option focal=5", parts=("focal", "imagebind has no options"))
+    monkeypatch.setattr(fake_perceptor, "OPTIONS", {"focal": "of the camera"}, raising=False)
+    refused(folder, tmp_path, weights, "--im rgb", "--perceptor-option tone=5", parts=("tone", "the options focal"))
+    real, seen = fake_perceptor.load, []
+    monkeypatch.setattr(fake_perceptor, "load", lambda roles, focal=None, **kw: seen.append(focal) or real(roles, **kw))
+    extract(folder, tmp_path, weights, "--im rgb", "--perceptor-option focal=5")
+    assert seen == ["5"] and bank_of(tmp_path, "rgb")["meta"]["args"]["focal"] == "5"
+    refused(folder, tmp_path, weights, "--im rgb", parts=("rgb.pt", "--focal 5", "--force"))
+
+
 # ---------------------------------------------------------------------------------------------------------- stops
 
 def in_child(work, seconds=None):
