@@ -153,8 +153,8 @@ def write(out, fresh, args, device):
             "| stage 1 / forward |", "|:--|:--|--:|--:|--:|--:|--:|"]
     cores = len(os.sched_getaffinity(0))
     out.parent.mkdir(exist_ok=True)
-    out.write_text("\n".join([*head, *rows.values(), "", f"{device}, {cores} cores, {args.workers} worker processes for {ahead.FEW} items and more, none for fewer, batches of "
-                              f"{args.batch_size}, {args.dtype}, {args.rounds} rounds, torch {torch.__version__}, Python "
+    out.write_text("\n".join([*head, *rows.values(), "", f"{device}, {cores} cores, {args.workers} worker processes for "
+                              f"{ahead.FEW} items and more, none for fewer, batches of {args.batch_size}, {args.dtype}, {args.rounds} rounds, torch {torch.__version__}, Python "
                               f"{platform.python_version()}, {time.strftime('%Y-%m-%d')}"]) + "\n")
 
 
