@@ -37,7 +37,7 @@ def dtype(request):
 @pytest.fixture(scope="session")
 def data():
     """Folder of real recordings: COX_TEST_DATA, or ../shared/data beside the repository."""
-    folder = Path(os.environ.get("COX_TEST_DATA", ROOT.parent / "shared" / "data"))
+    folder = Path(os.environ.get("COX_TEST_DATA", ROOT.parent / "shared" / "data")).resolve()
     if not folder.is_dir():
         pytest.skip(f"no recordings at {folder}; set COX_TEST_DATA")
     return folder
