@@ -21,7 +21,11 @@ if torch.version.cuda:
 if cuda_library is not None:
     torch.ops.load_library(str(cuda_library))
 
-from .ops import (heads_agreement, mmd, modality_agreement, nearest_anchor, pairwise_distances,  # noqa: E402
-                  top_anchors)
+try:
+    from .ops import (heads_agreement, mmd, modality_agreement, nearest_anchor, pairwise_distances,  # noqa: E402
+                      top_anchors)
+except RuntimeError as e:                                          # a fake for an operator that the build lacks
+    raise ImportError(f"cox_ops was built from other sources ({e}); run: "
+                      "python setup.py build_ext --inplace") from None
 
 __all__ = ["pairwise_distances", "nearest_anchor", "top_anchors", "modality_agreement", "heads_agreement", "mmd"]

@@ -131,6 +131,21 @@ def test_missing_build_says_what_to_run(tmp_path):
     assert "python setup.py build_ext --inplace" in last
 
 
+def test_build_of_other_sources_says_what_to_run(tmp_path):
+    package = tmp_path / "cox_ops"
+    package.mkdir()
+    for path in (ROOT / "cox_ops").glob("*.py"):
+        (package / path.name).write_text(path.read_text())
+    library = Path(cox_ops._C.__file__)
+    (package / library.name).symlink_to(library)
+    with open(package / "ops.py", "a") as f:
+        f.write('torch.library.register_fake("cox_ops::newer")(lambda x: x)\n')
+    run = subprocess.run([sys.executable, "-c", "import cox_ops"], cwd=tmp_path, capture_output=True, text=True)
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1 and last.startswith("ImportError: cox_ops was built from other sources")
+    assert "cox_ops::newer" in last and "python setup.py build_ext --inplace" in last
+
+
 def test_reference_needs_no_build(tmp_path):
     spec = importlib.util.spec_from_file_location("ref_alone", ROOT / "cox_ops" / "ref.py")
     alone = importlib.util.module_from_spec(spec)
