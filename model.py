@@ -132,18 +132,30 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
     head.std.copy_(deviation(z))
     head.to(z.device)
     x = (z - head.mean) / head.std
-    opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+
+    def loss_of(i):
+        loss = F.cross_entropy(head.linear(x[i]), y[i], reduction="none")
+        loss = loss.mean() if weight is None else (loss * weight[i]).sum() / weight[i].sum()
+        return loss + weight_decay * head.linear.weight.square().sum()
+
+    def step(i):
+        opt.zero_grad()
+        loss = loss_of(i)
+        loss.backward()
+        return loss
+
     with torch.enable_grad():
-        for _ in range(steps):
-            i = slice(None) if len(x) <= batch else torch.randint(len(x), (batch,), generator=generator).to(x.device)
-            loss = F.cross_entropy(head.linear(x[i]), y[i], reduction="none")
-            loss = loss.mean() if weight is None else (loss * weight[i]).sum() / weight[i].sum()
-            loss = loss + weight_decay * head.linear.weight.square().sum()
-            opt.zero_grad()
-            loss.backward()
-            opt.step()
-            schedule.step()
+        if len(x) <= batch:                                      # convex and whole: L-BFGS needs a fifth of the passes
+            opt = torch.optim.LBFGS(head.linear.parameters(), max_iter=steps // 5, history_size=10,
+                                    line_search_fn="strong_wolfe")
+            opt.step(lambda: step(slice(None)))
+        else:
+            opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+            for _ in range(steps):
+                step(torch.randint(len(x), (batch,), generator=generator).to(x.device))
+                opt.step()
+                schedule.step()
     return head.requires_grad_(False)
 
 
