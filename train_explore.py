@@ -7,8 +7,9 @@ Reads   connect.pt of stage 2, RUNS/DATA/inputs/<oom>.pt and the feature banks (
 Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt (--tag T: METHOD-T.pt): learner, head, connections, heads
         h*_k, the agreement masks before and after (Fig. 6), one record per epoch
 Every method has the same learner, start, augmentation, steps, batches and learning rate:
-  cox       agreement of the heads h*_k, emergent correspondences, labels on A, matched posteriors on D (Eqs. 13-15)
-  selftrain the same losses and schedule without IM data: as many items as COX's A, the learner's most confident ones
+  cox       as many anchors as the heads h*_k agree on, the items whose correspondences with IM items are surest; labels
+            on A, matched posteriors on D (Eqs. 13-15); a pair's IM features are predicted as well
+  selftrain the same losses, schedule and number of anchors, chosen by the same model of the readings without IM data
   erm       labelled items alone                          entmin    + entropy of the posteriors
   fixmatch  + confident pseudo-labels
   moco      + momentum contrast, and entropy in semi      ssl       + consistency under Gaussian noise
@@ -28,6 +29,7 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch
+from correspond import correspond, held_out_gain, labels_alone, plain_vectors, whiten
 from model import (Connection, Head, Learner, entropy, fit_head, kl_literal, kl_matched, map_items, match_shares,
                    matched_target, train_connection)
 from train_connect import PARTS, parts
@@ -58,6 +60,9 @@ def get_args(argv=None):
     p.add_argument("--w-agree", type=float, default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
     p.add_argument("--w-disagree", type=float, default=0.5, help="cox, selftrain: weight of the KL on D")
     p.add_argument("--kl", default="matched", choices=["matched", "literal"], help="what the KL on D pairs (Eq. 13)")
+    p.add_argument("--rounds", type=int, default=3, help="semi, cox and selftrain: rounds of the soft correspondence (selftrain: "
+                   "of its counterpart without IM data) that chooses anchors; 0: the heads' agreement (confidence) chooses")
+    p.add_argument("--w-im", type=float, default=1.0, help="cox: weight of predicting the IM features of the labelled pairs")
     p.add_argument("--w-mapped", type=float, default=1.0, help="cox: weight of a mapped IM item beside a labelled OOM item "
                    "in fitting the heads h*_k")
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
@@ -179,7 +184,29 @@ def main(argv=None):
         key_learner = copy.deepcopy(learner).requires_grad_(False)
         key_project = copy.deepcopy(project).requires_grad_(False)
         queue = F.normalize(torch.randn(args.queue, 64), dim=-1).to(device)
-    parameters = [*learner.parameters(), *head.parameters(), *(project.parameters() if args.method == "moco" else [])]
+    # ------------------------------ soft correspondences: readings and IM items as vectors, pairs, how far they are trusted
+    witness, trust, predict = None, {}, None
+    y_of = torch.full((len(train),), -1).masked_scatter(is_labelled, y).to(device)                  # (M,), -1: unlabelled
+    if args.setting == "semi" and args.method in ("cox", "selftrain") and args.rounds and not without & {"connection", "emergent"}:
+        raw = whiten(plain_vectors(oom, train), max(10, min(50, len(train) // 20))).to(device)
+        witness = labels_alone(y_of, classes)
+    if args.method == "cox" and args.setting == "semi" and common and "connection" not in without:
+        row = {i: r for r, i in enumerate(common)}
+        partner = torch.tensor([row.get(oom["ids"][r], -1) for r in train.tolist()], device=device).where(y_of >= 0, -1)
+        vectors = whiten(torch.cat([z_im[m][shared[m]] for m in names], 1), 40)                     # (common, <= 40)
+        y_common = y_im[names[0]][shared[names[0]]]
+        if witness and (partner >= 0).sum() >= 8:
+            seen = {"partner": partner, "x": vectors, "y": y_common,
+                    "shares": torch.bincount(y_common, minlength=classes).float() / len(common)}
+            gain, error, right, alone = held_out_gain(raw, y_of, seen, witness, rounds=args.rounds)
+            trust = {"gain": gain, "error": error, "right": right, "right_alone": alone, "trusted": gain > -2 * error}
+            witness = seen if trust["trusted"] else witness
+            print(f"  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {alone:.1%}; gain "
+                  f"{gain:+.3f} ± {error:.3f} nat" + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
+        if args.w_im and (partner >= 0).any() and trust.get("trusted", True):
+            own_partner, predict = partner[y_of >= 0], torch.nn.Linear(learner.width, vectors.shape[1]).to(device)
+    parameters = [*learner.parameters(), *head.parameters(), *(predict.parameters() if predict else []),
+                  *(project.parameters() if args.method == "moco" else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
     epoch_steps = max(1, round(len(train) / args.batch))
     idle = args.method == "random" or args.setting == "unsup" and "exploration" in without
@@ -196,6 +223,8 @@ def main(argv=None):
     parts = {"learner": learner, "head": head, "optimizer": optimizer,
              **{f"connection {m}": connections[m] for m in names},
              **{f"connection optimizer {m}": connection_optimizers[m] for m in names}}
+    if predict:
+        parts.update(predict=predict)
     if args.method == "moco":
         parts.update(project=project, key_learner=key_learner, key_project=key_project)
     if checkpoint.exists() and not args.force:
@@ -255,19 +284,27 @@ def main(argv=None):
                 emergent_label = y_im[names[0]][shared[names[0]]][nearest]
                 if args.setting == "semi":                     # two witnesses: the heads and the nearest mapped item
                     mask = mask & (label == emergent_label)
-            if args.method == "selftrain":                     # as many, chosen without the other modalities
-                posteriors = judge(z, head, [], shares, True)[3]
-                best = cox_ops.top_anchors(posteriors[0].max(-1).values, int(mask.sum()), largest=True)
-                mask = torch.zeros_like(mask).index_fill_(0, best, True)
-                label = posteriors[0].argmax(-1)
-            elif common and "emergent" not in without:
-                best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))),
-                                           mask=mask if args.setting == "semi" else nearest >= 0)
-                best = best[best >= 0]
-                sets.update(emergent=best, emergent_im=nearest[best], emergent_label=emergent_label[best])
+                if args.method == "cox":
+                    best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))),
+                                               mask=mask if args.setting == "semi" else nearest >= 0)
+                    best = best[best >= 0]
+                    sets.update(emergent=best, emergent_im=nearest[best], emergent_label=emergent_label[best])
                 if args.setting == "unsup":                                    # Eq. 15: these are the anchors
                     mask = torch.zeros_like(mask).index_fill_(0, best, True)
                     label = emergent_label
+            if witness or args.method == "selftrain":          # as many anchors, the surest under the witness
+                if witness:
+                    z_all = z.new_empty(len(train), z.shape[1])
+                    z_all[y_of >= 0], z_all[y_of < 0] = z_own, z
+                    both = torch.cat([raw, whiten(z_all, 20)], 1)
+                    logits = correspond(both, y_of, **witness, rounds=args.rounds)[y_of < 0].clamp(min=1e-6).log()
+                    logits = logits if shares is None else logits + match_shares(logits, shares)
+                    posteriors = logits.softmax(-1)[None]
+                else:
+                    posteriors = judge(z, head, [], shares, True)[3]
+                best = cox_ops.top_anchors(posteriors[0].max(-1).values, int(mask.sum()), largest=True)
+                mask = torch.zeros_like(mask).index_fill_(0, best, True)
+                label = posteriors[0].argmax(-1)
             p = head(z).softmax(-1).detach()
             of_class = F.one_hot(label.clamp(min=0), classes).float() * mask[:, None]          # (M, C)
             sets.update(mask=mask, label=label, posteriors=posteriors,
@@ -291,7 +328,11 @@ def main(argv=None):
             with amp:
                 if len(labelled):
                     x, lengths = augment(kind, *batch(oom, labelled[i], device))
-                    terms["labelled"] = F.cross_entropy(head(learner(x, lengths)).float(), y[i].to(device))
+                    z_i = learner(x, lengths)
+                    terms["labelled"] = F.cross_entropy(head(z_i).float(), y[i].to(device))
+                    if predict:
+                        at = own_partner[i.to(device)]
+                        terms["im"] = args.w_im * F.mse_loss(predict(z_i).float()[at >= 0], vectors[at[at >= 0]])
                 if args.method not in ("erm", "aligned"):
                     x, lengths = batch(oom, unlabelled[j], device)
                 if args.method in ("cox", "selftrain") and "exploration" not in without:
@@ -353,7 +394,7 @@ def main(argv=None):
         "class_names": oom["class_names"], "connections": {m: state(c) for m, c in connections.items()},
         "mapped_heads": {m: state(h) for m, h in heads.items()},
         "mapped": {m: t.cpu() for m, t in v.items()}, "unlabelled": [oom["ids"][r] for r in unlabelled.tolist()],
-        "before": before, "after": snapshot, "history": history,
+        "before": before, "after": snapshot, "history": history, "trust": trust,
     }, stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
         made_from=made_from, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"],
         n_labelled=len(labelled),
