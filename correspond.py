@@ -94,23 +94,21 @@ def labels_alone(y_z, classes):
             "shares": torch.bincount(y, minlength=classes).float() / len(y), "offset": 1.0}
 
 
-def held_out_gain(z, y_z, one, other, *, rounds=3, folds=4, temper=0.3):
+def held_out_gain(z, y_z, one, other, *, rounds=3, folds=4, tempers=(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)):
     """What `one` tells of held-out labels beyond `other` (arguments of `correspond`): mean gain in nats, its standard error,
-    and both's accuracies. A fold of the labelled items at a time loses label and partner; posteriors are tempered, as
-    Gaussian ones are too sure of themselves. z (M, d) must not have been fitted to the labels."""
+    and both's accuracies. A fold of the labelled items at a time loses label and partner; each's posteriors are tempered
+    to their best likelihood, as Gaussian ones may be too sure. z (M, d) must not have been fitted to the labels."""
     labelled = (y_z >= 0).nonzero().squeeze(1)
     y, fold = y_z[labelled], torch.empty_like(labelled)
     fold[torch.argsort(y, stable=True)] = torch.arange(len(y), device=y.device) % folds          # every class in all folds
-    log_p = torch.zeros(2, len(y), len(one["shares"]), device=z.device)
-    for f in range(folds):
-        hidden, kept = labelled[fold == f], y_z.clone()
-        kept[hidden] = -1
-        for at, world in enumerate((one, other)):
-            partner = world["partner"].clone()
-            partner[hidden] = -1
-            q = correspond(z, kept, **{**world, "partner": partner}, rounds=rounds)[hidden]
-            log_p[at, fold == f] = (temper * q.clamp(min=1e-6).log()).log_softmax(-1)
-    told = log_p.gather(2, y.expand(2, -1)[..., None])[..., 0]
-    right = (log_p.argmax(-1) == y).float().mean(1)
+    told, right = [], []
+    for world in (one, other):
+        log_q = torch.empty(len(y), len(one["shares"]), device=z.device)
+        for f in range(folds):
+            hidden, kept, partner = labelled[fold == f], y_z.clone(), world["partner"].clone()
+            kept[hidden], partner[hidden] = -1, -1
+            log_q[fold == f] = correspond(z, kept, **{**world, "partner": partner}, rounds=rounds)[hidden].clamp(min=1e-6).log()
+        right.append((log_q.argmax(1) == y).float().mean().item())
+        told.append(max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum))
     gain = told[0] - told[1]
-    return gain.mean().item(), gain.std(correction=0).item() / len(y) ** 0.5, *right.tolist()
+    return gain.mean().item(), gain.std(correction=0).item() / len(y) ** 0.5, *right

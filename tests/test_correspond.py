@@ -1,0 +1,119 @@
+"""Soft correspondence, on worlds whose partners are known."""
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from correspond import correspond, held_out_gain, labels_alone, plain_vectors, whiten
+
+
+def shared_world(seed=0, m=300, classes=5, p=12, d=8, noise=0.3):
+    """The same m objects on both sides, x (m, p) and z = xB + noise (m, d); each class is four groups of objects."""
+    g = torch.Generator().manual_seed(seed)
+    y, group = torch.arange(m) % classes, torch.randint(4, (m,), generator=g)
+    x = 2 * torch.randn(classes, 4, p, generator=g)[y, group] + 0.5 * torch.randn(m, p, generator=g)
+    z = x @ torch.randn(p, d, generator=g) / p**0.5 + noise * torch.randn(m, d, generator=g)
+    return whiten(z, d), whiten(x, p), y, torch.bincount(y).float() / m
+
+
+def given(y, count):
+    """Labels and partners (M,) of the first `count` items, -1 for the others."""
+    kept = torch.arange(len(y)) < count
+    return y.where(kept, -1), torch.arange(len(y)).where(kept, -1)
+
+
+def test_whitened_components_are_uncorrelated_with_unit_variance():
+    x = torch.randn(200, 30, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 31.0) + 5
+    z = whiten(x, 10)
+    torch.testing.assert_close(z.T @ z / 200, torch.eye(10), atol=1e-4, rtol=1e-4)
+    assert whiten(x[:, :3].repeat(1, 2), 10).shape == (200, 3)                                # rank, not width
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_correspondences_know_more_than_the_labels(seed):
+    z, x, y, shares = shared_world(seed)
+    y_z, partner = given(y, 20)                                                               # 4 pairs per class
+    posterior = correspond(z, y_z, partner, x, y, shares, rounds=10)
+    alone = correspond(z, y_z, **labels_alone(y_z, 5), rounds=10)
+    right = lambda q: (q[20:].argmax(1) == y[20:]).float().mean().item()
+    assert right(posterior) > right(alone) + 0.05
+    torch.testing.assert_close(posterior.sum(1), torch.ones(len(z)))
+    assert torch.equal(posterior[:20], F.one_hot(y[:20], 5).float())
+    assert (posterior[20:].mean(0) - shares).abs().max() < 0.08
+
+
+def test_without_im_data_it_is_gaussian_classes_with_a_common_covariance():
+    """One round without IM data: shrunk means, unit covariance, on float64 by hand."""
+    z, _, y, _ = shared_world(1)
+    y_z, _ = given(y, 25)
+    posterior = correspond(z, y_z, **labels_alone(y_z, 5), rounds=1)
+    means = torch.stack([z[:25][y[:25] == c].double().mean(0) for c in range(5)])
+    expected = (-0.5 * torch.cdist(z[25:].double(), means) ** 2).softmax(1).float()
+    torch.testing.assert_close(posterior[25:], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_neither_chunks_nor_the_order_of_items_matter():
+    z, x, y, shares = shared_world(3)
+    y_z, partner = given(y, 20)
+    whole = correspond(z, y_z, partner, x, y, shares)
+    torch.testing.assert_close(correspond(z, y_z, partner, x, y, shares, chunk=37), whole, atol=1e-4, rtol=1e-3)
+    order = torch.cat([torch.arange(20), 20 + torch.randperm(len(x) - 20, generator=torch.Generator().manual_seed(0))])
+    torch.testing.assert_close(correspond(z, y_z, partner, x[order], y[order], shares), whole, atol=1e-4, rtol=1e-3)
+
+
+def test_a_labelled_reading_without_a_partner_is_spread_over_its_class():
+    z, x, y, shares = shared_world(4)
+    y_z, partner = given(y, 30)
+    partner[20:30] = -1
+    posterior = correspond(z, y_z, partner, x, y, shares)
+    torch.testing.assert_close(posterior[20:30], F.one_hot(y[20:30], 5).float())
+
+
+def test_held_out_pairs_tell_whether_the_known_modalities_help():
+    z, x, y, shares = shared_world(5)
+    y_z, partner = given(y, 60)
+    alone = labels_alone(y_z, 5)
+    seen = {"partner": partner, "x": x, "y": y, "shares": shares}
+    gain, error, right, right_alone = held_out_gain(z, y_z, seen, alone, rounds=10)
+    assert gain > 2 * error > 0 and right > right_alone
+    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))                # partners of other classes
+    gain, error, right, right_alone = held_out_gain(z, y_z, {**seen, "x": x[shuffled], "y": y[shuffled]}, alone, rounds=10)
+    assert gain < -2 * error and right < right_alone
+    assert held_out_gain(z, y_z, alone, alone)[0] == 0
+
+
+def test_held_out_labels_play_no_part():
+    """Their own label changed, a fold's posteriors stay: the gain's terms of the other folds alone may move."""
+    z, x, y, shares = shared_world(6)
+    y_z, partner = given(y, 8)
+    told = []
+    for flip in (False, True):
+        y_now = y_z.clone()
+        if flip:
+            y_now[3] = (y_now[3] + 1) % 5
+        hidden = y_now.clone()
+        hidden[3] = -1
+        at = partner.clone()
+        at[3] = -1
+        told.append(correspond(z, hidden, at, x, y, shares)[3])
+    assert torch.equal(*told)
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "series", "lengths", "text"])
+def test_plain_vectors_of_every_kind(kind):
+    rng = np.random.default_rng(0)
+    if kind == "text":
+        x = torch.from_numpy(rng.integers(97, 100, (6, 40)))
+    else:
+        shape = {"image": (3, 40, 20), "video": (3, 4, 40, 40), "series": (2, 30), "lengths": (2, 100)}[kind]
+        x = torch.from_numpy(rng.standard_normal((6, *shape)).astype(np.float32))
+    x[3] = x[2]
+    file = {"x": x, "kind": "series" if kind == "lengths" else kind, "mean": torch.zeros(1), "std": torch.ones(1),
+            "lengths": torch.tensor([100, 50, 30, 30, 10, 99]) if kind == "lengths" else None}
+    v = plain_vectors(file, torch.arange(6))
+    assert v.shape == (6, {"image": 3 * 16 * 16, "video": 3 * 4 * 16 * 16, "series": 60, "lengths": 128, "text": 512}[kind])
+    assert v.isfinite().all() and torch.equal(v[2], v[3]) and not torch.equal(v[0], v[1])
+    if kind == "lengths":                                                     # what lies behind an item's end plays no part
+        file["x"] = x.clone()
+        file["x"][2:4, :, 30:] = 7
+        assert torch.equal(plain_vectors(file, torch.arange(6)), v)
