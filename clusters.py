@@ -1,19 +1,17 @@
-"""The unsupervised start that gives names a chance: spectral clusters of the raw readings, named by class geometry or by
-a few labelled items. No files, no arguments, no printing.
+"""The unsupervised start that gives names a chance: spectral clusters of the raw readings, named by class geometry, or the
+names of a few labelled items carried along the readings' graph. No files, no arguments, no printing.
 """
 import numpy as np
 import scipy.cluster.vq
 import scipy.optimize
 import scipy.sparse
+import scipy.sparse.linalg
 import torch
 
 
-def spectral(x, count, *, components=50, neighbours=10, seed=0):
-    """`count` clusters of items x (M, ...): (cluster (M,) int64, embedding (M, count) float32, centroids (count, count)).
-
-    k-means on the leading eigenvectors of the kNN graph's normalised adjacency, rows scaled to unit length (Ng et al.),
-    of the `components` leading principal components. Only M x neighbours entries are kept.
-    """
+def graph(x, *, components=50, neighbours=10):
+    """The normalised kNN graph of items x (M, ...), in the `components` leading principal components: scipy sparse (M, M),
+    M x neighbours entries."""
     x = x.reshape(len(x), -1).float()
     x = x - x.mean(0)
     variance, axes = torch.linalg.eigh(x.T @ x / len(x)) if x.shape[1] <= 2000 else _wide(x, components)
@@ -21,15 +19,24 @@ def spectral(x, count, *, components=50, neighbours=10, seed=0):
     k = min(neighbours, len(x) - 1)
     near = torch.cat([torch.cdist(part, x).topk(k + 1, largest=False).indices for part in x.split(1024)]).numpy()
     rows = np.repeat(np.arange(len(x)), k + 1)
-    graph = scipy.sparse.csr_matrix((np.ones(near.size), (rows, near.ravel())), shape=(len(x), len(x)))
-    graph = 0.5 * (graph + graph.T)
-    scale = scipy.sparse.diags(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
+    joined = scipy.sparse.csr_matrix((np.ones(near.size), (rows, near.ravel())), shape=(len(x), len(x)))
+    joined = 0.5 * (joined + joined.T)
+    scale = scipy.sparse.diags(1 / np.sqrt(np.asarray(joined.sum(1)).ravel()))
+    return (scale @ joined @ scale).tocsr()
+
+
+def spectral(x, count, *, components=50, neighbours=10, seed=0):
+    """`count` clusters of items x (M, ...): (cluster (M,) int64, embedding (M, count) float32, centroids (count, count)).
+
+    k-means on the leading eigenvectors of the kNN graph's normalised adjacency, rows scaled to unit length (Ng et al.).
+    """
+    joined = graph(x, components=components, neighbours=neighbours)
     rng = np.random.default_rng(seed)
     if count < len(x) - 1:
         start = rng.standard_normal(len(x))
-        vectors = scipy.sparse.linalg.eigsh(scale @ graph @ scale, k=count, which="LA", v0=start)[1]
+        vectors = scipy.sparse.linalg.eigsh(joined, k=count, which="LA", v0=start)[1]
     else:
-        vectors = np.linalg.eigh((scale @ graph @ scale).toarray())[1][:, -count:]
+        vectors = np.linalg.eigh(joined.toarray())[1][:, -count:]
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     best = None
     for _ in range(10):                                                          # k-means from ten starts
@@ -44,15 +51,19 @@ def _wide(x, components):
     return s.flip(0), v.flip(1)
 
 
-def name_by_items(embedding, centroids, items, labels):
-    """Class (count,) of each cluster from few labelled items (rows of `embedding`, labels (n,)): the one-to-one naming
-    that brings the items nearest to their clusters' centroids. -1 where there are more clusters than classes."""
-    classes = labels.unique()
-    distance = torch.stack([torch.cdist(embedding[items[labels == c]], centroids).mean(0) for c in classes])
-    of_class, of_cluster = scipy.optimize.linear_sum_assignment(distance.double().numpy())
-    names = torch.full((len(centroids),), -1)
-    names[torch.from_numpy(of_cluster)] = classes[torch.from_numpy(of_class)]
-    return names
+def spread_names(x, items, labels, count, *, alpha=0.99, components=50, neighbours=10):
+    """Class names carried from few labelled items (rows of x, labels (n,)) along the kNN graph of all items x (M, ...):
+    (class (M,), confidence (M,) in 0...1). Label spreading (Zhou et al. 2004), every class given the same total mass; an
+    item that no name reaches has confidence 0."""
+    joined = graph(x, components=components, neighbours=neighbours)
+    start = np.zeros((len(x), count))
+    start[items.numpy(), labels.numpy()] = 1.0
+    system = scipy.sparse.identity(len(x)) - alpha * joined                       # symmetric, positive definite
+    mass = np.stack([scipy.sparse.linalg.cg(system, column, rtol=1e-6)[0] for column in start.T], 1).clip(min=0)
+    mass /= np.maximum(mass.sum(0), 1e-300)
+    total = mass.sum(1)
+    confidence = np.where(total > 0, mass.max(1) / np.maximum(total, 1e-300), 0.0)
+    return torch.from_numpy(mass.argmax(1)).long(), torch.from_numpy(confidence).float()
 
 
 def geometry(x, labels, count):

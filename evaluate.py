@@ -190,6 +190,8 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
             "before": agreement(before["agree"], before["prediction"], truth, before["label"]),
             "after": agreement(before["agree"], after["prediction"], truth),
             "after_own": agreement(after["agree"], after["prediction"], truth, after["label"])}
+    if run.get("trust"):
+        metrics["trust"] = run["trust"]
     if task == "retrieval":
         own = (z, oom["labels"][test], [oom["ids"][r] for r in test.tolist()])
         metrics["retrieval"] = {m: {"out": results.retrieval(own, other, len(oom["class_names"])),

@@ -145,6 +145,8 @@ def accuracy_tables(records, columns):
         blocks.append(unsup_table([r for r in records if r["setting"] == "unsup"]))
     if any(r["metrics"]["agreement"] for r in records):
         blocks.append(agreement_table(records, columns))
+    if any(r["metrics"].get("trust") for r in records):
+        blocks.append(trust_table(records, columns))
     return [*blocks, heads_table(records, columns)]
 
 
@@ -280,6 +282,22 @@ def agreement_table(records, columns):
         "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree "
         "before exploration, D: the rest; the learner's accuracy on this A and D before and after "
         "exploration; last the agreement after it.", *filter(None, [gap_note(records, columns)])]}
+
+
+def trust_table(records, columns):
+    """What the IM items tell of raw readings that the labels alone do not: stage 3's check on held-out pairs."""
+    lines = []
+    for c, name in zip(columns, names(columns)):
+        for row in row_keys(records):
+            t = [r["metrics"]["trust"] for r in cell(records, row, c) if r["metrics"].get("trust")]
+            if t:
+                lines.append([name, *row, *(percent([x[k] for x in t]) for k in ("right", "right_alone")),
+                              f"{mean_sd([x['gain'] for x in t])[0]:+.3f}", f"{mean_sd([x['error'] for x in t])[0]:.3f}",
+                              f"{sum(x['trusted'] for x in t)} of {len(t)}"])
+    return {"title": "What the known modalities tell, on held-out pairs", "rows": lines, "header": [
+        "OOM", "setting", "method", "correspondences right, %", "labels alone right, %", "gain, nat", "its error", "trusted"],
+        "notes": ["Raw readings of labelled items whose label and pair were withheld. Gain: mean log-likelihood of the label "
+                  "over that of the same model without IM data; error: its standard error within a run (mean over runs)."]}
 
 
 def connection_table(records, columns):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch
-from clusters import geometry, name_by_geometry, name_by_items, spectral
+from clusters import geometry, name_by_geometry, spectral, spread_names
 from model import Connection, Learner, fit_head, map_items, train_connection
 
 
@@ -64,8 +64,8 @@ def get_args(argv=None):
     p.add_argument("--init", default="literal", choices=["literal", "spectral"], help="unsup: where class names come from; "
                    "literal: the IM heads judge a random learner (Eq. 14 as printed; stays at chance); spectral: clusters of "
                    "the raw readings, named by the classes' geometry on the IM side")
-    p.add_argument("--name-with", type=int, default=0, help="unsup, spectral: this many labelled items per class name the "
-                   "clusters, and serve nothing else")
+    p.add_argument("--name-with", type=int, default=0, help="unsup, spectral: this many labelled items per class give "
+                   "the readings their names, along the graph of their neighbours, and serve nothing else")
     p.add_argument("--without", type=parts, action="extend", default=[], metavar="PART,…",
                    help=f"ablation, here and in stage 3: leave out some of {', '.join(PARTS)}")
     p.add_argument("--connect-steps", type=int, default=300, help="steps of each connection")
@@ -169,7 +169,7 @@ def main(argv=None):
     path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
     args.without = sorted(set(args.without))
     if args.name_with and (args.init != "spectral" or args.setting != "unsup"):
-        raise bank.UserError("--name-with names clusters: give it with --setting unsup --init spectral")
+        raise bank.UserError("--name-with names the readings: give it with --setting unsup --init spectral")
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
     if bank.finished(path, settings, made_from, fingerprint, args.force):
         return
@@ -259,9 +259,9 @@ def main(argv=None):
                   f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: "
                   f"expect chance")
         else:
-            label, distance, naming = name_clusters(oom, train, names, classes, args, generator)
+            label, doubt, naming = name_clusters(oom, train, names, classes, args, generator)
             of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]
-            anchors = torch.cat([i[distance[i].argsort()[:max(1, count // classes)]] for i in of_class])
+            anchors = torch.cat([i[doubt[i].argsort()[:(len(i) + 1) // 2]] for i in of_class])           # the surer half
         losses = warm_up(learner, head, oom, train[anchors.cpu()], label[anchors].cpu(), steps=warmup_steps, args=args,
                          generator=generator, name="warm-up on anchors")
         z_all = embed(learner, oom, train, args.device)[0]
@@ -322,25 +322,26 @@ def main(argv=None):
 
 
 def name_clusters(oom, train, names, classes, args, generator):
-    """Spectral clusters of the M training items and their names: (class (M,), distance to the own centroid (M,), facts)."""
-    label, embedding, centroids = spectral(batch(oom, train, "cpu")[0], classes, seed=args.seed)
-    distance = (embedding - centroids[label]).norm(dim=1)
+    """A class for each of the M training items, how doubtful it is, and how it was found: (class (M,), doubt (M,), facts)."""
+    x = batch(oom, train, "cpu")[0]
     if args.name_with:
         y = oom["labels"][train]
         items = choose_labelled(y, 0, args.name_with, generator)
-        of_cluster = name_by_items(embedding, centroids, items, y[items])
-        print(f"  {classes} spectral clusters, named by {len(items)} labelled items ({args.name_with} per class)")
-        return of_cluster[label], distance, {"by": "items", "items": [oom["ids"][r] for r in train[items].tolist()]}
+        label, confidence = spread_names(x, items, y[items], classes)
+        print(f"  names spread from {len(items)} labelled items ({args.name_with} per class) along the graph of the readings")
+        return label, 1 - confidence, {"by": "items", "items": [oom["ids"][r] for r in train[items].tolist()]}
+    label, embedding, centroids = spectral(x, classes, seed=args.seed)
+    distance = (embedding - centroids[label]).norm(dim=1)
     inputs = {m: bank.load_inputs(args.runs, args.data, m)[0] for m in names}
     seen = {m: (r := bank.rows(x, ("train",)))[x["labels"][r] >= 0] for m, x in inputs.items()}
     theirs = {m: geometry(batch(inputs[m], r, "cpu")[0], inputs[m]["labels"][r], classes) for m, r in seen.items()}
-    ours = geometry(batch(oom, train, "cpu")[0], label, classes)
+    ours = geometry(x, label, classes)
     of_cluster, agreement, null = name_by_geometry(ours, torch.stack(list(theirs.values())).mean(0), seed=args.seed)
     p = (1 + (null >= agreement).sum().item()) / (1 + len(null))
     trust = "a weak sign at best" if p > 0.05 or agreement < 0.8 else "they may be right"
     print(f"  {classes} spectral clusters, named by the geometry of {len(names)} known modalities: correlation {agreement:.2f}, "
           f"shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}"
-          + ("" if trust == "they may be right" else ": expect chance. --name-with 1 names them by one label per class"))
+          + ("" if trust == "they may be right" else ": expect chance. --name-with 1 takes the names from one label per class"))
     return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}
 
 

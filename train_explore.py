@@ -185,6 +185,7 @@ def main(argv=None):
         key_project = copy.deepcopy(project).requires_grad_(False)
         queue = F.normalize(torch.randn(args.queue, 64), dim=-1).to(device)
     # ------------------------------ soft correspondences: readings and IM items as vectors, pairs, how far they are trusted
+    named = args.setting == "semi" or bool(connect["naming"])                # the heads know class names: their word counts
     witness, trust, predict = None, {}, None
     y_of = torch.full((len(train),), -1).masked_scatter(is_labelled, y).to(device)                  # (M,), -1: unlabelled
     if args.setting == "semi" and args.method in ("cox", "selftrain") and args.rounds and not without & {"connection", "emergent"}:
@@ -282,14 +283,14 @@ def main(argv=None):
             if common and "emergent" not in without:
                 score, nearest = cox_ops.nearest_anchor(z, torch.stack([v[m][shared[m]] for m in names]))
                 emergent_label = y_im[names[0]][shared[names[0]]][nearest]
-                if args.setting == "semi":                     # two witnesses: the heads and the nearest mapped item
+                if named:                                      # two witnesses: the heads and the nearest mapped item
                     mask = mask & (label == emergent_label)
                 if args.method == "cox":
                     best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))),
-                                               mask=mask if args.setting == "semi" else nearest >= 0)
+                                               mask=mask if named else nearest >= 0)
                     best = best[best >= 0]
                     sets.update(emergent=best, emergent_im=nearest[best], emergent_label=emergent_label[best])
-                if args.setting == "unsup":                                    # Eq. 15: these are the anchors
+                if not named:                                                  # Eq. 15: these are the anchors
                     mask = torch.zeros_like(mask).index_fill_(0, best, True)
                     label = emergent_label
             if witness or args.method == "selftrain":          # as many anchors, the surest under the witness

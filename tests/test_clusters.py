@@ -2,7 +2,7 @@
 
 import torch
 
-from clusters import geometry, name_by_geometry, name_by_items, spectral
+from clusters import geometry, name_by_geometry, spectral, spread_names
 
 
 def blobs(count=5, each=30, d=8, seed=0):
@@ -27,11 +27,24 @@ def test_two_rings_that_k_means_would_cut():
     assert (found[:100] == found[0]).all() and (found[100:] == found[100]).all() and found[0] != found[100]
 
 
-def test_one_labelled_item_per_class_names_the_clusters():
+def test_one_labelled_item_per_class_names_all_that_hang_together():
     x, labels = blobs()
-    found, embedding, centroids = spectral(x, 5)
     items = torch.arange(5) * 30 + 7
-    assert torch.equal(name_by_items(embedding, centroids, items, labels[items])[found], labels)
+    found, confidence = spread_names(x, items, labels[items], 5)
+    assert torch.equal(found, labels) and (confidence > 0.9).all()
+
+
+def test_names_follow_a_ring_past_nearer_items_of_the_other():
+    angle = torch.arange(100) / 100 * 6.2832
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    found, _ = spread_names(torch.cat([ring, 2 * ring]), torch.tensor([0, 150]), torch.tensor([0, 1]), 2, neighbours=3)
+    assert (found[:100] == 0).all() and (found[100:] == 1).all()
+
+
+def test_an_item_that_no_name_reaches_is_in_doubt():
+    x, labels = blobs()
+    found, confidence = spread_names(x, torch.tensor([0]), torch.tensor([2]), 5)
+    assert (found[:30] == 2).all() and (confidence[:30] == 1).all() and (confidence[30:] == 0).all()
 
 
 def test_names_by_geometry_where_the_geometry_is_shared():

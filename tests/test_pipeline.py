@@ -1362,7 +1362,7 @@ def test_unknown_parts_and_names_without_clusters_are_refused(runs, folder, flag
 @pytest.mark.parametrize("flags", ["--init spectral --name-with 1", "--init spectral"])
 def test_clusters_start_the_unsupervised_case(folder, runs, flags):
     out = stage("train_connect", folder, runs, "--setting unsup --force", flags)
-    assert "spectral clusters, named by" in out and ("correlation" in out) == ("--name-with" not in flags)
+    assert ("names spread from" in out) == ("--name-with" in flags) and ("correlation" in out) == ("--name-with" not in flags)
     connect = bank.load(run_dir(runs, "unsup") / "connect.pt")
     assert connect["labelled"] == [] and connect["naming"]["by"] == ("items" if "--name-with" in flags else "geometry")
     if "--name-with" in flags:
