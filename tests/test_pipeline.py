@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 import bank
+import evaluate
 import extract_features
 import model
 import train_connect
@@ -1368,3 +1370,61 @@ def test_clusters_start_the_unsupervised_case(folder, runs, flags):
     if "--name-with" in flags:
         assert len(connect["naming"]["items"]) == 3
     stage("train_explore", folder, runs, "--setting unsup --method cox --force")
+
+
+# ---------------------------------------------------------------------------------------- soft correspondences
+
+
+def write_shared_folder(path, n=120, seed=0):
+    """Two sensors of the same objects: `touch` is a linear image of `gauge`, both (1, 12); three classes that overlap."""
+    rng = np.random.default_rng(seed)
+    mix, means = rng.standard_normal((12, 12)), 0.7 * rng.standard_normal((3, 12))
+    rows = []
+    for split, count in (("train", n), ("test", 60)):
+        for k in range(count):
+            inner = means[k % 3] + rng.standard_normal(12)
+            for m, x in (("gauge", inner), ("touch", inner @ mix / 3 + 0.1 * rng.standard_normal(12))):
+                (path / m).mkdir(parents=True, exist_ok=True)
+                np.save(path / m / f"{split}{k}.npy", x[None].astype(np.float32))
+            rows.append([f"{split}{k}", split, CLASSES[k % 3], f"gauge/{split}{k}.npy", f"touch/{split}{k}.npy"])
+    write_manifest(path, rows, ("id", "split", "label", "gauge", "touch"))
+    return path
+
+
+def test_correspondences_are_checked_on_held_out_pairs_and_left_out_on_demand(tmp_path):
+    own, runs = write_shared_folder(tmp_path / "shared"), tmp_path / "runs"
+    stage("extract_features", own, runs, oom="touch")
+    stage("train_connect", own, runs, "--labels 0.3", oom="touch")
+    said = stage("train_explore", own, runs, oom="touch")
+    trust = bank.load(run_dir(runs, data="shared", oom="touch") / "cox.pt")["trust"]
+    assert "held-out pairs: correspondences name" in said and f"{trust['gain']:+.3f}" in said
+    assert trust["trusted"] == (trust["gain"] > -2 * trust["error"]) and 0 < trust["right"] <= 1
+    for flags in ("--without emergent", "--without connection", "--rounds 0"):
+        assert "held-out" not in stage("train_explore", own, runs, f"{flags} --tag {flags.split()[-1]}", oom="touch")
+    assert "held-out" not in stage("train_explore", own, runs, "--method selftrain", oom="touch")
+    evaluate.main(["--data", str(own), "--runs", str(runs), "--table", "--out", str(tmp_path / "report"), "--device", "cpu"])
+    record = json.loads((run_dir(runs, data="shared", oom="touch") / "cox.json").read_text())
+    assert record["metrics"]["trust"] == trust
+    assert "What the known modalities tell" in (tmp_path / "report" / "table.md").read_text()
+
+
+def test_partners_of_other_objects_are_not_trusted(tmp_path):
+    """The manifest pairs every `touch` with the `gauge` of an object of another class: COX says so and goes on without."""
+    own, runs = write_shared_folder(tmp_path / "shared", n=240), tmp_path / "runs"
+    rows = read_manifest(own)
+    gauges = [r[3] for r in rows]
+    for k, r in enumerate(rows):
+        if r[1] == "train":
+            r[3] = gauges[(7 * k + 1) % 240]
+    write_manifest(own, rows, ("id", "split", "label", "gauge", "touch"))
+    stage("extract_features", own, runs, oom="touch")
+    stage("train_connect", own, runs, "--labels 0.4", oom="touch")
+    said = stage("train_explore", own, runs, oom="touch")
+    assert "held-out pairs" in said and bank.load(run_dir(runs, data="shared", oom="touch") / "cox.pt")["trust"]["gain"] < 0.1
+
+
+def test_pairs_drawn_within_a_class_give_no_correspondences(tmp_path):
+    own, runs = write_folder(tmp_path / "toy", separate=("imu",)), tmp_path / "runs"
+    stage("extract_features", own, runs)
+    stage("train_connect", own, runs, "--pair-by-class")
+    assert "held-out" not in stage("train_explore", own, runs) and bank.load(run_dir(runs) / "cox.pt")["trust"] == {}
