@@ -2,8 +2,9 @@
 
     python experiments/readme_table.py
 
-Accuracies from table2/ (rows that it lacks: from demo/ and own_sensor/), one row per data set and OOM modality, one column
-per method, mean ± sd (n - 1) over seeds, the best in bold; the paired tests of table2/; retrieval from table3/.
+Accuracies from table2/ and unsup/ (data sets that they lack: from demo/), one row per data set, one column per method: the
+mean over its OOM modalities, mean ± sd (n - 1) over seeds, the best in bold; the paired tests of table2/; retrieval from
+table3/.
 """
 import json
 import sys
@@ -32,24 +33,33 @@ def bold_best(values, texts):
     return [f"**{t}**" if v is not None and round(v, 3) == best else t for v, t in zip(values, texts)]
 
 
+def over_seeds(records, ooms, value):
+    """Of each seed that has all of `ooms`: the mean over them of value(record); None values leave a seed out."""
+    by = {}
+    for r in records:
+        by.setdefault(r["seed"], {})[r["oom"]] = value(r)
+    return [sum(v.values()) / len(v) for _, v in sorted(by.items()) if set(v) == set(ooms) and None not in v.values()]
+
+
 def accuracy_lines(sources):
-    """The table of accuracies over the folders' records; a row is taken from the first folder that has it."""
+    """The table of accuracies over the folders' records; a data set is taken from the first folder that has it."""
     rows = {}
     for records in sources:
         here = {}
         for r in records:
-            here.setdefault((r["data"], r["oom"], r["setting"], r["labels"]), {}).setdefault(r["method"], []).append(r)
+            here.setdefault((r["data"], results.condition(r)), {}).setdefault(r["method"], []).append(r)
         rows = {**here, **rows}
     methods = [m for m in results.METHODS if any(m in by for by in rows.values())]
-    lines = ["| data | new sensor | labels | " + " | ".join(methods) + " | gap before | gap after |",
-             "|:--|:--|--:|" + "--:|" * (len(methods) + 2)]
-    for (data, oom, setting, labels), by in sorted(rows.items(), key=lambda r: (r[0][2], r[0])):
-        accuracy = [[r["metrics"]["accuracy"] for r in by.get(m, [])] for m in methods]
+    lines = ["| data | new sensors | labels | " + " | ".join(methods) + " | gap before | gap after |",
+             "|:--|:--|:--|" + "--:|" * (len(methods) + 2)]
+    for (data, condition), by in sorted(rows.items(), key=lambda r: (r[0][1], r[0])):
+        ooms = sorted({r["oom"] for records in by.values() for r in records})
+        accuracy = [over_seeds(by.get(m, []), ooms, lambda r: r["metrics"]["accuracy"]) for m in methods]
         means = [results.mean_sd(v)[0] if v and m != "aligned" else None for m, v in zip(methods, accuracy)]
-        agreement = [r["metrics"]["agreement"] for r in by.get("cox", []) if r["metrics"]["agreement"]]
-        share = f"{100 * labels:g}%" if setting == "semi" else "none"
-        lines.append("| " + " | ".join([data, oom, share, *bold_best(means, [results.percent(v) for v in accuracy]),
-                                        *(results.percent([a[when]["gap"] for a in agreement]) for when in ("before", "after"))]) + " |")
+        gap = lambda when: over_seeds(by.get("cox", []), ooms, lambda r: (r["metrics"]["agreement"] or {}).get(when, {}).get("gap"))
+        lines.append("| " + " | ".join([data, ", ".join(ooms), condition.removeprefix("semi, "),
+                                        *bold_best(means, [results.percent(v) for v in accuracy]),
+                                        *(results.percent(gap(when)) for when in ("before", "after"))]) + " |")
     return lines
 
 
@@ -61,7 +71,8 @@ def test_lines(folder):
     lines = ["", "| COX − | setting | n | columns ahead | points | p (t) | p (Wilcoxon) |", "|:--|:--|--:|--:|--:|--:|--:|"]
     return lines + [f"| {t['against']} | {t['setting']} | {t['n']} | {t['ahead']} of {t['columns']} | {100 * t['mean']:+.1f} | "
                     f"{show(t['t_p'])} | {show(t['wilcoxon_p'])} |"
-                    for t in json.loads((folder / "tests.json").read_text()) if "-" not in t["against"]]
+                    for t in json.loads((folder / "tests.json").read_text())
+                    if "-" not in t["against"] or t["against"] == "selftrain-plain"]
 
 
 def retrieval_lines(records):
@@ -83,16 +94,17 @@ def retrieval_lines(records):
 
 
 def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
-    sources = {name: read(folder / name) for name in ("table2", "demo", "own_sensor", "table3")}
-    lines = [*accuracy_lines([sources[n][0] for n in ("table2", "demo", "own_sensor")]), *test_lines(folder / "table2"),
+    sources = {name: read(folder / name) for name in ("table2", "unsup", "demo", "table3")}
+    lines = [*accuracy_lines([sources[n][0] for n in ("table2", "unsup", "demo")]), *test_lines(folder / "table2"),
              *retrieval_lines(sources["table3"][0]), "",
-             "Test accuracy in %, mean ± sd over seeds; bold: the best that does not see all labels. `selftrain` has COX's losses "
-             "and schedule without other modalities. Gap: COX's accuracy on unlabelled items whose modalities agree minus that on "
-             "the others, before and after exploration. Without labels: `none`. The digits' pairs are drawn within a class, the "
-             "other worlds' are true.  ", "  \n".join(line for _, line in sources.values() if line)]
+             "Test accuracy in %, the mean over the data set's sensors, ± sd over seeds; bold: the best that does not see all labels. "
+             "`selftrain` has COX's losses, schedule and model of the readings without other modalities, `selftrain-plain` takes "
+             "the learner's confidence alone. Gap: COX's accuracy on unlabelled items whose modalities agree minus that on the "
+             "others, before and after exploration. The digits' pairs are drawn within a class, the other worlds' are true.  ",
+             "  \n".join(line for _, line in sources.values() if line)]
     unsup = {}
     for r in (r for records, _ in sources.values() for r in records if (r["setting"], r["method"]) == ("unsup", "cox")):
-        unsup.setdefault(f"{r['data']} {r['oom']}", {}).setdefault(r["seed"], r)
+        unsup.setdefault(f"{r['data']} {r['oom']}{results.condition(r).removeprefix('unsup')}", {}).setdefault(r["seed"], r)
     lines[-1:] = [said + "  " for name, by in unsup.items() if (said := results.at_chance([*by.values()], name))] + lines[-1:]
     text = readme.read_text()
     head, rest = text.split(BEGIN)

@@ -88,7 +88,7 @@ def main(argv=None):
     evaluate.write_text(out / "search.json", json.dumps({"chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen,
                                                          "runs": runs}, indent=1))
     evaluate.write_text(out / "search.md", results.markdown([block]))
-    evaluate.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="{s["flags"]}"\n' for m, s in best.items()))
+    evaluate.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
     evaluate.write_text(out / "COMMAND", f"{collect.provenance()}, {len(runs)} runs of {minutes / 60:.1f} h in all\n")
     print(results.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
 

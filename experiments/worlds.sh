@@ -27,16 +27,16 @@ settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
     EXTRACT= CONNECT= EXPLORE=
     case $SIZE/$world in
     full/*) ;;
-    */synth) EXTRACT="--image-size 24 --bind-epochs 12" EXPLORE="--epochs 20"
-        CONNECT="--width 64 --depth 3 --patch 4 --slice 3 --connect-steps 200" ;;
-    */digits) EXTRACT="--image-size 28 --series-length 128 --bind-epochs 15" EXPLORE="--epochs 10"
+    */synth) EXTRACT="--image-size 24 --bind-epochs 12" EXPLORE="--epochs 10"
+        CONNECT="--width 64 --depth 3 --patch 6 --slice 3 --connect-steps 200" ;;
+    */digits) EXTRACT="--image-size 28 --series-length 128 --bind-epochs 10" EXPLORE="--epochs 6"
         CONNECT="--width 64 --depth 3 --patch 7 --slice 4" ;;
     */handwritten) EXTRACT="--image-size 16" CONNECT="--width 64 --depth 3 --patch 4" EXPLORE="--epochs 20" ;;
     */robot_*) CONNECT="--width 128 --depth 2 --batch 32 --labelled-batch 32" EXPLORE="--batch 32 --labelled-batch 32 --epochs 20" ;;
     *) EXTRACT="--image-size 32" CONNECT="--width 64 --depth 4 --patch 8" ;;
     esac
     case $world/$2 in
-    synth/video) CONNECT=${CONNECT/--patch 4/--patch 8} ;;
+    synth/video) CONNECT=${CONNECT/--patch 6/--patch 8} ;;
     digits/audio) CONNECT+=" --labels 0.02" ;;                  # 10% leave no headroom
     esac
     EXTRACT+=" ${more[0]}" CONNECT+=" ${more[1]}" EXPLORE+=" ${more[2]}"

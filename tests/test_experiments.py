@@ -52,12 +52,13 @@ def test_table2_runs_every_column_method_and_seed_with_the_worlds_settings(sh):
     done, lines = sh("table2", DATA="some/digits synth")
     assert done.returncode == 0, done.stderr
     assert len(of(lines, "extract_features.py")) == 3 + 2                 # digits: rgb pen audio; synth: rgb video here
-    assert len(of(lines, "train_connect.py")) == 2 * 5 and len(of(lines, "train_explore.py")) == 9 * 2 * 5
+    assert len(of(lines, "train_connect.py")) == 2 * 5 and len(of(lines, "train_explore.py")) == 10 * 2 * 5
     (digits,) = of(lines, "train_connect.py", "--data some/digits", "--oom pen", "--seed 1")
     assert "--width 64 --depth 3 --patch 7 --slice 4" in digits and "--labels" not in digits
     assert "--labels 0.02" in of(lines, "train_connect.py", "--oom audio")[0]
     assert "--patch 8" in of(lines, "train_connect.py", "--data synth", "--oom video")[0]
-    assert "--epochs 20" in of(lines, "train_explore.py", "--data some/digits", "--method moco")[0]
+    assert "--epochs 6" in of(lines, "train_explore.py", "--data some/digits", "--method moco")[0]
+    assert len(of(lines, "train_explore.py", "--method selftrain", "--tag plain", "--rounds 0")) == 2 * 5
     assert len(of(lines, "evaluate.py", "--task classification")) == 5
     (last,) = of(lines, "experiments/collect.py")
     assert lines[-1] == last and "table2 --data some/digits synth --seed 0 1 --perceptor bind" in last
@@ -263,7 +264,7 @@ def test_search_reads_validation_alone(tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "out" / "search.json").read_text())
     assert found["chosen"] == {"erm": "--weight-decay 1"}
     assert found["runs"][0]["accuracy"] == 0.5 and found["runs"][0]["n"] == 2          # make_world's history
-    assert (tmp_path / "out" / "chosen.sh").read_text() == 'export EXPLORE_erm="--weight-decay 1"\n'
+    assert (tmp_path / "out" / "chosen.sh").read_text() == 'export EXPLORE_erm="${EXPLORE_erm:---weight-decay 1}"\n'
     assert "**--weight-decay 1**" in (tmp_path / "out" / "search.md").read_text()
 
 
@@ -279,17 +280,16 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     two = [record(0.8 + 0.02 * s, seed=s) for s in range(2)] + [record(0.7, method="erm", seed=s) for s in range(2)]
     two += [record(0.9, method="cox-kl-literal"), record(0.99, method="aligned")]
     write("table2", two, tests=results.tests(two, "accuracy"))
-    write("demo", [record(0.1), record(0.4, oom="pen")])                # the first row is table2's, the second demo's
-    write("own_sensor", [record(0.2, oom="pen")])
+    write("demo", [record(0.1), record(0.4, data="other", oom="pen"), record(0.2, data="other", oom="sonar")])   # toy: table2's
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{readme_table.BEGIN}\nold 99.9\n{readme_table.END}\nafter\n")
     readme_table.main(readme, tmp_path)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "99.9" not in text
     sd = f"{np.std([80, 82], ddof=1):.1f}"
-    assert "| data | new sensor | labels | erm | cox | aligned | gap before | gap after |" in text
-    assert f"| toy | sonar | 10% | 70.0 ± 0.0 | **81.0 ± {sd}** | 99.0 | – | – |" in text
-    assert "| toy | pen | 10% | – | **40.0** | – | – | – |" in text
+    assert "| data | new sensors | labels | erm | cox | aligned | gap before | gap after |" in text
+    assert f"| toy | sonar | 10% labels | 70.0 ± 0.0 | **81.0 ± {sd}** | 99.0 | – | – |" in text
+    assert "| other | pen, sonar | 10% labels | – | **30.0** | – | – | – |" in text
     assert "| erm | semi | 2 | 1 of 1 | +11.0 |" in text and "cox-kl" not in text
     assert "`table2`: seeds 0, 1; `bash table2.sh`" in text and "retrieval" not in text
     shared = {"out": {"category": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}, "instance": None}}
