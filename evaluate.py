@@ -250,7 +250,7 @@ def write_tables(out, records, blocks):
             w = csv.DictWriter(f, list(dict.fromkeys(k for r in wide for k in r)))
             w.writeheader()
             w.writerows(wide)
-    write_text(out / "table.json", json.dumps(short, indent=1))
+    write_text(out / "table.json", "[\n" + ",\n".join(map(json.dumps, short)) + "\n]\n")        # a record a line
     bank.write_atomic(out / "table.csv", write_csv)
     write_text(out / "table.md", results.markdown(blocks))
 
