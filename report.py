@@ -93,29 +93,32 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
         return None
     columns = sorted({(r["data"], r["oom"]) for r in rows})
     methods = method_names(rows)
-    figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * len(columns))), 3.4),
-                    layout="constrained")
-    ax = figure.subplots()
+    lines = [columns]                                                          # many columns: a line for each data set
+    if len(columns) * len(methods) > 40:
+        lines = [[c for c in columns if c[0] == d] for d in sorted({d for d, _ in columns})]
+    widest = max(map(len, lines))
+    figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * widest)), 0.8 + 2.6 * len(lines)), layout="constrained")
     width, top = 0.85 / len(methods), 100 * max(score(r, metric) for r in rows)
     limit = 105 if top > 40 else 1.25 * top + 0.1
-    for i, m in enumerate(methods):
-        at, mean, sd = [], [], []
-        for j, c in enumerate(columns):
-            values = [100 * score(r, metric) for r in rows if (r["data"], r["oom"], r["method"]) == (*c, m)]
-            if values:
-                a, s = mean_sd(values)
-                at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]
-        ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=colour(m), label=m, capsize=2,
-               error_kw={"lw": 0.8})
-        for x, a, s in zip(at, mean, sd):
-            ax.text(x, a + s + limit / 105, f"{a:.{0 if top > 10 else 1}f}", ha="center", fontsize=7)
-    several = len({d for d, _ in columns}) > 1
-    ax.set_xticks(range(len(columns)), [f"{d}\n{o}" if several else o for d, o in columns])
-    ax.set_ylim(0, limit)
-    plain(ax, y=f"{words}, %")
-    ax.tick_params(axis="x", labelsize=8)
-    ax.legend(fontsize=7, ncols=min(9, len(methods)), frameon=False, loc="lower left",
-              bbox_to_anchor=(0, 1.0))
+    for ax, line in zip(figure.subplots(len(lines), squeeze=False)[:, 0], lines):
+        for i, m in enumerate(methods):
+            at, mean, sd = [], [], []
+            for j, c in enumerate(line):
+                values = [100 * score(r, metric) for r in rows if (r["data"], r["oom"], r["method"]) == (*c, m)]
+                if values:
+                    a, s = mean_sd(values)
+                    at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]
+            ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=colour(m), label=m, capsize=2,
+                   error_kw={"lw": 0.8})
+            for x, a, s in zip(at, mean, sd):
+                ax.text(x, a + s + limit / 105, f"{a:.{0 if top > 10 else 1}f}", ha="center", fontsize=7 if widest < 6 else 5.5)
+        several = len({d for d, _ in columns}) > 1
+        ax.set_xticks(range(len(line)), [f"{d}\n{o}" if several else o for d, o in line])
+        ax.set_xlim(-0.6, widest - 0.4)
+        ax.set_ylim(0, limit)
+        plain(ax, y=f"{words}, %")
+        ax.tick_params(axis="x", labelsize=8)
+    figure.axes[0].legend(fontsize=7, ncols=min(9, len(methods)), frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 
