@@ -67,7 +67,7 @@ def test_lines(folder):
     """The paired tests beside a table."""
     if not (folder / "tests.json").exists():
         return []
-    show = lambda p: "–" if p is None else f"{p:.1g}"
+    show = lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
     lines = ["", "| COX − | setting | n | columns ahead | points | p (t) | p (Wilcoxon) |", "|:--|:--|--:|--:|--:|--:|--:|"]
     return lines + [f"| {t['against']} | {t['setting']} | {t['n']} | {t['ahead']} of {t['columns']} | {100 * t['mean']:+.1f} | "
                     f"{show(t['t_p'])} | {show(t['wilcoxon_p'])} |"
