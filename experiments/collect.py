@@ -22,7 +22,7 @@ import report              # noqa: E402
 import results             # noqa: E402
 
 TITLES = {"table2": "Table 2: classification", "table3": "Table 3: retrieval", "table4": "Table 4: ablations",
-          "fig5": "Fig. 5: connecting", "fig6": "Fig. 6: exploring",
+          "fig5": "Fig. 5: connecting", "fig6": "Fig. 6: exploring", "unsup": "Without labels and pairs",
           "commonality": "When does a second modality help, and how many pairs does it take?"}
 
 

@@ -302,3 +302,13 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     text = readme.read_text()
     assert "| erm | 37.5 | **75.0** | – | – |" in text and "| cox | **50.0** | **75.0** | – | – |" in text
     assert "| chance | 10 | 50 | – | – |" in text
+
+
+def test_unsup_runs_three_starts_in_trees_of_their_own(sh, tmp_path):
+    done, lines = sh("unsup", DATA="digits", OOM="rgb")
+    assert done.returncode == 0, done.stderr
+    starts = [line.split("--init ")[1] for line in of(lines, "train_connect.py", "--seed 0")]
+    assert starts == ["literal", "spectral", "spectral --name-with 1"] and len(of(lines, "train_explore.py", "--method cox")) == 6
+    assert len({line.split("--runs ")[1].split()[0] for line in of(lines, "train_connect.py")}) == 3
+    (last,) = of(lines, "experiments/collect.py")
+    assert last.split()[1] == "unsup" and last.split()[1] in collect.TITLES
