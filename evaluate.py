@@ -242,7 +242,7 @@ def flat(metrics, prefix=""):
 
 def write_tables(out, records, blocks):
     """table.json, table.csv and table.md in the folder `out`."""
-    short = [{k: r[k] for k in COLUMNS} for r in records]
+    short = [{"condition": results.condition(r), **{k: r[k] for k in COLUMNS}} for r in records]
     wide = [{**{k: r[k] for k in COLUMNS[:-1]}, **flat(r["metrics"])} for r in records]
 
     def write_csv(tmp):

@@ -107,7 +107,8 @@ def main(argv=None):
     blocks, figures = blocks_and_figures(args.experiment, records)
     figures = {k: v for k, v in figures.items() if v[0] is not None}
     command = f"{provenance()}, {len(records)} runs of {hours(records):.1f} h in all"
-    spare = {"confusion", "per_class", *([] if args.experiment == "fig5" else ["connection"])}     # METHOD.json has them
+    spare = set() if args.experiment == "unsup" else {"confusion", "per_class"}                    # METHOD.json has them
+    spare |= set() if args.experiment == "fig5" else {"connection"}
     evaluate.write_tables(out, [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare}} for r in records], blocks)
     metrics = ["retrieval.out.category.r1", "retrieval.out.instance.r1"] if args.experiment == "table3" else ["accuracy"]
     if args.experiment in ("table2", "table3", "table4"):

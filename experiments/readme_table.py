@@ -33,6 +33,11 @@ def bold_best(values, texts):
     return [f"**{t}**" if v is not None and round(v, 3) == best else t for v, t in zip(values, texts)]
 
 
+def words(r):
+    """In words, as evaluate.py wrote it beside the record."""
+    return r.get("condition") or results.condition(r)
+
+
 def over_seeds(records, ooms, value):
     """Of each seed that has all of `ooms`: the mean over them of value(record); None values leave a seed out."""
     by = {}
@@ -47,7 +52,7 @@ def accuracy_lines(sources):
     for records in sources:
         here = {}
         for r in records:
-            here.setdefault((r["data"], results.condition(r)), {}).setdefault(r["method"], []).append(r)
+            here.setdefault((r["data"], words(r)), {}).setdefault(r["method"], []).append(r)
         rows = {**here, **rows}
     methods = [m for m in results.METHODS if any(m in by for by in rows.values())]
     lines = ["| data | new sensors | labels | " + " | ".join(methods) + " | gap before | gap after |",
@@ -104,7 +109,7 @@ def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
              "  \n".join(line for _, line in sources.values() if line)]
     unsup = {}
     for r in (r for records, _ in sources.values() for r in records if (r["setting"], r["method"]) == ("unsup", "cox")):
-        unsup.setdefault(f"{r['data']} {r['oom']}{results.condition(r).removeprefix('unsup')}", {}).setdefault(r["seed"], r)
+        unsup.setdefault(f"{r['data']} {r['oom']}{words(r).removeprefix('unsup')}", {}).setdefault(r["seed"], r)
     lines[-1:] = [said + "  " for name, by in unsup.items() if (said := results.at_chance([*by.values()], name))] + lines[-1:]
     text = readme.read_text()
     head, rest = text.split(BEGIN)

@@ -298,10 +298,12 @@ def test_readme_table_is_made_from_the_json(tmp_path):
         r["metrics"]["retrieval"] = {m: {"out": {"category": {**shared["out"]["category"], "r1": a + extra}, "instance": None}}
                                      for m, a in (("rgb", 0.5), ("imu", 0.25))}
     write("table3", three)
+    unsup = [{**record(0.12 + 0.01 * s, setting="unsup", seed=s), "condition": "unsup, spectral"} for s in range(2)]
+    write("unsup", [{k: v for k, v in r.items() if k != "args"} for r in unsup])                  # as evaluate.py writes them
     readme_table.main(readme, tmp_path)
     text = readme.read_text()
     assert "| erm | 37.5 | **75.0** | – | – |" in text and "| cox | **50.0** | **75.0** | – | – |" in text
-    assert "| chance | 10 | 50 | – | – |" in text
+    assert "| chance | 10 | 50 | – | – |" in text and "| toy | sonar | unsup, spectral |" in text and "toy sonar, spectral: COX" in text
 
 
 def test_unsup_runs_three_starts_in_trees_of_their_own(sh, tmp_path):
