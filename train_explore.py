@@ -123,6 +123,8 @@ def main(argv=None):
         raise bank.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
     run = "-".join(filter(None, (args.method, args.tag)))
     path, checkpoint = folder / f"{run}.pt", folder / f"{run}.checkpoint.pt"
+    if args.rounds < 0:
+        raise bank.UserError(f"--rounds {args.rounds}: rounds of the soft correspondence, 1 or more; 0 leaves it out")
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in connect["meta"]["args"]["without"]:
         raise bank.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "

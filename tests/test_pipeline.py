@@ -1429,3 +1429,7 @@ def test_pairs_drawn_within_a_class_give_no_correspondences(tmp_path):
     stage("extract_features", own, runs)
     stage("train_connect", own, runs, "--pair-by-class")
     assert "held-out" not in stage("train_explore", own, runs) and bank.load(run_dir(runs) / "cox.pt")["trust"] == {}
+
+
+def test_negative_rounds_are_refused(runs, folder):
+    refused("train_explore", folder, runs, "--rounds -1", parts=("--rounds -1", "0 leaves it out"))
