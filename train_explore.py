@@ -8,7 +8,7 @@ Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt (--tag T: METHOD-T.p
         h*_k, the agreement masks before and after (Fig. 6), one record per epoch
 Every method has the same learner, start, augmentation, steps, batches and learning rate:
   cox       as many anchors as the heads h*_k agree on, the items whose correspondences with IM items are surest; labels
-            on A, matched posteriors on D (Eqs. 13-15); a pair's IM features are predicted as well
+            on A, matched posteriors on D (Eqs. 13-15); every item's IM features are predicted as well
   selftrain the same losses, schedule and number of anchors, chosen by the same model of the readings without IM data
   erm       labelled items alone                          entmin    + entropy of the posteriors
   fixmatch  + confident pseudo-labels
@@ -60,9 +60,10 @@ def get_args(argv=None):
     p.add_argument("--w-agree", type=float, default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
     p.add_argument("--w-disagree", type=float, default=0.5, help="cox, selftrain: weight of the KL on D")
     p.add_argument("--kl", default="matched", choices=["matched", "literal"], help="what the KL on D pairs (Eq. 13)")
-    p.add_argument("--rounds", type=int, default=3, help="semi, cox and selftrain: rounds of the soft correspondence (selftrain: "
+    p.add_argument("--rounds", type=int, default=6, help="semi, cox and selftrain: rounds of the soft correspondence (selftrain: "
                    "of its counterpart without IM data) that chooses anchors; 0: the heads' agreement (confidence) chooses")
-    p.add_argument("--w-im", type=float, default=1.0, help="cox: weight of predicting the IM features of the labelled pairs")
+    p.add_argument("--w-im", type=float, default=3.0, help="cox: weight of predicting IM features: of a pair its own, "
+                   "of another item the expected ones under its correspondences")
     p.add_argument("--w-mapped", type=float, default=1.0, help="cox: weight of a mapped IM item beside a labelled OOM item "
                    "in fitting the heads h*_k")
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
@@ -196,7 +197,7 @@ def main(argv=None):
     if args.method == "cox" and args.setting == "semi" and common and "connection" not in without:
         row = {i: r for r, i in enumerate(common)}
         partner = torch.tensor([row.get(oom["ids"][r], -1) for r in train.tolist()], device=device).where(y_of >= 0, -1)
-        vectors = whiten(torch.cat([z_im[m][shared[m]] for m in names], 1), 40)                     # (common, <= 40)
+        vectors = whiten(torch.cat([z_im[m][shared[m]] for m in names], 1), 80)                     # (common, <= 80)
         y_common = y_im[names[0]][shared[names[0]]]
         if witness and (partner >= 0).sum() >= 8:
             seen = {"partner": partner, "x": vectors, "y": y_common,
@@ -206,8 +207,8 @@ def main(argv=None):
             witness = seen if trust["trusted"] else witness
             print(f"  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {alone:.1%}; gain "
                   f"{gain:+.3f} ± {error:.3f} nat" + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
-        if args.w_im and (partner >= 0).any() and trust.get("trusted", True):
-            own_partner, predict = partner[y_of >= 0], torch.nn.Linear(learner.width, vectors.shape[1]).to(device)
+        if args.w_im and trust.get("trusted"):
+            predict = torch.nn.Linear(learner.width, vectors.shape[1]).to(device)
     parameters = [*learner.parameters(), *head.parameters(), *(predict.parameters() if predict else []),
                   *(project.parameters() if args.method == "moco" else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
@@ -300,7 +301,8 @@ def main(argv=None):
                     z_all = z.new_empty(len(train), z.shape[1])
                     z_all[y_of >= 0], z_all[y_of < 0] = z_own, z
                     both = torch.cat([raw, whiten(z_all, 20)], 1)
-                    logits = correspond(both, y_of, **witness, rounds=args.rounds)[y_of < 0].clamp(min=1e-6).log()
+                    q, expected = correspond(both, y_of, **witness, rounds=args.rounds)
+                    logits = q[y_of < 0].clamp(min=1e-6).log()
                     logits = logits if shares is None else logits + match_shares(logits, shares)
                     posteriors = logits.softmax(-1)[None]
                 else:
@@ -334,13 +336,15 @@ def main(argv=None):
                     z_i = learner(x, lengths)
                     terms["labelled"] = F.cross_entropy(head(z_i).float(), y[i].to(device))
                     if predict:
-                        at = own_partner[i.to(device)]
-                        terms["im"] = args.w_im * F.mse_loss(predict(z_i).float()[at >= 0], vectors[at[at >= 0]])
+                        terms["im"] = args.w_im * F.mse_loss(predict(z_i).float(), expected[y_of >= 0][i])
                 if args.method not in ("erm", "aligned"):
                     x, lengths = batch(oom, unlabelled[j], device)
                 if args.method in ("cox", "selftrain") and "exploration" not in without:
                     j = j.to(device)
-                    logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
+                    z_j = learner(*augment(kind, x, lengths, "strong"))
+                    logits = head(z_j).float()
+                    if predict:
+                        terms["im"] = terms["im"] + args.w_im * F.mse_loss(predict(z_j).float(), expected[y_of < 0][j])
                     a = sets["mask"][j]                                                     # the anchors among them
                     ce = F.cross_entropy(logits, sets["label"][j].clamp(min=0), reduction="none")
                     terms["agree"] = args.w_agree * (ce * a).mean()
