@@ -20,8 +20,9 @@ import bank
 import report
 import results
 from augment import batch
+from metrics import accuracy, agreement, class_metrics, retrieval
 from model import Connection, Head, Learner, map_items, train_connection
-from results import METHODS, accuracy, agreement, class_metrics
+from results import METHODS
 
 COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
            "paired", "metrics")
@@ -194,8 +195,8 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
         metrics["trust"] = run["trust"]
     if task == "retrieval":
         own = (z, oom["labels"][test], [oom["ids"][r] for r in test.tolist()])
-        metrics["retrieval"] = {m: {"out": results.retrieval(own, other, len(oom["class_names"])),
-                                    "back": results.retrieval(other, own, len(oom["class_names"]))}
+        metrics["retrieval"] = {m: {"out": retrieval(own, other, len(oom["class_names"])),
+                                    "back": retrieval(other, own, len(oom["class_names"]))}
                                 for m, other in mapped_test_items(run, connect, oom, ims, device).items()}
     semi, train = args["setting"] == "semi", len(bank.rows(oom, ("train",)))
     share = known["labels"] if not known["per_class"] else round(connect["meta"]["n_labelled"] / train, 4)

@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 
 import bank
 import evaluate
+import metrics
 import report
 import results
 import train_explore
@@ -137,7 +138,7 @@ def test_retrieval_by_hand():
     """Three categories on a line; the second query's nearest category is a wrong one, the third's own is the last."""
     gallery = (torch.tensor([[0.0], [1.0], [10.0], [12.0], [20.0]]), torch.tensor([0, 0, 1, 1, 2]), list("abcde"))
     query = (torch.tensor([[0.9], [6.0], [3.0], [9.0]]), torch.tensor([0, 0, 2, 1]), ["a", "b", "e", "z"])
-    r = results.retrieval(query, gallery, 4)
+    r = metrics.retrieval(query, gallery, 4)
     # category ranks 1, 2, 3, 1; instance ranks of a, b, e: 2 (b is nearer), 2 (c), 5; z has no instance
     assert r["category"] == pytest.approx({"r1": 0.5, "r5": 1.0, "r10": 1.0, "median_rank": 1.5, "chance_r1": 1 / 3,
                                            "chance_r5": 1.0, "n_query": 4, "n_candidates": 3})
@@ -147,14 +148,14 @@ def test_retrieval_by_hand():
 
 
 def test_a_category_that_the_gallery_lacks_is_not_asked_for():
-    r = results.retrieval((torch.zeros(2, 1), torch.tensor([0, 1]), ["a", "b"]),
+    r = metrics.retrieval((torch.zeros(2, 1), torch.tensor([0, 1]), ["a", "b"]),
                           (torch.ones(2, 1), torch.tensor([0, 0]), ["c", "d"]), 2)
     assert r["category"]["n_query"] == 1 and r["category"]["r1"] == 1.0 and r["instance"] is None
 
 
 def test_collapsed_features_retrieve_nothing():
     y, ids = torch.arange(20) % 10, [f"i{j}" for j in range(20)]
-    r = results.retrieval((torch.ones(20, 3), y, ids), (torch.ones(20, 3), y, ids), 10)
+    r = metrics.retrieval((torch.ones(20, 3), y, ids), (torch.ones(20, 3), y, ids), 10)
     assert r["category"]["r5"] == 0.0 and r["category"]["median_rank"] == 10
     assert r["instance"]["r10"] == 0.0 and r["instance"]["median_rank"] == 20
 
@@ -163,7 +164,7 @@ def test_retrieval_agrees_with_sorting():
     g = torch.Generator().manual_seed(3)
     z, v = torch.randn(700, 4, generator=g, dtype=torch.float64), torch.randn(300, 4, generator=g, dtype=torch.float64)
     y, c = torch.randint(12, (700,), generator=g), torch.randint(12, (300,), generator=g)
-    r = results.retrieval((z, y, [f"{i}" for i in range(700)]), (v, c, [f"{i}" for i in range(300)]), 12)
+    r = metrics.retrieval((z, y, [f"{i}" for i in range(700)]), (v, c, [f"{i}" for i in range(300)]), 12)
     order = torch.cdist(z, v).argsort(1)
     item = [order[i].tolist().index(i) + 1 for i in range(300)]
     seen = [list(dict.fromkeys(c[o].tolist())).index(t) + 1 for o, t in zip(order, y.tolist())]
