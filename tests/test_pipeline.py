@@ -1403,10 +1403,27 @@ def test_correspondences_are_checked_on_held_out_pairs_and_left_out_on_demand(tm
     for flags in ("--without emergent", "--without connection", "--rounds 0"):
         assert "held-out" not in stage("train_explore", own, runs, f"{flags} --tag {flags.split()[-1]}", oom="touch")
     assert "held-out" not in stage("train_explore", own, runs, "--method selftrain", oom="touch")
+    stage("train_explore", own, runs, "--w-im 0 --tag plain", oom="touch")
+    told = {m: bank.load(run_dir(runs, data="shared", oom="touch") / f"{m}.pt")["history"] for m in
+            ("cox", "cox-plain", "cox-emergent", "selftrain")}
+    assert all("im" in epoch for epoch in told["cox"]) == trust["trusted"] and told["cox"][-1] != told["cox-plain"][-1]
+    assert not any("im" in epoch for m in ("cox-plain", "cox-emergent", "selftrain") for epoch in told[m])
     evaluate.main(["--data", str(own), "--runs", str(runs), "--table", "--out", str(tmp_path / "report"), "--device", "cpu"])
     record = json.loads((run_dir(runs, data="shared", oom="touch") / "cox.json").read_text())
     assert record["metrics"]["trust"] == trust
     assert "What the known modalities tell" in (tmp_path / "report" / "table.md").read_text()
+
+
+def test_im_features_are_predicted_better_with_every_epoch(tmp_path):
+    """What gauge shows is in touch as well: more epochs, and the learner's features tell it better."""
+    own, runs = write_shared_folder(tmp_path / "shared", n=240), tmp_path / "runs"
+    stage("extract_features", own, runs, oom="touch")
+    stage("train_connect", own, runs, "--labels 0.4", oom="touch")
+    stage("train_explore", own, runs, "--epochs 12 --tag long", oom="touch")
+    saved = bank.load(run_dir(runs, data="shared", oom="touch") / "cox-long.pt")
+    assert saved["trust"]["trusted"]
+    im = [epoch["im"] for epoch in saved["history"]]
+    assert sum(im[-3:]) < 0.9 * sum(im[:3])
 
 
 def test_partners_of_other_objects_are_not_trusted(tmp_path):
