@@ -302,6 +302,7 @@ def main(argv=None):
                     z_all[y_of >= 0], z_all[y_of < 0] = z_own, z
                     both = torch.cat([raw, whiten(z_all, 20)], 1)
                     q, expected = correspond(both, y_of, **witness, rounds=args.rounds)
+                    expected_own, expected = expected[y_of >= 0], expected[y_of < 0]            # IM features, of every reading
                     logits = q[y_of < 0].clamp(min=1e-6).log()
                     logits = logits if shares is None else logits + match_shares(logits, shares)
                     posteriors = logits.softmax(-1)[None]
@@ -336,7 +337,7 @@ def main(argv=None):
                     z_i = learner(x, lengths)
                     terms["labelled"] = F.cross_entropy(head(z_i).float(), y[i].to(device))
                     if predict:
-                        terms["im"] = args.w_im * F.mse_loss(predict(z_i).float(), expected[y_of >= 0][i])
+                        terms["im"] = args.w_im * F.mse_loss(predict(z_i).float(), expected_own[i])
                 if args.method not in ("erm", "aligned"):
                     x, lengths = batch(oom, unlabelled[j], device)
                 if args.method in ("cox", "selftrain") and "exploration" not in without:
@@ -344,7 +345,7 @@ def main(argv=None):
                     z_j = learner(*augment(kind, x, lengths, "strong"))
                     logits = head(z_j).float()
                     if predict:
-                        terms["im"] = terms["im"] + args.w_im * F.mse_loss(predict(z_j).float(), expected[y_of < 0][j])
+                        terms["im"] = terms["im"] + args.w_im * F.mse_loss(predict(z_j).float(), expected[j])
                     a = sets["mask"][j]                                                     # the anchors among them
                     ce = F.cross_entropy(logits, sets["label"][j].clamp(min=0), reduction="none")
                     terms["agree"] = args.w_agree * (ce * a).mean()
