@@ -20,8 +20,8 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch
-from clusters import geometry, name_by_geometry, spectral, spread_names
 from model import Connection, Learner, fit_head, map_items, train_connection
+from supervision import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
 
 
 PARTS = ("connection", "exploration", "warmup", "emergent")
@@ -76,41 +76,6 @@ def get_args(argv=None):
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
-
-
-def choose_labelled(labels, count, per_class, generator):
-    """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each."""
-    order = torch.randperm(len(labels), generator=generator)
-    groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
-    quota = per_class or max(1, round(count / len(groups)))
-    return torch.cat([g[:quota] for g in groups]).sort().values
-
-
-def hold_out(labels, share):
-    """Mask (L,) of the items held out of labels (L,): of each class the first share of its items, one at least and not
-    all; of a class of one item none."""
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for c in labels.unique():
-        of_class = (labels == c).nonzero().squeeze(1)
-        held[of_class[:min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
-    return held
-
-
-def find_pairs(ids, labels, ids_im, y_im, by_class, generator):
-    """The labelled OOM items' (L ids and labels) instances among N IM items: (positions (P,), IM rows (P,), drawn).
-
-    With `by_class`, where no instance is shared at all, every item gets a random IM item of its class, and drawn is True.
-    """
-    at = {i: r for r, i in enumerate(ids_im)}
-    found = torch.tensor([at.get(i, -1) for i in ids])
-    drawn = by_class and not (found >= 0).any()
-    if drawn:
-        for j, label in enumerate(labels.tolist()):
-            pool = (y_im.cpu() == label).nonzero().squeeze(1)
-            if len(pool):
-                found[j] = pool[torch.randint(len(pool), (1,), generator=generator)]
-    has = (found >= 0).nonzero().squeeze(1)
-    return has, found[has], drawn
 
 
 @torch.no_grad()
@@ -259,7 +224,12 @@ def main(argv=None):
                   f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: "
                   f"expect chance")
         else:
-            label, doubt, naming = name_clusters(oom, train, names, classes, args, generator)
+            if args.name_with:
+                label, doubt, naming, said = name_by_items(oom, train, classes, args.name_with, generator)
+            else:
+                inputs = {m: bank.load_inputs(args.runs, args.data, m)[0] for m in names}
+                label, doubt, naming, said = name_by_clusters(oom, train, inputs, classes, args.seed)
+            print(f"  {said}")
             of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]
             anchors = torch.cat([i[doubt[i].argsort()[:(len(i) + 1) // 2]] for i in of_class])           # the surer half
         losses = warm_up(learner, head, oom, train[anchors.cpu()], label[anchors].cpu(), steps=warmup_steps, args=args,
@@ -319,42 +289,6 @@ def main(argv=None):
         paired=paired, n_labelled=len(labelled), seconds=round(time.time() - start, 1))
     print(f"stage 2 done in {time.time() - start:.0f} s. Next: python train_explore.py --data {args.data} --oom {args.oom} "
           f"--method cox --setting {args.setting} --seed {args.seed}")
-
-
-def name_clusters(oom, train, names, classes, args, generator):
-    """A class for each of the M training items, how doubtful it is, and how it was found: (class (M,), doubt (M,), facts)."""
-    x = batch(oom, train, "cpu")[0]
-    if args.name_with:
-        y = oom["labels"][train]
-        items = choose_labelled(y, 0, args.name_with, generator)
-        label, confidence = spread_names(x, items, y[items], classes)
-        print(f"  names spread from {len(items)} labelled items ({args.name_with} per class) along the graph of the readings")
-        return label, 1 - confidence, {"by": "items", "items": [oom["ids"][r] for r in train[items].tolist()]}
-    label, embedding, centroids = spectral(x, classes, seed=args.seed)
-    distance = (embedding - centroids[label]).norm(dim=1)
-    inputs = {m: bank.load_inputs(args.runs, args.data, m)[0] for m in names}
-    seen = {m: (r := bank.rows(x, ("train",)))[x["labels"][r] >= 0] for m, x in inputs.items()}
-    theirs = {m: geometry(batch(inputs[m], r, "cpu")[0], inputs[m]["labels"][r], classes) for m, r in seen.items()}
-    ours = geometry(x, label, classes)
-    of_cluster, agreement, null = name_by_geometry(ours, torch.stack(list(theirs.values())).mean(0), seed=args.seed)
-    p = (1 + (null >= agreement).sum().item()) / (1 + len(null))
-    trust = "a weak sign at best" if p > 0.05 or agreement < 0.8 else "they may be right"
-    print(f"  {classes} spectral clusters, named by the geometry of {len(names)} known modalities: correlation {agreement:.2f}, "
-          f"shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}"
-          + ("" if trust == "they may be right" else ": expect chance. --name-with 1 takes the names from one label per class"))
-    return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}
-
-
-def literal_space(z, d_im, seed):
-    """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then mapped at random.
-
-    The heads h_k know only their bank's space and nothing relates the two yet: a random orthogonal map serves.
-    """
-    z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
-    g = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(max(z.shape[1], d_im), max(z.shape[1], d_im), generator=g))[0]
-    mapped = z @ q[:z.shape[1], :d_im].to(z)
-    return F.normalize(mapped, dim=-1)
 
 
 if __name__ == "__main__":

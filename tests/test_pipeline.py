@@ -21,6 +21,7 @@ import bank
 import evaluate
 import extract_features
 import model
+import supervision
 import train_connect
 import train_explore
 from bank import UserError
@@ -345,9 +346,9 @@ def test_held_out_items_are_for_validation_alone(folder, runs):
 
 
 def test_a_class_keeps_at_least_one_item_to_train_on():
-    held = train_connect.hold_out(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 0.9)
+    held = supervision.hold_out(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 0.9)
     assert held.tolist() == [True, True, True, False, True, False, False]
-    assert train_connect.hold_out(torch.tensor([0, 0, 0, 1, 1]), 0.01).tolist() == [True, False, False, True, False]
+    assert supervision.hold_out(torch.tensor([0, 0, 0, 1, 1]), 0.01).tolist() == [True, False, False, True, False]
 
 
 def test_a_tag_makes_a_run_beside_the_first(folder, runs):
@@ -830,13 +831,13 @@ def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, m
 def test_the_draw_depends_on_the_labels_by_class_alone():
     """All that choose_labelled may use of hidden labels is who is in which class: renamed, the same items."""
     labels = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(1))
-    draw = lambda y: train_connect.choose_labelled(y, 20, 0, torch.Generator().manual_seed(3))
+    draw = lambda y: supervision.choose_labelled(y, 20, 0, torch.Generator().manual_seed(3))
     one = draw(labels)
     assert torch.equal(one, draw(torch.tensor([2, 3, 0, 1])[labels]))
     assert torch.bincount(labels[one]).tolist() == [5, 5, 5, 5]
     partly = torch.where(torch.arange(200) % 2 == 0, labels, -1)
     assert (partly[draw(partly)] >= 0).all()
-    assert len(train_connect.choose_labelled(labels, 0, 3, torch.Generator())) == 12
+    assert len(supervision.choose_labelled(labels, 0, 3, torch.Generator())) == 12
 
 
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):

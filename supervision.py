@@ -1,0 +1,86 @@
+"""What stage 2 takes its labels from. semi: the items that keep theirs, those held out, their pairs among the IM items;
+unsup: IM heads in a random space, or class names for the readings. No files, no arguments, no printing.
+
+Shapes: M OOM training items, L of them labelled, N IM items, C classes.
+"""
+import torch
+import torch.nn.functional as F
+
+import bank
+from augment import batch
+from clusters import geometry, name_by_geometry, spectral, spread_names
+
+
+def choose_labelled(labels, count, per_class, generator):
+    """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each."""
+    order = torch.randperm(len(labels), generator=generator)
+    groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
+    quota = per_class or max(1, round(count / len(groups)))
+    return torch.cat([g[:quota] for g in groups]).sort().values
+
+
+def hold_out(labels, share):
+    """Mask (L,) of the items held out of labels (L,): of each class the first share of its items, one at least and not
+    all; of a class of one item none."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for c in labels.unique():
+        of_class = (labels == c).nonzero().squeeze(1)
+        held[of_class[:min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
+    return held
+
+
+def find_pairs(ids, labels, ids_im, y_im, by_class, generator):
+    """The labelled OOM items' (L ids and labels) instances among N IM items: (positions (P,), IM rows (P,), drawn).
+
+    With `by_class`, where no instance is shared at all, every item gets a random IM item of its class, and drawn is True.
+    """
+    at = {i: r for r, i in enumerate(ids_im)}
+    found = torch.tensor([at.get(i, -1) for i in ids])
+    drawn = by_class and not (found >= 0).any()
+    if drawn:
+        for j, label in enumerate(labels.tolist()):
+            pool = (y_im.cpu() == label).nonzero().squeeze(1)
+            if len(pool):
+                found[j] = pool[torch.randint(len(pool), (1,), generator=generator)]
+    has = (found >= 0).nonzero().squeeze(1)
+    return has, found[has], drawn
+
+
+def literal_space(z, d_im, seed):
+    """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then mapped at random.
+
+    The heads h_k know only their bank's space and nothing relates the two yet: a random orthogonal map serves.
+    """
+    z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(max(z.shape[1], d_im), max(z.shape[1], d_im), generator=g))[0]
+    mapped = z @ q[:z.shape[1], :d_im].to(z)
+    return F.normalize(mapped, dim=-1)
+
+
+def name_by_items(oom, rows, classes, per_class, generator):
+    """A class for each of the OOM rows (M,) from the labels of `per_class` of them a class: (class (M,), how doubtful it is
+    (M,), how it was found, that in words)."""
+    x, y = batch(oom, rows, "cpu")[0], oom["labels"][rows]
+    items = choose_labelled(y, 0, per_class, generator)
+    label, confidence = spread_names(x, items, y[items], classes)
+    said = f"names spread from {len(items)} labelled items ({per_class} per class) along the graph of the readings"
+    return label, 1 - confidence, {"by": "items", "items": [oom["ids"][r] for r in rows[items].tolist()]}, said
+
+
+def name_by_clusters(oom, rows, inputs, classes, seed):
+    """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs {m: file};
+    doubtful is what lies far from its cluster's centre."""
+    x = batch(oom, rows, "cpu")[0]
+    label, embedding, centroids = spectral(x, classes, seed=seed)
+    distance = (embedding - centroids[label]).norm(dim=1)
+    seen = {m: (r := bank.rows(im, ("train",)))[im["labels"][r] >= 0] for m, im in inputs.items()}
+    theirs = {m: geometry(batch(inputs[m], r, "cpu")[0], inputs[m]["labels"][r], classes) for m, r in seen.items()}
+    ours = geometry(x, label, classes)
+    of_cluster, agreement, null = name_by_geometry(ours, torch.stack(list(theirs.values())).mean(0), seed=seed)
+    p = (1 + (null >= agreement).sum().item()) / (1 + len(null))
+    trust = "a weak sign at best" if p > 0.05 or agreement < 0.8 else "they may be right"
+    said = (f"{classes} spectral clusters, named by the geometry of {len(inputs)} known modalities: correlation "
+            f"{agreement:.2f}, shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}")
+    said += "" if trust == "they may be right" else ": expect chance. --name-with 1 takes the names from one label per class"
+    return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}, said
