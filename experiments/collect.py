@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bank                # noqa: E402
 import evaluate            # noqa: E402
+import plots               # noqa: E402
 import report              # noqa: E402
 import results             # noqa: E402
 
@@ -68,21 +69,21 @@ def blocks_and_figures(experiment, records):
     name = lambda k: "-".join("".join(c if c.isalnum() else "-" for c in part) for part in reversed(k)).replace("--", "-")
     if experiment == "commonality":
         return results.commonality_tables(records), {"gain": (
-            report.commonality_lines(results.commonality_gains(records)),
+            plots.commonality_lines(results.commonality_gains(records)),
             "Gain of COX over selftrain, which sees no other modality; mean over seeds, bars: standard error.")}
     if experiment == "fig5":
         return [results.connection_table(records, columns)], {name(k): (
-            report.connection_curves(rows), f"{', '.join(k)}. {report.CONNECT}") for k, rows in by_data.items()}
+            plots.connection_curves(rows), f"{', '.join(k)}. {report.CONNECT}") for k, rows in by_data.items()}
     if experiment == "fig6":
         return [results.agreement_table(records, columns)], {name((*k, m)): (
-            report.agreement_bars([r for r in rows if r["method"] == m], by="column"), f"{m}, {', '.join(k)}. {report.EXPLORE}")
-            for k, rows in by_data.items() for m in report.method_names(rows)}
+            plots.agreement_bars([r for r in rows if r["method"] == m], by="column"), f"{m}, {', '.join(k)}. {report.EXPLORE}")
+            for k, rows in by_data.items() for m in plots.method_names(rows)}
     task = "retrieval" if experiment == "table3" else "classification"
     blocks = results.tables(records, task)
     if experiment == "table4":
         blocks = [b for b in blocks if b["title"].startswith(("Test accuracy", "COX against"))]
     return blocks, {name((metric.split(".")[-2] if "." in metric else metric, *k)): (
-        report.method_bars(rows, metric, words), f"{', '.join(k)}: {words}, mean and sd over seeds.")
+        plots.method_bars(rows, metric, words), f"{', '.join(k)}: {words}, mean and sd over seeds.")
         for k, rows in sorted(groups.items()) for metric, words in report.BARS[task]}
 
 

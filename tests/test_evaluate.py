@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 import bank
 import evaluate
 import metrics
+import plots
 import report
 import results
 import train_explore
@@ -481,9 +482,9 @@ def test_words_from_the_data_are_escaped():
 def test_plane_is_deterministic_and_ordered():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(200, 6, generator=g) * torch.tensor([9.0, 4, 1, 1, 1, 1])
-    mean, axes = report.plane(z)
+    mean, axes = plots.plane(z)
     spread = ((z - mean) @ axes).std(0)
-    assert spread[0] > spread[1] > 3 and torch.equal(axes, report.plane(z)[1])
+    assert spread[0] > spread[1] > 3 and torch.equal(axes, plots.plane(z)[1])
     assert (axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all()
-    assert report.plane(torch.randn(3, 1))[1].shape == (1, 2)
-    assert report.plane(torch.randn(1, 4))[1].shape == (4, 2)
+    assert plots.plane(torch.randn(3, 1))[1].shape == (1, 2)
+    assert plots.plane(torch.randn(1, 4))[1].shape == (4, 2)
