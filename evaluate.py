@@ -9,7 +9,6 @@ Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, second
 A filter left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
 """
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -22,10 +21,8 @@ import results
 from augment import batch
 from metrics import accuracy, agreement, class_metrics, retrieval
 from model import Connection, Head, Learner, map_items, train_connection
-from results import METHODS
-
-COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
-           "paired", "metrics")
+from results import condition, order
+from run_files import find, read_record, what_first, write_tables, write_text
 
 
 def get_args(argv=None):
@@ -110,40 +107,6 @@ def apply_head(state, z):
 
 # ------------------------------------------------------------------------------------------------------- runs
 
-def find(args, data, suffix):
-    """Files METHOD<suffix> of one data set that match the filters: [(folder, method)], sorted."""
-    wanted = lambda chosen, value: not chosen or value in chosen
-    perceptors = args.perceptor and [bank.perceptor_name(p) for p in args.perceptor]
-    base = Path(args.runs) / bank.data_name(data)
-    found = []
-    for path in base.glob(f"*/oom-*/*/seed*/*{suffix}"):
-        perceptor, oom, setting, seed, name = path.relative_to(base).parts
-        method = name.removesuffix(suffix)
-        if "." not in method and method.partition("-")[0] in METHODS and seed[4:].isdigit() and all((
-                wanted(perceptors, perceptor), wanted(args.oom, oom[4:]), wanted(args.setting, setting),
-                wanted(args.method, method), wanted(args.seed, int(seed[4:])))):
-            found.append((path.parent, method))
-    return sorted(found, key=lambda f: (f[0].parent, int(f[0].name[4:]), results.order(f[1])))
-
-
-def what_first(args, data):
-    """The line that is said where no run of `data` matches."""
-    base = Path(args.runs) / bank.data_name(data)
-    one = lambda chosen, other: str(chosen[0]) if chosen else other
-    oom, setting, seed = one(args.oom, "M"), one(args.setting, "semi"), one(args.seed, "0")
-    chain = f"--data {data} --oom {oom}" + (f" --perceptor {args.perceptor[0]}" if args.perceptor else "")
-    filters = ("oom", "perceptor", "setting", "method", "seed")
-    asked = " ".join(f"--{k} {' '.join(map(str, v))}" for k in filters if (v := getattr(args, k)))
-    if not (base / "inputs").is_dir():
-        first = f"python extract_features.py {chain} --runs {args.runs}"
-    elif not any(base.glob(f"*/oom-{oom if args.oom else '*'}/{setting}/seed{seed}/connect.pt")):
-        first = f"python train_connect.py {chain} --setting {setting} --seed {seed} --runs {args.runs}"
-    else:
-        first = (f"python train_explore.py {chain} --setting {setting} --seed {seed} "
-                 f"--method {one(args.method, 'cox')} --runs {args.runs}")
-    return f"no finished run in {base}{' matches ' + asked if asked else ''}; run first: {first}"
-
-
 def load_run(args, data, folder):
     """What all methods of one seed share: OOM inputs, banks, connect.pt, the digests they have now."""
     perceptor, oom_name = folder.parts[-4], folder.parts[-3][4:]
@@ -215,51 +178,10 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
             "torch": meta["torch"]}
 
 
-def read_record(path):
-    """A METHOD.json, or None where it is missing or damaged."""
-    try:
-        record = json.loads(path.read_text())
-        return record if {*COLUMNS, "made_from", "history"} <= set(record) else None
-    except (OSError, ValueError):
-        return None
-
-
-# ----------------------------------------------------------------------------------------------------- output
-
-def write_text(path, text):
-    bank.write_atomic(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
-
-
-def flat(metrics, prefix=""):
-    """The scalar metrics of a record as {"agreement.before.gap": value}, without classes and curves."""
-    out = {}
-    for k, v in metrics.items():
-        if isinstance(v, dict) and k != "per_class":
-            out.update(flat(v, f"{prefix}{k}."))
-        elif isinstance(v, (int, float)):
-            out[prefix + k] = v
-    return out
-
-
-def write_tables(out, records, blocks):
-    """table.json, table.csv and table.md in the folder `out`."""
-    short = [{"condition": results.condition(r), **{k: r[k] for k in COLUMNS}} for r in records]
-    wide = [{**{k: r[k] for k in COLUMNS[:-1]}, **flat(r["metrics"])} for r in records]
-
-    def write_csv(tmp):
-        with open(tmp, "w", newline="", encoding="utf-8") as f:
-            w = csv.DictWriter(f, list(dict.fromkeys(k for r in wide for k in r)))
-            w.writeheader()
-            w.writerows(wide)
-    write_text(out / "table.json", "[\n" + ",\n".join(map(json.dumps, short)) + "\n]\n")        # a record a line
-    bank.write_atomic(out / "table.csv", write_csv)
-    write_text(out / "table.md", results.markdown(blocks))
-
-
 def cloud(args, data, folder, methods):
     """Features for the report's planes, of one seed: IM banks, the learner's OOM test items, mapped items."""
     oom, ims, connect, _ = load_run(args, data, folder)
-    method = next(m for m in ("cox", *sorted(methods, key=results.order, reverse=True)) if m in methods)
+    method = next(m for m in ("cox", *sorted(methods, key=order, reverse=True)) if m in methods)
     run = bank.load(folder / f"{method}.pt")
     test = bank.rows(oom, ("test",))
     shown = {m: bank.rows(im, ("train",)) for m, im in ims.items()}
@@ -323,7 +245,7 @@ def main(argv=None):
     for folder, done in seen.items():                                       # of each row the lowest seed
         r = done[0]
         data = next(d for d in args.data if bank.data_name(d) == r["data"])
-        key = (r["data"], r["perceptor"], r["oom"], results.condition(r))
+        key = (r["data"], r["perceptor"], r["oom"], condition(r))
         clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in done])
     base = Path(args.runs) / (bank.data_name(args.data[0]) if len(args.data) == 1 else "")
     out = Path(args.out) if args.out else base / "report"

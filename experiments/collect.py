@@ -17,10 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bank                # noqa: E402
-import evaluate            # noqa: E402
 import plots               # noqa: E402
 import report              # noqa: E402
 import results             # noqa: E402
+import run_files           # noqa: E402
 
 TITLES = {"table2": "Table 2: classification", "table3": "Table 3: retrieval", "table4": "Table 4: ablations",
           "fig5": "Fig. 5: connecting", "fig6": "Fig. 6: exploring", "unsup": "Without labels and pairs",
@@ -46,8 +46,8 @@ def read_records(args):
     records = []
     for runs in args.runs:
         for data in {bank.data_name(d): d for d in args.data}.values():
-            for folder, method in evaluate.find(argparse.Namespace(**{**vars(args), "runs": runs}), data, ".json"):
-                record = evaluate.read_record(folder / f"{method}.json")
+            for folder, method in run_files.find(argparse.Namespace(**{**vars(args), "runs": runs}), data, ".json"):
+                record = run_files.read_record(folder / f"{method}.json")
                 if record is None or "warm_accuracy" not in record["metrics"]:
                     raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
                 records.append(record)
@@ -110,19 +110,20 @@ def main(argv=None):
     command = f"{provenance()}, {len(records)} runs of {hours(records):.1f} h in all"
     spare = set() if args.experiment == "unsup" else {"confusion", "per_class"}                    # METHOD.json has them
     spare |= set() if args.experiment == "fig5" else {"connection"}
-    evaluate.write_tables(out, [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare}} for r in records], blocks)
+    slim = [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare}} for r in records]
+    run_files.write_tables(out, slim, blocks)
     metrics = ["retrieval.out.category.r1", "retrieval.out.instance.r1"] if args.experiment == "table3" else ["accuracy"]
     if args.experiment in ("table2", "table3", "table4"):
         found = [{"perceptor": p, **t} for p in sorted({r["perceptor"] for r in records}) for m in metrics
                  for t in results.tests([r for r in records if r["perceptor"] == p], m)]
-        evaluate.write_text(out / "tests.json", json.dumps(found, indent=1))
-    evaluate.write_text(out / "COMMAND", command + "\n")
+        run_files.write_text(out / "tests.json", json.dumps(found, indent=1))
+    run_files.write_text(out / "COMMAND", command + "\n")
     for name, (figure, _) in figures.items():
         bank.write_atomic(out / f"plot-{name}.png", lambda tmp: figure.savefig(tmp, format="png", dpi=110,
                                                                                metadata={"Software": None}))
     body = [f"<h1>{html.escape(TITLES[args.experiment])}</h1>", *(report.picture(*f) for f in figures.values()),
             *map(report.html_table, blocks), f"<footer><p>{html.escape(command)}</p></footer>"]
-    evaluate.write_text(out / "report.html", report.whole_page(TITLES[args.experiment], body))
+    run_files.write_text(out / "report.html", report.whole_page(TITLES[args.experiment], body))
     print(results.markdown(blocks))
     print(f"wrote {out}/table.md, table.csv, table.json, report.html and {len(figures)} plots")
 

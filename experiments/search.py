@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bank                # noqa: E402
 import collect             # noqa: E402
-import evaluate            # noqa: E402
 import results             # noqa: E402
+import run_files           # noqa: E402
 
 
 def get_args(argv=None):
@@ -35,7 +35,7 @@ def read_runs(args):
     found = []
     filters = argparse.Namespace(**vars(args), setting=["semi"], method=None)
     for data in args.data:
-        for folder, name in evaluate.find(filters, data, ".pt"):
+        for folder, name in run_files.find(filters, data, ".pt"):
             if not name.partition("-")[2].isdigit():
                 continue
             connect, run = bank.load(folder / "connect.pt"), bank.load(folder / f"{name}.pt")
@@ -85,11 +85,11 @@ def main(argv=None):
              "notes": [f"Best first; bold: chosen. {min(r['n'] for r in runs)} to {max(r['n'] for r in runs)} items held out "
                        f"a run, seeds {', '.join(map(str, sorted({r['seed'] for r in runs})))}; no test item is looked at."]}
     minutes = sum(r["seconds"] for r in runs) / 60
-    evaluate.write_text(out / "search.json", json.dumps({"chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen,
-                                                         "runs": runs}, indent=1))
-    evaluate.write_text(out / "search.md", results.markdown([block]))
-    evaluate.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
-    evaluate.write_text(out / "COMMAND", f"{collect.provenance()}, {len(runs)} runs of {minutes / 60:.1f} h in all\n")
+    run_files.write_text(out / "search.json", json.dumps({
+        "chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen, "runs": runs}, indent=1))
+    run_files.write_text(out / "search.md", results.markdown([block]))
+    run_files.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
+    run_files.write_text(out / "COMMAND", f"{collect.provenance()}, {len(runs)} runs of {minutes / 60:.1f} h in all\n")
     print(results.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
 
 
