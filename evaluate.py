@@ -21,8 +21,8 @@ import results
 from augment import batch
 from metrics import accuracy, agreement, class_metrics, retrieval
 from model import Connection, Head, Learner, map_items, train_connection
-from results import condition, order
 from run_files import find, read_record, what_first, write_tables, write_text
+from scores import condition, order
 
 
 def get_args(argv=None):

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results import mean_sd, order, percent, score
+from scores import mean_sd, order, percent, score
 
 COLOUR = {"random": "#c9c9c9", "erm": "#7f8fa6", "entmin": "#8fb996", "ssl": "#b5a1d0", "moco": "#d9b26f",
           "fixmatch": "#c98f8f", "selftrain": "#5f9ea0", "cox": "#c0392b", "aligned": "#444444"}
@@ -224,30 +224,6 @@ def agreement_bars(rows, by="method"):
         if by == "column":
             ax.set_title(f"{name}\n{percent([a['before']['share'] for a in mine])}% agree", fontsize=8)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
-    return figure
-
-
-def commonality_lines(gains):
-    """The gain of COX over selftrain (results.commonality_gains): over commonality, a line for each number of pairs per
-    class, and the other way round."""
-    figure, axes = grid(2, width=4.6, height=3.2)
-    for ax, x, other, words in ((axes[0], "commonality", "per_class", "pairs per class"),
-                                (axes[1], "per_class", "commonality", "commonality")):
-        lines = sorted({g[other] for g in gains})
-        for colour_, value in zip(colormaps["viridis"](np.linspace(0, 0.85, len(lines))), lines):
-            some = sorted((g for g in gains if g[other] == value), key=lambda g: g[x])
-            mean = [mean_sd(g["gain"]) for g in some]
-            error = [100 * (s or 0) / math.sqrt(len(g["gain"])) for (_, s), g in zip(mean, some)]
-            ax.errorbar([g[x] for g in some], [100 * m for m, _ in mean], error if any(error) else None, marker=".", lw=1.3,
-                        elinewidth=0.7, color=colour_, label=f"{value:g}")
-        ax.axhline(0, color="#999", lw=0.8)
-        ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False)
-    plain(axes[0], "", "commonality of the modalities", "COX − selftrain, points of accuracy")
-    plain(axes[1], "", "pairs per class", "")
-    axes[1].set_xscale("log", base=2)
-    ticks = sorted({g["per_class"] for g in gains})
-    axes[1].set_xticks(ticks, [str(t) for t in ticks])
-    axes[1].minorticks_off()
     return figure
 
 

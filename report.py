@@ -10,7 +10,8 @@ import time
 import torch
 
 from plots import agreement_bars, bank_planes, confusions, connection_curves, method_bars, oom_planes, training_curves
-from results import condition, word_columns
+from results import word_columns
+from scores import condition
 
 
 def picture(figure, words):

@@ -1,44 +1,16 @@
-"""What runs amount to beside each other: stage 4's tables, paired tests. No files, no arguments, no drawing.
+"""What runs amount to beside each other: stage 4's tables. No files, no arguments, no drawing.
 
-Tables and tests take records, each what METHOD.json holds (evaluate.py):
-tables(records) -> blocks {title, header, rows, notes}; tests(records, metric) -> one dict a baseline; markdown(blocks).
+Tables take records, each what METHOD.json holds (evaluate.py): tables(records) -> blocks {title, header, rows, notes};
+markdown(blocks).
 """
 import json
 import math
 
-from scipy import stats
+from paired_tests import tests_table
+from scores import condition, mean_sd, order, pairing, percent, score
 
-METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")   # rows
 SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice",
           "warmup_epochs")
-
-
-# ----------------------------------------------------------------------------------------------------- tables
-
-def mean_sd(values):
-    """(mean, sd with n - 1 or None)."""
-    mean = sum(values) / len(values)
-    square = sum((v - mean) ** 2 for v in values)
-    return mean, math.sqrt(square / (len(values) - 1)) if len(values) > 1 else None
-
-
-def percent(values, n=0):
-    """"84.1 ± 1.2" of fractions, – where there are none; with their number where that is not n."""
-    values = [v for v in values if v is not None]
-    if not values:
-        return "–"
-    mean, sd = mean_sd(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") \
-        + (f" (n = {len(values)})" if n and len(values) != n else "")
-
-
-def condition(r):
-    """Setting, labels and pairing of a record in words: what may stand in one row."""
-    if r["setting"] == "unsup":
-        init, named = r["args"].get("init") or "literal", r["args"].get("name_with")
-        return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
-    labels = f"{r['per_class']} labels per class" if r["per_class"] else f"{100 * r['labels']:g}% labels"
-    return f"semi, {labels}" + (", paired by class" if r["paired"].startswith("by class") else "")
 
 
 def skewed(r):
@@ -125,11 +97,6 @@ def names(columns):
     return [" ".join(c) for c in columns] if len({d for d, _ in columns}) > 1 else [c[1] for c in columns]
 
 
-def order(method):
-    """Sorts methods as in the paper, METHOD-TAG behind METHOD."""
-    return METHODS.index(method.partition("-")[0]), method
-
-
 def row_keys(records):
     """(condition, method) of each row, in the paper's order."""
     return sorted({(condition(r), r["method"]) for r in records}, key=lambda k: (k[0], order(k[1])))
@@ -142,16 +109,6 @@ def cell(records, row, column):
 
 def most_seeds(records, columns):
     return max(len(cell(records, row, c)) for row in row_keys(records) for c in columns)
-
-
-def score(r, metric):
-    """One number of a record: a metric by name, or "retrieval.WAY.LEVEL.KEY", the mean over the IM modalities; None where
-    the record has none."""
-    if not metric.startswith("retrieval."):
-        return r["metrics"].get(metric)
-    _, way, level, key = metric.split(".")
-    found = [m[way][level][key] for m in r["metrics"].get("retrieval", {}).values() if m[way][level]]
-    return sum(found) / len(found) if found else None
 
 
 def score_table(records, columns, metrics, title, notes):
@@ -261,42 +218,6 @@ def gap_note(records, columns):
            f"most half of that in {sum(a <= b / 2 for b, a in wide)} of these." if found else ""
 
 
-def commonality_gains(records):
-    """[{commonality, per_class, oom, cox, selftrain, gain}]: lists over the (OOM modality, seed) that both have; gain is
-    COX − selftrain."""
-    key = lambda r: (r["commonality"], r["per_class"])
-    out = []
-    for k in sorted({key(r) for r in records if r["commonality"] is not None}):
-        of = {m: {(r["oom"], r["seed"]): r["metrics"]["accuracy"] for r in records if key(r) == k and r["method"] == m}
-              for m in ("cox", "selftrain")}
-        both = sorted(of["cox"].keys() & of["selftrain"].keys())
-        if both:
-            cox, alone = ([of[m][i] for i in both] for m in ("cox", "selftrain"))
-            out.append({"commonality": k[0], "per_class": k[1], "oom": [o for o, _ in both], "cox": cox,
-                        "selftrain": alone, "gain": [a - b for a, b in zip(cox, alone)]})
-    return out
-
-
-def commonality_tables(records):
-    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), and both accuracies."""
-    gains = commonality_gains(records)
-    common, pairs = ([*sorted({g[k] for g in gains})] for k in ("commonality", "per_class"))
-    mine = lambda c, n, key: [v for g in gains if (g["commonality"], g["per_class"]) == (c, n) for v in g[key]]
-    block = lambda title, key, notes: {
-        "title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": notes,
-        "rows": [[f"{c:g}", *(percent(mine(c, n, key)) for n in pairs)] for c in common]}
-    notes = [f"Mean ± sd over seeds and OOM modalities ({', '.join(sorted({o for g in gains for o in g['oom']}))}), "
-             f"{' or '.join(map(str, sorted({len(g['gain']) for g in gains})))} pairs of runs a cell."]
-    flat_c, flat_n, flat_gain = zip(*((g["commonality"], g["per_class"], v) for g in gains for v in g["gain"]))
-    for words, x in (("commonality", flat_c), ("the number of pairs", flat_n)):
-        if len(set(x)) > 1 and len(set(flat_gain)) > 1:
-            rho = stats.spearmanr(x, flat_gain)
-            notes.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
-                         f"(n = {len(x)}).")
-    return [block("COX − selftrain, points of test accuracy", "gain", notes), block("COX, test accuracy, %", "cox", []),
-            block("selftrain, test accuracy, %", "selftrain", [])]
-
-
 def heads_table(records, columns):
     """Test accuracy of the IM heads."""
     ims = sorted({m for r in records for m in r["metrics"]["im_head_accuracy"]})
@@ -349,13 +270,6 @@ def column_notes(records, columns):
     return notes
 
 
-def pairing(paired):
-    """The pairing of a record in words; the perceptor's own is said with the perceptor."""
-    paired = paired.partition("; bind by class")[0]
-    return {"true": "true instances", "none": "none"}.get(paired) or \
-        f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
-
-
 def at_chance(records, name):
     """Is unsup COX above chance by two standard errors? In words; skewed classes: balanced accuracy."""
     if not records:
@@ -372,64 +286,6 @@ def at_chance(records, name):
         times = (mean - chance) / error
         return f"{said}: above chance by {times:.1f} standard errors of {100 * error:.1f} points."
     return f"{said}: at chance (not above it by two standard errors of {100 * error:.1f} points)."
-
-
-# --------------------------------------------------------------------------------------------------- paired tests
-
-def tests(records, metric, rivals=("erm", "entmin", "moco")):
-    """COX against each other method but `aligned`, paired by seed and column (data set, OOM modality, labels).
-
-    [{setting, against, n, columns, ahead, mean, t_p, wilcoxon_p, by_data}]: differences COX − other as fractions, mean over
-    all n pairs and by data set; two-sided p of the paired t-test and of Wilcoxon's signed ranks, None where there are too
-    few or they are all alike; `ahead` counts the columns in which COX's mean is higher. The last line of a setting is
-    the best of `rivals`, chosen for each column by its mean.
-    """
-    out = []
-    for setting in sorted({r["setting"] for r in records}):
-        values = {}
-        for r in records:
-            if r["setting"] == setting and (v := score(r, metric)) is not None:
-                values.setdefault(r["method"], {})[r["data"], r["oom"], condition(r), r["seed"]] = v
-        cox = values.pop("cox", {})
-        others = {m: values[m] for m in sorted(values, key=order) if m != "aligned"}
-        best = [others[m] for m in rivals if m in others]
-        if len(best) > 1:
-            shared, chosen = set.intersection(*map(set, best)), {}
-            for column in {k[:3] for k in shared}:
-                at = [k for k in shared if k[:3] == column]
-                top = max(best, key=lambda of: sum(of[k] for k in at))
-                chosen.update({k: top[k] for k in at})
-            others[f"best of {', '.join(m for m in rivals if m in others)}"] = chosen
-        for name, other in others.items():
-            keys = sorted(cox.keys() & other.keys())
-            gap = [cox[k] - other[k] for k in keys]
-            mean_by = lambda part: {p: mean_sd([g for g, k in zip(gap, keys) if part(k) == p])[0]
-                                    for p in dict.fromkeys(map(part, keys))}
-            alike = len(gap) < 2 or max(gap) - min(gap) < 1e-12
-            if gap:
-                out.append({"setting": setting, "against": name, "metric": metric, "n": len(gap), "mean": mean_sd(gap)[0],
-                            "columns": len(mean_by(lambda k: k[:3])),
-                            "ahead": sum(v > 0 for v in mean_by(lambda k: k[:3]).values()),
-                            "t_p": None if alike else float(stats.ttest_1samp(gap, 0).pvalue),
-                            "wilcoxon_p": None if alike else float(stats.wilcoxon(gap).pvalue),
-                            "by_data": mean_by(lambda k: k[0])})
-    return out
-
-
-def tests_table(records, metric, words):
-    """[the block of tests(records, metric)], or [] where COX has nothing beside it."""
-    found = tests(records, metric)
-    datas = sorted({d for t in found for d in t["by_data"]})
-    show = lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-    rows = [[t["setting"], t["against"], str(t["n"]), f"{t['ahead']} of {t['columns']}", f"{100 * t['mean']:+.1f}",
-             show(t["t_p"]), show(t["wilcoxon_p"]),
-             *(f"{100 * t['by_data'][d]:+.1f}" if d in t["by_data"] else "–" for d in (datas if len(datas) > 1 else ()))]
-            for t in found]
-    return [{"title": f"COX against each method, paired: {words}, points", "rows": rows, "header": [
-        "setting", "method", "n", "columns ahead", "COX − method", "p (t)", "p (Wilcoxon)",
-        *(datas if len(datas) > 1 else ())], "notes": [
-        "n: pairs of runs with the same seed (labelled items, start) and column; two-sided p of the paired t-test and of "
-        "Wilcoxon's signed ranks. The runs of a column share their test items."]}] if rows else []
 
 
 def word_columns(block):

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import bank
-from results import METHODS, condition, markdown, order
+from results import markdown
+from scores import METHODS, condition, order
 
 COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
            "paired", "metrics")

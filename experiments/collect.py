@@ -17,10 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bank                # noqa: E402
+import commonality         # noqa: E402
+import paired_tests        # noqa: E402
 import plots               # noqa: E402
 import report              # noqa: E402
 import results             # noqa: E402
 import run_files           # noqa: E402
+import scores              # noqa: E402
 
 TITLES = {"table2": "Table 2: classification", "table3": "Table 3: retrieval", "table4": "Table 4: ablations",
           "fig5": "Fig. 5: connecting", "fig6": "Fig. 6: exploring", "unsup": "Without labels and pairs",
@@ -51,7 +54,7 @@ def read_records(args):
                 if record is None or "warm_accuracy" not in record["metrics"]:
                     raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
                 records.append(record)
-    if args.experiment == "commonality" and not results.commonality_gains(records):
+    if args.experiment == "commonality" and not commonality.gains(records):
         raise bank.UserError("no commonality at which both cox and selftrain are finished")
     if not records:
         raise bank.UserError(f"no evaluated run in {', '.join(args.runs)} matches; run the experiment's shell file first")
@@ -63,13 +66,13 @@ def blocks_and_figures(experiment, records):
     columns = sorted({(r["data"], r["oom"]) for r in records})
     groups = {}
     for r in records:
-        groups.setdefault((r["perceptor"], results.condition(r)), []).append(r)
+        groups.setdefault((r["perceptor"], scores.condition(r)), []).append(r)
     by_data = {(*k, d): [r for r in rows if r["data"] == d] for k, rows in sorted(groups.items())
                for d in sorted({r["data"] for r in rows})}
     name = lambda k: "-".join("".join(c if c.isalnum() else "-" for c in part) for part in reversed(k)).replace("--", "-")
     if experiment == "commonality":
-        return results.commonality_tables(records), {"gain": (
-            plots.commonality_lines(results.commonality_gains(records)),
+        return commonality.tables(records), {"gain": (
+            commonality.curves(commonality.gains(records)),
             "Gain of COX over selftrain, which sees no other modality; mean over seeds, bars: standard error.")}
     if experiment == "fig5":
         return [results.connection_table(records, columns)], {name(k): (
@@ -97,7 +100,7 @@ def provenance():
 
 def hours(records):
     """Stage 2 once a seed and stage 3, as the runs themselves measured it."""
-    once = {(r["data"], r["perceptor"], r["oom"], results.condition(r), r["seed"]): r["connect_seconds"] or 0 for r in records}
+    once = {(r["data"], r["perceptor"], r["oom"], scores.condition(r), r["seed"]): r["connect_seconds"] or 0 for r in records}
     return (sum(once.values()) + sum(r["seconds"] for r in records)) / 3600
 
 
@@ -115,7 +118,7 @@ def main(argv=None):
     metrics = ["retrieval.out.category.r1", "retrieval.out.instance.r1"] if args.experiment == "table3" else ["accuracy"]
     if args.experiment in ("table2", "table3", "table4"):
         found = [{"perceptor": p, **t} for p in sorted({r["perceptor"] for r in records}) for m in metrics
-                 for t in results.tests([r for r in records if r["perceptor"] == p], m)]
+                 for t in paired_tests.tests([r for r in records if r["perceptor"] == p], m)]
         run_files.write_text(out / "tests.json", json.dumps(found, indent=1))
     run_files.write_text(out / "COMMAND", command + "\n")
     for name, (figure, _) in figures.items():

@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import results  # noqa: E402
+import scores   # noqa: E402
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -35,7 +36,7 @@ def bold_best(values, texts):
 
 def words(r):
     """In words, as evaluate.py wrote it beside the record."""
-    return r.get("condition") or results.condition(r)
+    return r.get("condition") or scores.condition(r)
 
 
 def over_seeds(records, ooms, value):
@@ -54,17 +55,17 @@ def accuracy_lines(sources):
         for r in records:
             here.setdefault((r["data"], words(r)), {}).setdefault(r["method"], []).append(r)
         rows = {**here, **rows}
-    methods = [m for m in results.METHODS if any(m in by for by in rows.values())]
+    methods = [m for m in scores.METHODS if any(m in by for by in rows.values())]
     lines = ["| data | new sensors | labels | " + " | ".join(methods) + " | gap before | gap after |",
              "|:--|:--|:--|" + "--:|" * (len(methods) + 2)]
     for (data, condition), by in sorted(rows.items(), key=lambda r: (r[0][1], r[0])):
         ooms = sorted({r["oom"] for records in by.values() for r in records})
         accuracy = [over_seeds(by.get(m, []), ooms, lambda r: r["metrics"]["accuracy"]) for m in methods]
-        means = [results.mean_sd(v)[0] if v and m != "aligned" else None for m, v in zip(methods, accuracy)]
+        means = [scores.mean_sd(v)[0] if v and m != "aligned" else None for m, v in zip(methods, accuracy)]
         gap = lambda when: over_seeds(by.get("cox", []), ooms, lambda r: (r["metrics"]["agreement"] or {}).get(when, {}).get("gap"))
         lines.append("| " + " | ".join([data, ", ".join(ooms), condition.removeprefix("semi, "),
-                                        *bold_best(means, [results.percent(v) for v in accuracy]),
-                                        *(results.percent(gap(when)) for when in ("before", "after"))]) + " |")
+                                        *bold_best(means, [scores.percent(v) for v in accuracy]),
+                                        *(scores.percent(gap(when)) for when in ("before", "after"))]) + " |")
     return lines
 
 
@@ -87,8 +88,8 @@ def retrieval_lines(records):
     keys = [(level, k) for level in ("category", "instance") for k in ("r1", "r5")]
     lines = ["", "| retrieval, OOM → IM | category R@1 | R@5 | instance R@1 | R@5 |", "|:--|--:|--:|--:|--:|"]
     name = lambda level, k: f"retrieval.out.{level}.{k}"
-    mean = lambda some, metric: results.mean_sd(v)[0] if (v := [x for r in some if (x := results.score(r, metric)) is not None]) else None
-    methods = sorted({r["method"] for r in records}, key=results.order)
+    mean = lambda some, metric: scores.mean_sd(v)[0] if (v := [x for r in some if (x := scores.score(r, metric)) is not None]) else None
+    methods = sorted({r["method"] for r in records}, key=scores.order)
     values = {m: [mean([r for r in records if r["method"] == m], name(*k)) for k in keys] for m in methods}
     best = [max(v[i] or 0 for m, v in values.items() if m != "aligned") for i in range(len(keys))]
     for m, found in values.items():

@@ -17,6 +17,7 @@ import bank                # noqa: E402
 import collect             # noqa: E402
 import results             # noqa: E402
 import run_files           # noqa: E402
+import scores              # noqa: E402
 
 
 def get_args(argv=None):
@@ -57,7 +58,7 @@ def choose(runs):
     for r in runs:
         cells.setdefault(r["run"], {}).setdefault((r["data"], r["oom"]), {})[r["seed"]] = r
     out = {}
-    for name in sorted(cells, key=lambda k: (results.order(k)[0], int(k.partition("-")[2]))):
+    for name in sorted(cells, key=lambda k: (scores.order(k)[0], int(k.partition("-")[2]))):
         out.setdefault(name.partition("-")[0], []).append(name)
     have = lambda name: {(c, s) for c, seeds in cells[name].items() for s in seeds}
     for method, named in out.items():
@@ -67,7 +68,7 @@ def choose(runs):
             by = {" ".join(c): [r["accuracy"] for r in seeds.values()] for c, seeds in sorted(cells[name].items())}
             flags = next(iter(next(iter(cells[name].values())).values()))["flags"]
             settings.append({"run": name, "flags": flags, "by_column": by,
-                             "mean": results.mean_sd([results.mean_sd(v)[0] for v in by.values()])[0]})
+                             "mean": scores.mean_sd([scores.mean_sd(v)[0] for v in by.values()])[0]})
         out[method] = sorted(settings, key=lambda s: -s["mean"])
     return out
 
@@ -80,7 +81,7 @@ def main(argv=None):
     best = {m: s[0] for m, s in chosen.items() if s}
     show = lambda text, s, m: f"**{text}**" if s is best[m] else text
     block = {"title": "Hyper-parameters, accuracy on the labelled items held out, %", "header": ["method", "flags", *columns, "mean"],
-             "rows": [[m, show(s["flags"] or "defaults", s, m), *(results.percent(s["by_column"][c]) for c in columns),
+             "rows": [[m, show(s["flags"] or "defaults", s, m), *(scores.percent(s["by_column"][c]) for c in columns),
                        show(f"{100 * s['mean']:.1f}", s, m)] for m, settings in chosen.items() for s in settings],
              "notes": [f"Best first; bold: chosen. {min(r['n'] for r in runs)} to {max(r['n'] for r in runs)} items held out "
                        f"a run, seeds {', '.join(map(str, sorted({r['seed'] for r in runs})))}; no test item is looked at."]}

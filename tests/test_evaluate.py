@@ -12,9 +12,11 @@ from sklearn import metrics as sk
 import bank
 import evaluate
 import metrics
+import paired_tests
 import plots
 import report
 import results
+import scores
 import train_explore
 from model import Connection, Head, Learner
 
@@ -92,7 +94,7 @@ def record(accuracy, *, method="cox", seed=0, oom="sonar", setting="semi", label
 # ---------------------------------------------------------------------------------------------------- metrics
 
 def test_methods_are_those_of_stage_3():
-    assert set(results.METHODS) == set(train_explore.METHODS)
+    assert set(scores.METHODS) == set(train_explore.METHODS)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 12])
@@ -342,8 +344,8 @@ def test_the_perceptors_pairs_by_class_are_said_with_the_perceptor():
     one = record(0.5, paired="true; bind by class: imu, rgb") | {"perceptor_paired_by_class": ["imu", "rgb"]}
     notes = " ".join(results.tables([one])[0]["notes"])
     assert "perceptor's pairs drawn by class: imu, rgb" in notes and "pairs: true instances;" in notes
-    assert results.condition(one) == "semi, 10% labels"
-    assert results.pairing("by class: a; bind by class: b").endswith("within the class (a)")
+    assert scores.condition(one) == "semi, 10% labels"
+    assert scores.pairing("by class: a; bind by class: b").endswith("within the class (a)")
 
 
 def test_unlike_flags_are_said():
@@ -394,7 +396,7 @@ def test_paired_tests_against_scipy():
     records = [record(a, seed=s, oom=o, method=m) for m, t in (("cox", cox), ("erm", erm))
                for o, row in zip(("sonar", "pen"), t) for s, a in enumerate(row)]
     records += [record(0.9, method="aligned"), record(0.1, seed=7, method="erm")]         # neither takes part
-    (t,) = results.tests(records, "accuracy")
+    (t,) = paired_tests.tests(records, "accuracy")
     assert (t["setting"], t["against"], t["n"], t["columns"]) == ("semi", "erm", 8, 2)
     assert t["mean"] == pytest.approx((cox - erm).mean())
     assert t["ahead"] == ((cox - erm).mean(1) > 0).sum()
@@ -406,7 +408,7 @@ def test_the_best_rival_is_chosen_for_each_column():
     of = {"cox": (0.9, 0.5), "erm": (0.8, 0.3), "entmin": (0.6, 0.6), "ssl": (1.0, 1.0)}
     records = [record(v[i] + 0.01 * s, seed=s, data=d, method=m) for m, v in of.items()
                for i, d in enumerate(("a", "b")) for s in range(3)]
-    best = results.tests(records, "accuracy")[-1]
+    best = paired_tests.tests(records, "accuracy")[-1]
     assert best["against"] == "best of erm, entmin"
     assert best["mean"] == pytest.approx((0.1 - 0.1) / 2)
     assert best["by_data"] == pytest.approx({"a": 0.1, "b": -0.1})
@@ -414,13 +416,13 @@ def test_the_best_rival_is_chosen_for_each_column():
 
 
 def test_no_p_where_there_is_nothing_to_test():
-    (t,) = results.tests([record(0.5), record(0.25, method="erm")], "accuracy")
+    (t,) = paired_tests.tests([record(0.5), record(0.25, method="erm")], "accuracy")
     assert t["n"] == 1 and t["mean"] == 0.25 and t["t_p"] is None and t["wilcoxon_p"] is None
     alike = [record(0.5, method=m, seed=s) for m in ("cox", "erm") for s in range(4)]
-    (t,) = results.tests(alike, "accuracy")
+    (t,) = paired_tests.tests(alike, "accuracy")
     assert t["mean"] == 0 and t["t_p"] is None
     unlike = [record(0.5), record(0.4, method="erm", labels=0.02)]            # other labels: no pair
-    assert results.tests(unlike, "accuracy") == []
+    assert paired_tests.tests(unlike, "accuracy") == []
 
 
 def test_the_table_has_the_tests_and_tags_have_rows():

@@ -13,6 +13,7 @@ from scipy import stats
 
 import bank
 import evaluate
+import paired_tests
 import results
 from test_evaluate import make_world, record
 from test_pipeline import write_folder
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import collect   # noqa: E402
+import commonality  # noqa: E402
 import readme_table  # noqa: E402
 import search    # noqa: E402
 
@@ -189,10 +191,10 @@ def test_commonality_by_hand():
     records = [world(0.5 + 0.1 * c * (m == "cox") + 0.01 * s, c, n, s, m)
                for c in (0.0, 1.0) for n in (2, 8) for s in (0, 1) for m in ("cox", "selftrain")]
     records = [r for r in records if not (r["commonality"] == 1 and r["per_class"] == 8 and r["method"] == "cox" and r["seed"])]
-    gains = results.commonality_gains(records)
+    gains = commonality.gains(records)
     assert [(g["commonality"], g["per_class"], len(g["gain"])) for g in gains] == [(0, 2, 2), (0, 8, 2), (1, 2, 2), (1, 8, 1)]
     assert gains[2]["gain"] == pytest.approx([0.1, 0.1])
-    gain, cox, alone = results.commonality_tables(records)
+    gain, cox, alone = commonality.tables(records)
     assert gain["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "10.0 ± 0.0", "10.0"]]
     flat = [v for g in gains for v in g["gain"]]
     rho = stats.spearmanr([g["commonality"] for g in gains for _ in g["gain"]], flat).statistic
@@ -279,7 +281,7 @@ def test_readme_table_is_made_from_the_json(tmp_path):
             (tmp_path / name / f"{file}.json").write_text(json.dumps(content))
     two = [record(0.8 + 0.02 * s, seed=s) for s in range(2)] + [record(0.7, method="erm", seed=s) for s in range(2)]
     two += [record(0.9, method="cox-kl-literal"), record(0.99, method="aligned")]
-    write("table2", two, tests=results.tests(two, "accuracy"))
+    write("table2", two, tests=paired_tests.tests(two, "accuracy"))
     write("demo", [record(0.1), record(0.4, data="other", oom="pen"), record(0.2, data="other", oom="sonar")])   # toy: table2's
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{readme_table.BEGIN}\nold 99.9\n{readme_table.END}\nafter\n")

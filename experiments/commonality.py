@@ -1,0 +1,71 @@
+"""The experiment on commonality: the gain of COX over selftrain over what the modalities have in common and the pairs per
+class, in tables and drawn. No files, no arguments; collect.py writes them for commonality.sh.
+"""
+import math
+
+import numpy as np
+from matplotlib import colormaps
+from scipy import stats
+
+from plots import grid, plain
+from scores import mean_sd, percent
+
+
+def gains(records):
+    """[{commonality, per_class, oom, cox, selftrain, gain}]: lists over the (OOM modality, seed) that both have; gain is
+    COX − selftrain."""
+    key = lambda r: (r["commonality"], r["per_class"])
+    out = []
+    for k in sorted({key(r) for r in records if r["commonality"] is not None}):
+        of = {m: {(r["oom"], r["seed"]): r["metrics"]["accuracy"] for r in records if key(r) == k and r["method"] == m}
+              for m in ("cox", "selftrain")}
+        both = sorted(of["cox"].keys() & of["selftrain"].keys())
+        if both:
+            cox, alone = ([of[m][i] for i in both] for m in ("cox", "selftrain"))
+            out.append({"commonality": k[0], "per_class": k[1], "oom": [o for o, _ in both], "cox": cox,
+                        "selftrain": alone, "gain": [a - b for a, b in zip(cox, alone)]})
+    return out
+
+
+def tables(records):
+    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), and both accuracies."""
+    found = gains(records)
+    common, pairs = ([*sorted({g[k] for g in found})] for k in ("commonality", "per_class"))
+    mine = lambda c, n, key: [v for g in found if (g["commonality"], g["per_class"]) == (c, n) for v in g[key]]
+    block = lambda title, key, notes: {
+        "title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": notes,
+        "rows": [[f"{c:g}", *(percent(mine(c, n, key)) for n in pairs)] for c in common]}
+    notes = [f"Mean ± sd over seeds and OOM modalities ({', '.join(sorted({o for g in found for o in g['oom']}))}), "
+             f"{' or '.join(map(str, sorted({len(g['gain']) for g in found})))} pairs of runs a cell."]
+    flat_c, flat_n, flat_gain = zip(*((g["commonality"], g["per_class"], v) for g in found for v in g["gain"]))
+    for words, x in (("commonality", flat_c), ("the number of pairs", flat_n)):
+        if len(set(x)) > 1 and len(set(flat_gain)) > 1:
+            rho = stats.spearmanr(x, flat_gain)
+            notes.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
+                         f"(n = {len(x)}).")
+    return [block("COX − selftrain, points of test accuracy", "gain", notes), block("COX, test accuracy, %", "cox", []),
+            block("selftrain, test accuracy, %", "selftrain", [])]
+
+
+def curves(found):
+    """The gain of COX over selftrain, what gains(records) found: over commonality, a line for each number of pairs per class,
+    and the other way round."""
+    figure, axes = grid(2, width=4.6, height=3.2)
+    for ax, x, other, words in ((axes[0], "commonality", "per_class", "pairs per class"),
+                                (axes[1], "per_class", "commonality", "commonality")):
+        lines = sorted({g[other] for g in found})
+        for colour_, value in zip(colormaps["viridis"](np.linspace(0, 0.85, len(lines))), lines):
+            some = sorted((g for g in found if g[other] == value), key=lambda g: g[x])
+            mean = [mean_sd(g["gain"]) for g in some]
+            error = [100 * (s or 0) / math.sqrt(len(g["gain"])) for (_, s), g in zip(mean, some)]
+            ax.errorbar([g[x] for g in some], [100 * m for m, _ in mean], error if any(error) else None, marker=".", lw=1.3,
+                        elinewidth=0.7, color=colour_, label=f"{value:g}")
+        ax.axhline(0, color="#999", lw=0.8)
+        ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False)
+    plain(axes[0], "", "commonality of the modalities", "COX − selftrain, points of accuracy")
+    plain(axes[1], "", "pairs per class", "")
+    axes[1].set_xscale("log", base=2)
+    ticks = sorted({g["per_class"] for g in found})
+    axes[1].set_xticks(ticks, [str(t) for t in ticks])
+    axes[1].minorticks_off()
+    return figure

@@ -1,0 +1,55 @@
+"""A record's scores, the row of a table in which they stand, mean and sd over seeds. No files, no arguments.
+
+A record is what METHOD.json holds (evaluate.py).
+"""
+import math
+
+METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")   # rows in this order
+
+
+def mean_sd(values):
+    """(mean, sd with n - 1 or None)."""
+    mean = sum(values) / len(values)
+    square = sum((v - mean) ** 2 for v in values)
+    return mean, math.sqrt(square / (len(values) - 1)) if len(values) > 1 else None
+
+
+def percent(values, n=0):
+    """"84.1 ± 1.2" of fractions, – where there are none; with their number where that is not n."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return "–"
+    mean, sd = mean_sd(values)
+    return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") \
+        + (f" (n = {len(values)})" if n and len(values) != n else "")
+
+
+def condition(r):
+    """Setting, labels and pairing of a record in words: what may stand in one row."""
+    if r["setting"] == "unsup":
+        init, named = r["args"].get("init") or "literal", r["args"].get("name_with")
+        return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
+    labels = f"{r['per_class']} labels per class" if r["per_class"] else f"{100 * r['labels']:g}% labels"
+    return f"semi, {labels}" + (", paired by class" if r["paired"].startswith("by class") else "")
+
+
+def pairing(paired):
+    """The pairing of a record in words; the perceptor's own is said with the perceptor."""
+    paired = paired.partition("; bind by class")[0]
+    return {"true": "true instances", "none": "none"}.get(paired) or \
+        f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
+
+
+def order(method):
+    """Sorts methods as in the paper, METHOD-TAG behind METHOD."""
+    return METHODS.index(method.partition("-")[0]), method
+
+
+def score(r, metric):
+    """One number of a record: a metric by name, or "retrieval.WAY.LEVEL.KEY", the mean over the IM modalities; None where
+    the record has none."""
+    if not metric.startswith("retrieval."):
+        return r["metrics"].get(metric)
+    _, way, level, key = metric.split(".")
+    found = [m[way][level][key] for m in r["metrics"].get("retrieval", {}).values() if m[way][level]]
+    return sum(found) / len(found) if found else None
