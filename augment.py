@@ -1,4 +1,4 @@
-"""Rows of an inputs file as normalised batches, and the augmentations that every method shares.
+"""Rows of an inputs file as normalised batches, the augmentations that every method shares, the learner's features.
 
 augment(kind, x, lengths, strength) -> (x, lengths): "weak" moves an item within what a sensor's user would still call the
 same reading, "strong" beyond (for consistency and pseudo-label losses). Images are not flipped: a mirrored digit, sign or
@@ -35,6 +35,20 @@ def augment(kind, x, lengths=None, strength="weak"):
     n, ones = len(x), (1,) * (x.dim() - 1)
     x = flat.view_as(x) * (1 + gain * noise(x, n, *ones)) + shift * noise(x, n, *ones)
     return (cutout(x) if strong else x), lengths
+
+
+@torch.no_grad()
+def embed(learner, file, rows, device, views=0):
+    """Features of rows (R,) of an inputs file: (1 + views, R, d), the plain items and `views` weakly augmented ones."""
+    learner.eval()
+    out = []
+    for view in range(1 + views):
+        z = []
+        for r in rows.split(512):
+            x, lengths = batch(file, r, device)
+            z.append(learner(*(augment(file["kind"], x, lengths) if view else (x, lengths))).float())
+        out.append(torch.cat(z))
+    return torch.stack(out)
 
 
 def noise(like, *shape):

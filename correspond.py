@@ -28,16 +28,36 @@ def plain_vectors(file, rows, side=16, steps=64):
     return torch.cat(out)
 
 
+def principal(x, components):
+    """Leading principal components of x (N, p): scores (N, <= components) with orthonormal columns, singular values; float64."""
+    x = x.double() - x.double().mean(0)
+    if min(x.shape) <= 1000:
+        u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    else:
+        u, s, _ = torch.svd_lowrank(x, q=min(components, *x.shape) + 10, niter=4)
+    keep = min(components, int((s > 1e-5 * s[0].clamp(min=1e-30)).sum()))
+    return u[:, :keep], s[:keep]
+
+
 def whiten(x, components):
     """Leading principal components (N, <= components) of x (N, p), each of unit variance."""
-    x = x - x.mean(0)
-    if min(x.shape) <= 1000:
-        _, s, v = torch.linalg.svd(x.double(), full_matrices=False)
-    else:
-        _, s, v = torch.svd_lowrank(x.double(), q=min(components, *x.shape) + 10, niter=4)
-        v = v.T
-    keep = min(components, int((s > 1e-5 * s[0].clamp(min=1e-30)).sum()))
-    return (x.double() @ v[:keep].T / s[:keep] * len(x) ** 0.5).float()
+    return (principal(x, components)[0] * len(x) ** 0.5).float()
+
+
+def shared_vectors(banks, components=80, ridge=0.1, most=200):
+    """IM items as vectors (N, <= components) of what their modalities have in common: banks [(N, d_k)] of K modalities.
+
+    MAXVAR generalised canonical correlation (Kettenring, Biometrika 1971): principal components of the whitened banks side by
+    side, each bank by its `most` leading ones with a `ridge` of their mean variance. A component's variance, 1 on the mean,
+    rises with how many modalities show it: what is seen by all that are known is what a new one will most probably see.
+    """
+    parts = []
+    for z in banks:
+        u, s = principal(z, most)
+        parts.append(u * (s.square() / (s.square() + ridge * s.square().mean())).sqrt())
+    u, s = principal(torch.cat(parts, 1), components)
+    x = u * s.sqrt()
+    return (x / x.square().mean().sqrt()).float()
 
 
 def correspond(z, y_z, partner, x, y, shares, *, rounds=6, weight=0.3, ridge=200.0, offset=0.25, floor=0.3, prior=2.0,
@@ -101,9 +121,12 @@ def labels_alone(y_z, classes):
 
 
 def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)):
-    """What `one` tells of held-out labels beyond `other` (arguments of `correspond`): mean gain in nats, its standard error,
-    and both's accuracies. A fold of the labelled items at a time loses label and partner; each's posteriors are tempered
-    to their best likelihood, as Gaussian ones may be too sure. z (M, d) must not have been fitted to the labels."""
+    """What `one` tells of held-out labels beyond `other` (arguments of `correspond`): the mean `gain` in nats, its standard
+    `error`, how many both get `right` (`right_alone`), and whether one can be `trusted`: not worse by two errors.
+
+    A fold of the labelled items at a time loses label and partner; each's posteriors are tempered to their best likelihood,
+    as Gaussian ones may be too sure. z (M, d) must not have been fitted to the labels.
+    """
     labelled = (y_z >= 0).nonzero().squeeze(1)
     y, fold = y_z[labelled], torch.empty_like(labelled)
     fold[torch.argsort(y, stable=True)] = torch.arange(len(y), device=y.device) % folds          # every class in all folds
@@ -116,5 +139,6 @@ def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0
             log_q[fold == f] = correspond(z, kept, **{**world, "partner": partner}, rounds=rounds)[0][hidden].clamp(min=1e-6).log()
         right.append((log_q.argmax(1) == y).float().mean().item())
         told.append(max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum))
-    gain = told[0] - told[1]
-    return gain.mean().item(), gain.std(correction=0).item() / len(y) ** 0.5, *right
+    each = told[0] - told[1]
+    gain, error = each.mean().item(), each.std(correction=0).item() / len(y) ** 0.5
+    return {"gain": gain, "error": error, "right": right[0], "right_alone": right[1], "trusted": gain > -2 * error}

@@ -14,7 +14,8 @@ SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "d
 
 
 def skewed(r):
-    counts = [sum(row) for row in r["metrics"]["confusion"]]
+    """Do the test classes of a record differ by more than 1.5 in size; False where it has no confusion matrix (--add)."""
+    counts = [sum(row) for row in r["metrics"].get("confusion", [[1]])]
     return max(counts) > 1.5 * min(counts)
 
 
@@ -237,11 +238,11 @@ def column_notes(records, columns):
              "Bold: the best method that does not see all labels."]
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
-        m = some[0]["metrics"]
+        m = next((r["metrics"] for r in some if "per_class" in r["metrics"]), None) or some[0]["metrics"]
         by_class = sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
         notes.append("; ".join([
             f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items",
-            f"{len(m['per_class'])} classes", f"chance {100 / len(m['per_class']):.1f}%",
+            *([f"{len(m['per_class'])} classes", f"chance {100 / len(m['per_class']):.1f}%"] if "per_class" in m else []),
             *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
         for k in conditions:
             rows = [r for r in some if condition(r) == k]
@@ -251,10 +252,14 @@ def column_notes(records, columns):
             notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
                          f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
                          f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
+            added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
+            if added:
+                notes.append(f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sorted({r['added'] for r in rows if r.get('added')}))}.")
             # random has no training
-            groups = [("these runs", [r for r in rows if r["method"] != "random"], SHARED)]
-            for method in dict.fromkeys(r["method"] for r in rows):
-                same = [r for r in rows if r["method"] == method]
+            told = [r for r in rows if r.get("args")]
+            groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]
+            for method in dict.fromkeys(r["method"] for r in told):
+                same = [r for r in told if r["method"] == method]
                 own = set().union(*(r["args"] for r in same)) - {*SHARED}
                 groups.append((f"the seeds of {method}", same, own))
             for who, mine, flags in groups:

@@ -9,6 +9,7 @@ from scores import METHODS, condition, order
 
 COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
            "paired", "metrics")
+PROVENANCE = ("args", "seconds", "connect_seconds", "added")
 
 
 def find(args, data, suffix):
@@ -71,7 +72,7 @@ def flat(metrics, prefix=""):
 
 def write_tables(out, records, blocks):
     """table.json, table.csv and table.md in the folder `out`."""
-    short = [{"condition": condition(r), **{k: r[k] for k in COLUMNS}} for r in records]
+    short = [{"condition": condition(r), **{k: r[k] for k in COLUMNS}, **{k: r[k] for k in PROVENANCE if k in r}} for r in records]
     wide = [{**{k: r[k] for k in COLUMNS[:-1]}, **flat(r["metrics"])} for r in records]
 
     def write_csv(tmp):

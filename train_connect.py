@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import bank
 import cox_ops
-from augment import augment, batch
+from augment import augment, batch, embed
 from model import Connection, Learner, fit_head, map_items, train_connection
 from supervision import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
 
@@ -76,20 +76,6 @@ def get_args(argv=None):
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
-
-
-@torch.no_grad()
-def embed(learner, oom, rows, device, views=0):
-    """Features of OOM rows (R,): (1 + views, R, d), the plain items and `views` weakly augmented ones."""
-    learner.eval()
-    out = []
-    for view in range(1 + views):
-        z = []
-        for r in rows.split(512):
-            x, lengths = batch(oom, r, device)
-            z.append(learner(*(augment(oom["kind"], x, lengths) if view else (x, lengths))).float())
-        out.append(torch.cat(z))
-    return torch.stack(out)
 
 
 def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name, teacher=None):

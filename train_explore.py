@@ -17,7 +17,6 @@ Every method has the same learner, start, augmentation, steps, batches and learn
 A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every refresh), on the CPU to the same bits.
 """
 import argparse
-import copy
 import math
 import re
 import time
@@ -26,15 +25,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import anchors
 import bank
-import cox_ops
-from augment import augment, batch
-from correspond import correspond, held_out_gain, labels_alone, plain_vectors, whiten
-from model import (Connection, Head, Learner, entropy, fit_head, kl_literal, kl_matched, map_items, match_shares,
-                   matched_target, train_connection)
+import baselines
+from augment import augment, batch, embed
+from correspond import correspond, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
+from model import Connection, Head, Learner, entropy, fit_head, map_items, match_shares, train_connection
 from train_connect import PARTS, parts
 
-EMERGENT = ("emergent", "emergent_im", "emergent_label")       # OOM items, their IM instances, their labels
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
 
 
@@ -58,10 +56,15 @@ def get_args(argv=None):
     p.add_argument("--refreshes", type=int, default=5, help="cox, selftrain: how often anchors are chosen anew")
     p.add_argument("--connect-steps", type=int, default=50, help="cox: steps of each connection at a refresh")
     p.add_argument("--w-agree", type=float, default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
-    p.add_argument("--w-disagree", type=float, default=0.5, help="cox, selftrain: weight of the KL on D")
-    p.add_argument("--kl", default="matched", choices=["matched", "literal"], help="what the KL on D pairs (Eq. 13)")
+    p.add_argument("--w-disagree", type=float, help="cox, selftrain: weight of the term on D; default: 1 where it is "
+                   "--kl expected, else 0.5")
+    p.add_argument("--kl", default="expected", choices=["expected", "matched", "literal"],
+                   help="cox, selftrain: what an item of D is drawn to (Eq. 13): its own expected class under its "
+                   "correspondences (where there are none: matched); the posteriors of the anchors of its class; of all anchors")
     p.add_argument("--rounds", type=int, default=6, help="semi, cox and selftrain: rounds of the soft correspondence (selftrain: "
                    "of its counterpart without IM data) that chooses anchors; 0: the heads' agreement (confidence) chooses")
+    p.add_argument("--temper", type=float, default=0.4, help="cox, selftrain: exponent of the posteriors of soft "
+                   "correspondence, which are too sure")
     p.add_argument("--w-im", type=float, default=3.0, help="cox: weight of predicting IM features: of a pair its own, "
                    "of another item the expected ones under its correspondences")
     p.add_argument("--w-mapped", type=float, default=1.0, help="cox: weight of a mapped IM item beside a labelled OOM item "
@@ -82,27 +85,6 @@ def get_args(argv=None):
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
-
-
-@torch.no_grad()
-def embed(learner, oom, rows, device):
-    """Plain features (R, d) of OOM rows (R,)."""
-    learner.eval()
-    return torch.cat([learner(*batch(oom, r, device)).float() for r in rows.split(512)])
-
-
-@torch.no_grad()
-def judge(z, head, heads, shares, gate):
-    """Agreement on features z (M, d): mask (M,), label (M,) (-1: disagreement), confidence (M,), posteriors (K, M, C).
-
-    The heads h*_k on mapped items judge (Section 3.2); with `gate` the learner's head is one more of them. `shares`
-    (C,) or None: every head is held to these class frequencies.
-    """
-    logits = torch.stack([h(z) for h in heads] + ([head(z).float()] if gate else []))
-    if shares is not None:
-        logits = logits + torch.stack([match_shares(t, shares) for t in logits])[:, None]
-    mask, label, confidence = cox_ops.modality_agreement(logits)
-    return mask, label, confidence, logits.softmax(-1)
 
 
 def main(argv=None):
@@ -131,6 +113,9 @@ def main(argv=None):
         raise bank.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "
                              f"--force: {first} --without warmup")
     without = {*args.without, *connect["meta"]["args"]["without"]} if args.method == "cox" else set()
+    soft = args.setting == "semi" and args.rounds and not without & {"connection", "emergent"}      # correspondences to be had
+    args.kl = "matched" if args.kl == "expected" and not soft else args.kl
+    args.w_disagree = (1.0 if args.kl == "expected" else 0.5) if args.w_disagree is None else args.w_disagree
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
     if bank.finished(path, settings, made_from, fingerprint, args.force):
         return
@@ -182,35 +167,31 @@ def main(argv=None):
     row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
     shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}
     if args.method == "moco":
-        project = torch.nn.Sequential(torch.nn.Linear(learner.width, 128), torch.nn.GELU(),
-                                      torch.nn.Linear(128, 64)).to(device)
-        key_learner = copy.deepcopy(learner).requires_grad_(False)
-        key_project = copy.deepcopy(project).requires_grad_(False)
-        queue = F.normalize(torch.randn(args.queue, 64), dim=-1).to(device)
+        moco = baselines.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
+                                          temperature=args.temperature).to(device)
     # ------------------------------ soft correspondences: readings and IM items as vectors, pairs, how far they are trusted
     named = args.setting == "semi" or bool(connect["naming"])                # the heads know class names: their word counts
     witness, trust, predict = None, {}, None
     y_of = torch.full((len(train),), -1).masked_scatter(is_labelled, y).to(device)                  # (M,), -1: unlabelled
-    if args.setting == "semi" and args.method in ("cox", "selftrain") and args.rounds and not without & {"connection", "emergent"}:
+    if soft and args.method in ("cox", "selftrain"):
         raw = whiten(plain_vectors(oom, train), max(10, min(50, len(train) // 20))).to(device)
         witness = labels_alone(y_of, classes)
     if args.method == "cox" and args.setting == "semi" and common and "connection" not in without:
         row = {i: r for r, i in enumerate(common)}
         partner = torch.tensor([row.get(oom["ids"][r], -1) for r in train.tolist()], device=device).where(y_of >= 0, -1)
-        vectors = whiten(torch.cat([z_im[m][shared[m]] for m in names], 1), 80)                     # (common, <= 80)
+        vectors = shared_vectors([z_im[m][shared[m]] for m in names])                               # (common, <= 80)
         y_common = y_im[names[0]][shared[names[0]]]
         if witness and (partner >= 0).sum() >= 8:
             seen = {"partner": partner, "x": vectors, "y": y_common,
                     "shares": torch.bincount(y_common, minlength=classes).float() / len(common)}
-            gain, error, right, alone = held_out_gain(raw, y_of, seen, witness, rounds=args.rounds)
-            trust = {"gain": gain, "error": error, "right": right, "right_alone": alone, "trusted": gain > -2 * error}
+            trust = held_out_gain(raw, y_of, seen, witness, rounds=args.rounds)
             witness = seen if trust["trusted"] else witness
-            print(f"  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {alone:.1%}; gain "
-                  f"{gain:+.3f} ± {error:.3f} nat" + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
+            print("  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; gain "
+                  "{gain:+.3f} ± {error:.3f} nat".format(**trust) + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
         if args.w_im and trust.get("trusted"):
             predict = torch.nn.Linear(learner.width, vectors.shape[1]).to(device)
     parameters = [*learner.parameters(), *head.parameters(), *(predict.parameters() if predict else []),
-                  *(project.parameters() if args.method == "moco" else [])]
+                  *(moco.project.parameters() if args.method == "moco" else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
     epoch_steps = max(1, round(len(train) / args.batch))
     idle = args.method == "random" or args.setting == "unsup" and "exploration" in without
@@ -230,7 +211,7 @@ def main(argv=None):
     if predict:
         parts.update(predict=predict)
     if args.method == "moco":
-        parts.update(project=project, key_learner=key_learner, key_project=key_project)
+        parts.update(moco=moco)
     if checkpoint.exists() and not args.force:
         saved = bank.load(checkpoint)
         if saved["meta"]["args"] == settings and saved["meta"]["made_from"] == made_from:
@@ -239,7 +220,6 @@ def main(argv=None):
             v = {m: t.to(device) for m, t in saved["v"].items()}
             sets = {k: t.to(device) for k, t in saved["sets"].items()}
             before, history, begin_epoch = saved["before"], saved["history"], saved["epoch"]
-            queue = saved["queue"].to(device) if args.method == "moco" else None
             torch.set_rng_state(saved["rng"])
             generator.set_state(saved["generator"])
             print(f"  going on from epoch {begin_epoch} ({checkpoint})")
@@ -249,9 +229,8 @@ def main(argv=None):
     for epoch in range(begin_epoch, epochs + 1):
         if begin_epoch < epoch < epochs and epoch % refresh_every == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
-            bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in EMERGENT},
+            bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in anchors.EMERGENT},
                                    "before": before, "history": history, "epoch": epoch,
-                                   "queue": queue if args.method == "moco" else None,
                                    "rng": torch.get_rng_state(), "generator": generator.get_state()},
                       stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
                       made_from=made_from, quiet=True)
@@ -259,9 +238,9 @@ def main(argv=None):
         # ------------------------------------------------- anchors: agreement, emergent correspondence, refresh (6-9)
         choosing = args.method in ("cox", "selftrain") and epoch < epochs and epoch % refresh_every == 0
         if choosing or epoch == 0 or epoch == epochs:
-            z = embed(learner, oom, unlabelled, device)
+            z = embed(learner, oom, unlabelled, device)[0]
             if args.method in ("cox", "selftrain"):
-                z_own = embed(learner, oom, labelled, device)
+                z_own = embed(learner, oom, labelled, device)[0]
                 for m in names:
                     own, own_im = (t.to(device) for t in connect["pairs"][m])
                     z_pair, im_pair, y_pair = z_own[own], z_im[m][own_im], y.to(device)[own]
@@ -277,25 +256,17 @@ def main(argv=None):
                     used = slice(len(v[m]) if "connection" in without else None)         # without: not the labelled OOM items
                     heads[m] = fit_head(torch.cat([v[m], z_own])[used], torch.cat([y_im[m], y.to(device)])[used], classes,
                                         weight=weight[used])
-            mask, label, confidence, posteriors = judge(z, head, [heads[m] for m in names], shares, args.gate)
+            mask, label, confidence, posteriors = anchors.judge(z, head, [heads[m] for m in names], shares, args.gate)
             snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
                         "prediction": head(z).argmax(1).cpu()}
             before = before or snapshot
         if choosing:
             sets = {"emergent": torch.empty(0, dtype=torch.long, device=device)}
             if common and "emergent" not in without:
-                score, nearest = cox_ops.nearest_anchor(z, torch.stack([v[m][shared[m]] for m in names]))
-                emergent_label = y_im[names[0]][shared[names[0]]][nearest]
-                if named:                                      # two witnesses: the heads and the nearest mapped item
-                    mask = mask & (label == emergent_label)
-                if args.method == "cox":
-                    best = cox_ops.top_anchors(score, max(1, round(args.anchors * len(train))),
-                                               mask=mask if named else nearest >= 0)
-                    best = best[best >= 0]
-                    sets.update(emergent=best, emergent_im=nearest[best], emergent_label=emergent_label[best])
-                if not named:                                                  # Eq. 15: these are the anchors
-                    mask = torch.zeros_like(mask).index_fill_(0, best, True)
-                    label = emergent_label
+                mask, label, found = anchors.emergent(
+                    z, torch.stack([v[m][shared[m]] for m in names]), y_im[names[0]][shared[names[0]]], mask, label,
+                    max(1, round(args.anchors * len(train))), named)
+                sets.update(found if args.method == "cox" else {})
             if witness or args.method == "selftrain":          # as many anchors, the surest under the witness
                 if witness:
                     z_all = z.new_empty(len(train), z.shape[1])
@@ -305,17 +276,13 @@ def main(argv=None):
                     expected_own, expected = expected[y_of >= 0], expected[y_of < 0]            # IM features, of every reading
                     logits = q[y_of < 0].clamp(min=1e-6).log()
                     logits = logits if shares is None else logits + match_shares(logits, shares)
-                    posteriors = logits.softmax(-1)[None]
+                    posteriors = (args.temper * logits).softmax(-1)[None]
                 else:
-                    posteriors = judge(z, head, [], shares, True)[3]
-                best = cox_ops.top_anchors(posteriors[0].max(-1).values, int(mask.sum()), largest=True)
+                    posteriors = anchors.judge(z, head, [], shares, True)[3]
+                best = anchors.surest(posteriors[0].max(-1).values, int(mask.sum()))
                 mask = torch.zeros_like(mask).index_fill_(0, best, True)
                 label = posteriors[0].argmax(-1)
-            p = head(z).softmax(-1).detach()
-            of_class = F.one_hot(label.clamp(min=0), classes).float() * mask[:, None]          # (M, C)
-            sets.update(mask=mask, label=label, posteriors=posteriors,
-                        class_posteriors=(of_class.T @ p) / of_class.sum(0)[:, None],       # 0/0 = NaN: no anchor
-                        mean_anchor_logp=p.clamp(min=1e-12).log()[mask].mean(0))
+            sets.update(mask=mask, label=label, posteriors=posteriors, **anchors.statistics(head(z), mask, label))
             tqdm.write(f"  epoch {epoch}: {mask.float().mean():.1%} of the unlabelled are anchors, "
                        f"{len(sets['emergent'])} emergent pairs")
         if epoch == epochs:
@@ -346,41 +313,18 @@ def main(argv=None):
                     logits = head(z_j).float()
                     if predict:
                         terms["im"] = terms["im"] + args.w_im * F.mse_loss(predict(z_j).float(), expected[j])
-                    a = sets["mask"][j]                                                     # the anchors among them
-                    ce = F.cross_entropy(logits, sets["label"][j].clamp(min=0), reduction="none")
-                    terms["agree"] = args.w_agree * (ce * a).mean()
-                    if args.w_disagree and not a.all() and sets["mask"].any():
-                        if args.kl == "matched":
-                            target = matched_target(sets["posteriors"][:, j[~a]], sets["class_posteriors"])
-                            kl = kl_matched(logits[~a], target)
-                        else:
-                            kl = kl_literal(logits[~a], sets["mean_anchor_logp"])
-                        terms["disagree"] = args.w_disagree * (~a).float().mean() * kl
+                    agree, disagree = anchors.losses(logits, sets, j, args.kl)
+                    terms["agree"] = args.w_agree * agree
+                    if args.w_disagree and disagree is not None:
+                        terms["disagree"] = args.w_disagree * disagree
                 elif args.method in ("entmin", "moco") and len(labelled):
                     terms["entropy"] = args.w_entropy * entropy(head(learner(*augment(kind, x, lengths))).float())
                 if args.method == "moco":
-                    q = F.normalize(project(learner(*augment(kind, x, lengths, "strong"))).float(), dim=-1)
-                    with torch.no_grad():
-                        for slow, fast in zip([*key_learner.parameters(), *key_project.parameters()],
-                                              [*learner.parameters(), *project.parameters()]):
-                            slow.lerp_(fast, 1 - args.momentum)
-                        k = F.normalize(key_project(key_learner(*augment(kind, x, lengths))).float(), dim=-1)
-                    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / args.temperature
-                    terms["contrast"] = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=device))
-                    queue = torch.cat([k, queue])[:args.queue]
+                    terms["contrast"] = moco.loss(learner, kind, x, lengths)
                 elif args.method == "ssl":
-                    x, lengths = augment(kind, x, lengths)
-                    noisy = x if kind == "text" else x + args.noise * torch.randn_like(x)
-                    noisy = augment(kind, x, lengths)[0] if kind == "text" else noisy
-                    p, q = head(learner(x, lengths)).float(), head(learner(noisy, lengths)).float()
-                    terms["consistency"] = args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1),
-                                                                 reduction="batchmean")
+                    terms["consistency"] = args.w_ssl * baselines.consistency(learner, head, kind, x, lengths, args.noise)
                 elif args.method == "fixmatch":
-                    with torch.no_grad():
-                        sure, pseudo = head(learner(*augment(kind, x, lengths))).float().softmax(-1).max(-1)
-                    logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
-                    ce = F.cross_entropy(logits, pseudo, reduction="none")
-                    terms["pseudo"] = (ce * (sure >= args.threshold)).mean()
+                    terms["pseudo"] = baselines.confident(learner, head, kind, x, lengths, args.threshold)
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()
@@ -389,7 +333,7 @@ def main(argv=None):
             progress.update()
         record = {"epoch": epoch + 1, "loss": total / epoch_steps, **{k: t.item() for k, t in terms.items()}}
         if len(val):
-            guess = head(embed(learner, oom, val, device)).argmax(1).cpu()
+            guess = head(embed(learner, oom, val, device)[0]).argmax(1).cpu()
             record["val_accuracy"] = (guess == oom["labels"][val]).float().mean().item()
         history.append(record)
         progress.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)

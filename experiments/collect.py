@@ -9,6 +9,7 @@ import argparse
 import html
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -40,6 +41,9 @@ def get_args(argv=None):
     p.add_argument("--setting", nargs="+")
     p.add_argument("--method", nargs="+")
     p.add_argument("--seed", nargs="+", type=int)
+    p.add_argument("--add", nargs="+", default=[], metavar="FILE", help="table.json of an earlier or another machine's "
+                   "collection: what these trees lack comes from there, and the table says so")
+    p.add_argument("--add-method", nargs="+", help="of these methods alone")
     p.add_argument("--out", required=True, help="folder to write")
     return p.parse_args(argv)
 
@@ -54,11 +58,31 @@ def read_records(args):
                 if record is None or "warm_accuracy" not in record["metrics"]:
                     raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
                 records.append(record)
+    records += added_records(args, records)
     if args.experiment == "commonality" and not commonality.gains(records):
         raise bank.UserError("no commonality at which both cox and selftrain are finished")
     if not records:
         raise bank.UserError(f"no evaluated run in {', '.join(args.runs)} matches; run the experiment's shell file first")
     return records
+
+
+def added_records(args, records):
+    """What --add's files have of the runs that match the filters and are not among the records."""
+    same = lambda r: (r["data"], r["perceptor"], r["oom"], scores.condition(r), r["method"], r["seed"])
+    have, names, found = {same(r) for r in records}, {bank.data_name(d) for d in args.data}, []
+    filters = {"oom": args.oom, "perceptor": args.perceptor, "setting": args.setting, "seed": args.seed,
+               "method": args.add_method or args.method}
+    for file in map(Path, args.add):
+        if not file.exists():
+            raise bank.UserError(f"--add {file} is missing; name the table.json of an earlier collection")
+        command = file.with_name("COMMAND")
+        source = next(iter(re.findall("commit [0-9a-f]+", command.read_text() if command.exists() else "")), str(file))
+        for r in json.loads(file.read_text()):
+            r = {"args": {}, **r}
+            if r["data"] in names and all(not v or r[k] in v for k, v in filters.items()) and same(r) not in have:
+                have.add(same(r))
+                found.append({"added": source, **r})
+    return found
 
 
 def blocks_and_figures(experiment, records):
@@ -100,8 +124,8 @@ def provenance():
 
 def hours(records):
     """Stage 2 once a seed and stage 3, as the runs themselves measured it."""
-    once = {(r["data"], r["perceptor"], r["oom"], scores.condition(r), r["seed"]): r["connect_seconds"] or 0 for r in records}
-    return (sum(once.values()) + sum(r["seconds"] for r in records)) / 3600
+    once = {(r["data"], r["perceptor"], r["oom"], scores.condition(r), r["seed"]): r.get("connect_seconds") or 0 for r in records}
+    return (sum(once.values()) + sum(r.get("seconds", 0) for r in records)) / 3600
 
 
 def main(argv=None):
@@ -110,9 +134,12 @@ def main(argv=None):
     records = read_records(args)
     blocks, figures = blocks_and_figures(args.experiment, records)
     figures = {k: v for k, v in figures.items() if v[0] is not None}
-    command = f"{provenance()}, {len(records)} runs of {hours(records):.1f} h in all"
+    mine = [r for r in records if "added" not in r]
+    command = f"{provenance()}, {len(mine)} runs of {hours(mine):.1f} h in all"
+    command += f"; {len(records) - len(mine)} more from {' '.join(args.add)}" if len(mine) < len(records) else ""
     spare = set() if args.experiment == "unsup" else {"confusion", "per_class"}                    # METHOD.json has them
     spare |= set() if args.experiment == "fig5" else {"connection"}
+    spare |= set() if args.experiment == "table3" else {"retrieval"}
     slim = [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare}} for r in records]
     run_files.write_tables(out, slim, blocks)
     metrics = ["retrieval.out.category.r1", "retrieval.out.instance.r1"] if args.experiment == "table3" else ["accuracy"]

@@ -8,11 +8,12 @@
 #   SIZE     small: the settings below, for 2 cores without a GPU; full: the stages' defaults, ViT-T/16 and 50 epochs
 #   RUNS     runs/experiments-SIZE, shared by all experiments, so that each run is made once
 #   OUT      experiments/results/NAME       EXTRACT, CONNECT, EXPLORE  further flags of the stages, for every column
+#   ADD      table.json of an earlier collection, for the runs that RUNS lacks; ADD_METHODS: of these methods alone
 # and PYTHON and JOBS as run.sh does. Finished work is skipped: the same command goes on after a stop.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 given="" experiment=$(basename "$0" .sh)
-for v in DATA OOM SEEDS SETTING METHODS PERCEPTOR SIZE EXTRACT CONNECT EXPLORE "${!EXPLORE_@}"; do
+for v in DATA OOM SEEDS SETTING METHODS ADD ADD_METHODS PERCEPTOR SIZE EXTRACT CONNECT EXPLORE "${!EXPLORE_@}"; do
     [ -z "${!v:-}" ] || given+="$v=\"${!v}\" "
 done
 export COMMAND="${given}bash experiments/$experiment.sh${*:+ $*}"
@@ -73,6 +74,6 @@ share() {  # share FROM TO DATA OOM: stage 1's files of the tree FROM serve the 
 
 collect() {  # collect FLAGS...: the experiment's table, plot and report from all finished runs that match
     "$PYTHON" experiments/collect.py "$experiment" --data $DATA ${OOM:+--oom $OOM} --seed $SEEDS --perceptor "$PERCEPTOR" \
-        --runs "$RUNS" --out "$OUT" "$@"
+        --runs "$RUNS" --out "$OUT" ${ADD:+--add $ADD} ${ADD_METHODS:+--add-method $ADD_METHODS} "$@"
     [ -z "$failed" ] || { echo "error: not finished:$failed; the same command goes on from there" >&2; exit 1; }
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from correspond import correspond, held_out_gain, labels_alone, plain_vectors, whiten
+from correspond import correspond, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
 
 
 def shared_world(seed=0, m=300, classes=5, p=12, d=8, noise=0.3):
@@ -27,6 +27,25 @@ def test_whitened_components_are_uncorrelated_with_unit_variance():
     z = whiten(x, 10)
     torch.testing.assert_close(z.T @ z / 200, torch.eye(10), atol=1e-4, rtol=1e-4)
     assert whiten(x[:, :3].repeat(1, 2), 10).shape == (200, 3)                                # rank, not width
+
+
+def test_shared_vectors_begin_with_what_all_modalities_show():
+    """Three banks of 4 common and 6 private directions each, the private ones louder: PCA of the banks side by side takes the
+    private ones first, the shared vectors the common ones."""
+    g = torch.Generator().manual_seed(0)
+    common = torch.randn(500, 4, generator=g)
+    banks = [torch.cat([common, 3 * torch.randn(500, 6, generator=g)], 1) @ torch.linalg.qr(torch.randn(10, 10, generator=g))[0]
+             for _ in range(3)]
+    told = lambda x: 1 - torch.linalg.lstsq(x, common - common.mean(0)).solution.T.matmul(
+        x.T @ (common - common.mean(0))).diagonal().sum().item() / (common - common.mean(0)).square().sum().item()
+    x = shared_vectors(banks, 22)
+    assert told(x[:, :4]) < 0.02 and told(whiten(torch.cat(banks, 1), 22)[:, :4]) > 0.9        # share of `common` not explained
+    torch.testing.assert_close(x.square().mean(), torch.tensor(1.0))
+    variance = x.var(0)
+    assert (variance.diff() <= 1e-5).all() and variance[3] > 1.2 * variance[4]
+    torch.testing.assert_close((x.T @ x / 500).fill_diagonal_(0), torch.zeros(22, 22), atol=1e-4, rtol=0)
+    assert shared_vectors([b * s for b, s in zip(banks, (1, 100, 0.01))], 22).allclose(x, atol=1e-3)      # units do not matter
+    assert shared_vectors([torch.randn(50, 300, generator=g)]).shape == (50, 49)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -91,12 +110,12 @@ def test_held_out_pairs_tell_whether_the_known_modalities_help():
     y_z, partner = given(y, 60)
     alone = labels_alone(y_z, 5)
     seen = {"partner": partner, "x": x, "y": y, "shares": shares}
-    gain, error, right, right_alone = held_out_gain(z, y_z, seen, alone, rounds=10)
-    assert gain > 2 * error > 0 and right > right_alone
+    told = held_out_gain(z, y_z, seen, alone, rounds=10)
+    assert told["gain"] > 2 * told["error"] > 0 and told["right"] > told["right_alone"] and told["trusted"]
     shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))                # partners of other classes
-    gain, error, right, right_alone = held_out_gain(z, y_z, {**seen, "x": x[shuffled], "y": y[shuffled]}, alone, rounds=10)
-    assert gain < -2 * error and right < right_alone
-    assert held_out_gain(z, y_z, alone, alone)[0] == 0
+    told = held_out_gain(z, y_z, {**seen, "x": x[shuffled], "y": y[shuffled]}, alone, rounds=10)
+    assert told["gain"] < -2 * told["error"] and told["right"] < told["right_alone"] and not told["trusted"]
+    assert held_out_gain(z, y_z, alone, alone)["gain"] == 0
 
 
 def test_held_out_labels_play_no_part():

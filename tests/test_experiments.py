@@ -93,6 +93,8 @@ def test_table4_gives_every_ablation_a_row_of_its_own(sh, tmp_path):
                        ("without-emergent", "--without emergent"), ("kl-literal", "--kl literal"),
                        ("refresh-once", "--refreshes 1")):
         assert [line.endswith(flags) for line in of(lines, "train_explore.py", f"--tag {tag}")] == [True, True]
+    for tag, flags in (("kl-matched", "--kl matched"), ("no-im", "--w-im 0")):                      # semi alone
+        assert [line.endswith(flags) for line in of(lines, "train_explore.py", f"--tag {tag}")] == [True]
     (warm,) = of(lines, "train_connect.py", "--without warmup")
     assert "/runs/without-warmup " in warm and "--setting unsup" in warm
     assert len(of(lines, "train_explore.py", "--tag without-warmup", "--without warmup")) == 1
@@ -219,6 +221,29 @@ def test_every_experiment_is_collected_from_several_trees(experiment, tmp_path, 
     page = (out / "report.html").read_text()
     assert page.count("<img") == len(list(out.glob("plot-*.png"))) and collect.TITLES[experiment] in page
     assert (out / "COMMAND").read_text().count("6 runs") == 1
+
+
+def test_an_earlier_collection_adds_what_the_trees_lack(tmp_path, capsys):
+    for tree, seeds in (("one", (0,)), ("two", (0, 1))):
+        make_world(tmp_path / tree, seeds=seeds, methods=("random", "selftrain", "cox"))
+        evaluate.main(["--data", "toy", "--runs", str(tmp_path / tree)])
+    line = lambda tree, *more: ["table2", "--data", "toy", "--runs", str(tmp_path / tree), "--out", str(tmp_path / tree / "out"), *more]
+    collect.main(line("two"))
+    earlier = tmp_path / "two" / "out" / "table.json"
+    read = lambda: [(r["method"], r["seed"], "added" in r) for r in json.loads((tmp_path / "one" / "out" / "table.json").read_text())]
+    collect.main(line("one", "--add", str(earlier)))
+    assert sorted(read()) == [(m, s, s == 1) for m in ("cox", "random", "selftrain") for s in (0, 1)]
+    collect.main(line("one", "--add", str(earlier), "--add-method", "random"))
+    assert sorted(read()) == [("cox", 0, False), ("random", 0, False), ("random", 1, True), ("selftrain", 0, False)]
+    text = (tmp_path / "one" / "out" / "table.md").read_text()
+    assert "random added from commit" in text and "Not alike" not in text
+    assert f"3 runs of 0.0 h in all; 1 more from {earlier}" in (tmp_path / "one" / "out" / "COMMAND").read_text()
+    old = [{k: v for k, v in r.items() if k not in ("args", "seconds", "connect_seconds")} for r in json.loads(earlier.read_text())]
+    earlier.write_text(json.dumps(old))                                     # tables once held no flags and no times
+    collect.main(line("one", "--add", str(earlier)))
+    assert len(read()) == 6
+    with pytest.raises(bank.UserError, match="--add nothing.json is missing"):
+        collect.main(line("one", "--add", "nothing.json"))
 
 
 def test_collect_refuses_what_was_not_evaluated(tmp_path):

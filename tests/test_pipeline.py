@@ -421,9 +421,21 @@ def test_methods_that_need_labels_are_refused_in_unsup(runs, folder, method):
 
 def test_literal_kl_is_another_run(runs, folder):
     matched = bank.load(run_dir(runs) / "cox.pt")["learner"]
-    refused("train_explore", folder, runs, "--kl literal", parts=("--kl", "matched", "literal", "--force"))
+    refused("train_explore", folder, runs, "--kl literal", parts=("--kl", "expected", "literal", "--force"))
     stage("train_explore", folder, runs, "--kl literal --force --w-disagree 5")
     assert differ(matched, bank.load(run_dir(runs) / "cox.pt")["learner"])
+
+
+def test_the_term_on_d_follows_what_there_is(runs, folder):
+    """Without correspondences no item has an expected class of its own: the run says so in its flags and is a `matched` one."""
+    args = lambda name, setting="semi": bank.load(run_dir(runs, setting) / f"{name}.pt")["meta"]["args"]
+    stage("train_explore", folder, runs, "--rounds 0 --tag plain")
+    stage("train_explore", folder, runs, "--rounds 0 --kl matched --w-disagree 0.5 --tag said")
+    stage("train_explore", folder, runs, "--temper 1 --tag sure")
+    told = [(args(n)["kl"], args(n)["w_disagree"]) for n in ("cox", "cox-plain", "cox-said")]
+    assert told == [("expected", 1.0), ("matched", 0.5), ("matched", 0.5)]
+    learner = lambda name: bank.load(run_dir(runs) / f"{name}.pt")["learner"]
+    assert not differ(learner("cox-plain"), learner("cox-said")) and differ(learner("cox"), learner("cox-sure"))
 
 
 @pytest.mark.parametrize("oom, setting", [("rgb", "semi"), ("language", "semi"), ("language", "unsup")])
