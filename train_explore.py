@@ -8,7 +8,7 @@ Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt (--tag T: METHOD-T.p
         h*_k, the agreement masks before and after (Fig. 6), one record per epoch
 Every method has the same learner, start, augmentation, steps, batches and learning rate:
   cox       as many anchors as the heads h*_k agree on, the items whose correspondences with IM items are surest; labels
-            on A, matched posteriors on D (Eqs. 13-15); every item's IM features are predicted as well
+            on A, their expected classes on D (Eqs. 13-15); every item's IM features are predicted as well
   selftrain the same losses, schedule and number of anchors, chosen by the same model of the readings without IM data
   erm       labelled items alone                          entmin    + entropy of the posteriors
   fixmatch  + confident pseudo-labels

@@ -35,18 +35,18 @@ fixmatch  --threshold 0.7
 fixmatch  --threshold 0.8
 fixmatch  --threshold 0.9
 fixmatch  --threshold 0.98
-selftrain --w-agree 1 --w-disagree 0.5
-selftrain --w-agree 1 --w-disagree 0
-selftrain --w-agree 0.5 --w-disagree 0.5
-selftrain --w-agree 0.5 --w-disagree 0
-selftrain --w-agree 2 --w-disagree 0.5
 selftrain --w-agree 1 --w-disagree 1
-cox       --w-agree 1 --w-disagree 0.5
-cox       --w-agree 1 --w-disagree 0
-cox       --w-agree 0.5 --w-disagree 0.5
-cox       --w-agree 0.5 --w-disagree 0
-cox       --w-agree 2 --w-disagree 0.5
+selftrain --w-agree 1 --w-disagree 0
+selftrain --w-agree 0.5 --w-disagree 1
+selftrain --w-agree 0.5 --w-disagree 0.5
+selftrain --w-agree 2 --w-disagree 1
+selftrain --w-agree 1 --w-disagree 0.5
 cox       --w-agree 1 --w-disagree 1
+cox       --w-agree 1 --w-disagree 0
+cox       --w-agree 0.5 --w-disagree 1
+cox       --w-agree 0.5 --w-disagree 0.5
+cox       --w-agree 2 --w-disagree 1
+cox       --w-agree 1 --w-disagree 0.5
 "
 unset "${!EXPLORE_@}"                                               # what an earlier search chose plays no part
 runs="" last="" n=0 base=$RUNS RUNS=$RUNS/search EVALUATE=none
