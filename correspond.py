@@ -113,6 +113,17 @@ def correspond(z, y_z, partner, x, y, shares, *, rounds=6, weight=0.3, ridge=200
     return posterior, expected + x_mean
 
 
+def class_posteriors(z, y_z, world, shares, *, temper=0.4, rounds=6):
+    """Class posteriors (M, C) of z (M, d) for training by, and expected IM vectors (M, p): `correspond` in a `world` (its
+    arguments), held to the class frequencies `shares` (C,) (None: free), tempered; a labelled item (y_z >= 0) has its label."""
+    q, expected = correspond(z, y_z, **world, rounds=rounds)
+    logits = q[y_z < 0].clamp(min=1e-6).log()
+    logits = logits if shares is None else logits + match_shares(logits, shares)
+    out = F.one_hot(y_z.clamp(min=0), q.shape[1]).to(q)
+    out[y_z < 0] = (temper * logits).softmax(-1)
+    return out, expected
+
+
 def labels_alone(y_z, classes):
     """Arguments of `correspond` without IM data, its control: Gaussian classes from labels (M,) (-1: none) and readings."""
     y = y_z[y_z >= 0]

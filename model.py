@@ -121,7 +121,8 @@ def deviation(z):
 
 
 def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
-    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,), optional item weights (N,).
+    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C), optional item
+    weights (N,).
 
     Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
     """
@@ -157,6 +158,14 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
                 opt.step()
                 schedule.step()
     return head.requires_grad_(False)
+
+
+@torch.no_grad()
+def move_head(linear, head, share):
+    """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays one."""
+    weight = head.linear.weight / head.std
+    linear.weight.lerp_(weight, share)
+    linear.bias.lerp_(head.linear.bias - weight @ head.mean, share)
 
 
 # ------------------------------------------------------------------------------------------------------- connections

@@ -29,8 +29,8 @@ import anchors
 import bank
 import baselines
 from augment import augment, batch, embed
-from correspond import correspond, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
-from model import Connection, Head, Learner, entropy, fit_head, map_items, match_shares, train_connection
+from correspond import class_posteriors, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
+from model import Connection, Head, Learner, entropy, fit_head, map_items, move_head, train_connection
 from train_connect import PARTS, parts
 
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
@@ -65,6 +65,8 @@ def get_args(argv=None):
                    "of its counterpart without IM data) that chooses anchors; 0: the heads' agreement (confidence) chooses")
     p.add_argument("--temper", type=float, default=0.4, help="cox, selftrain: exponent of the posteriors of soft "
                    "correspondence, which are too sure")
+    p.add_argument("--refit", type=float, default=0.5, help="cox, selftrain: how far the learner's head goes, at the end, to the "
+                   "optimal classifier of the expected classes of all readings (where there are correspondences); 0: not at all")
     p.add_argument("--w-im", type=float, default=3.0, help="cox: weight of predicting IM features: of a pair its own, "
                    "of another item the expected ones under its correspondences")
     p.add_argument("--w-mapped", type=float, default=1.0, help="cox: weight of a mapped IM item beside a labelled OOM item "
@@ -190,6 +192,10 @@ def main(argv=None):
                   "{gain:+.3f} ± {error:.3f} nat".format(**trust) + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
         if args.w_im and trust.get("trusted"):
             predict = torch.nn.Linear(learner.width, vectors.shape[1]).to(device)
+    z_all = lambda z_own, z: z.new_empty(len(train), z.shape[1]).index_copy_(0, (y_of >= 0).nonzero().squeeze(1), z_own) \
+        .index_copy_(0, (y_of < 0).nonzero().squeeze(1), z)                                          # (M, d), in train's order
+    told = lambda z_own, z: class_posteriors(torch.cat([raw, whiten(z_all(z_own, z), 20)], 1), y_of, witness, shares,
+                                             temper=args.temper, rounds=args.rounds)
     parameters = [*learner.parameters(), *head.parameters(), *(predict.parameters() if predict else []),
                   *(moco.project.parameters() if args.method == "moco" else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
@@ -256,6 +262,9 @@ def main(argv=None):
                     used = slice(len(v[m]) if "connection" in without else None)         # without: not the labelled OOM items
                     heads[m] = fit_head(torch.cat([v[m], z_own])[used], torch.cat([y_im[m], y.to(device)])[used], classes,
                                         weight=weight[used])
+            if epoch == epochs > 0 and args.refit and witness and "exploration" not in without:
+                refit = fit_head(z_all(z_own, z), told(z_own, z)[0], classes, weight_decay=1e-2)
+                move_head(head, refit, args.refit)
             mask, label, confidence, posteriors = anchors.judge(z, head, [heads[m] for m in names], shares, args.gate)
             snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
                         "prediction": head(z).argmax(1).cpu()}
@@ -269,14 +278,9 @@ def main(argv=None):
                 sets.update(found if args.method == "cox" else {})
             if witness or args.method == "selftrain":          # as many anchors, the surest under the witness
                 if witness:
-                    z_all = z.new_empty(len(train), z.shape[1])
-                    z_all[y_of >= 0], z_all[y_of < 0] = z_own, z
-                    both = torch.cat([raw, whiten(z_all, 20)], 1)
-                    q, expected = correspond(both, y_of, **witness, rounds=args.rounds)
+                    posteriors, expected = told(z_own, z)
                     expected_own, expected = expected[y_of >= 0], expected[y_of < 0]            # IM features, of every reading
-                    logits = q[y_of < 0].clamp(min=1e-6).log()
-                    logits = logits if shares is None else logits + match_shares(logits, shares)
-                    posteriors = (args.temper * logits).softmax(-1)[None]
+                    posteriors = posteriors[None, y_of < 0]
                 else:
                     posteriors = anchors.judge(z, head, [], shares, True)[3]
                 best = anchors.surest(posteriors[0].max(-1).values, int(mask.sum()))

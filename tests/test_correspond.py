@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from correspond import correspond, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
+from correspond import class_posteriors, correspond, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
 
 
 def shared_world(seed=0, m=300, classes=5, p=12, d=8, noise=0.3):
@@ -72,6 +72,26 @@ def test_without_im_data_it_is_gaussian_classes_with_a_common_covariance():
     means = torch.stack([z[:25][y[:25] == c].double().mean(0) for c in range(5)])
     expected = (-0.5 * torch.cdist(z[25:].double(), means) ** 2).softmax(1).float()
     torch.testing.assert_close(posterior[25:], expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_class_posteriors_have_the_labels_and_the_class_frequencies(held):
+    z, x, y, _ = shared_world(7)
+    y_z, partner = given(y, 25)
+    world = {"partner": partner, "x": x, "y": y, "shares": torch.bincount(y).float() / len(y)}
+    skewed = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1])
+    q, expected = class_posteriors(z, y_z, world, skewed if held else None, temper=0.5)
+    plain, told = correspond(z, y_z, **world)
+    assert torch.equal(q[:25], F.one_hot(y[:25], 5).float()) and torch.equal(expected, told)
+    by_hand = plain[25:].clamp(min=1e-6).sqrt()                                                   # tempered by 0.5
+    if held:
+        bias = (q[25:] / by_hand).log()                                 # one a class, up to each item's own normalisation
+        bias = bias - bias.mean(1, keepdim=True)
+        torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-3, rtol=0)
+        mean = torch.softmax(plain[25:].clamp(min=1e-6).log() + 2 * bias[0], 1).mean(0)              # before the temper
+        torch.testing.assert_close(mean, skewed, atol=0.02, rtol=0)
+    else:
+        torch.testing.assert_close(q[25:], by_hand / by_hand.sum(1, keepdim=True))
 
 
 def test_neither_chunks_nor_the_order_of_items_matter():

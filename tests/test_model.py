@@ -21,6 +21,7 @@ from model import (
     kl_matched,
     map_items,
     matched_target,
+    move_head,
     slice_steps,
     train_connection,
 )
@@ -509,3 +510,25 @@ def test_match_shares_with_a_class_that_does_not_occur():
     logits = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
     bias = match_shares(logits, torch.tensor([0.5, 0.5, 0.0]))
     assert bias.isfinite().all() and ((logits + bias).argmax(1) != 2).all()
+
+
+def test_a_moved_head_averages_the_logits():
+    g = torch.Generator().manual_seed(0)
+    z, y = 3 * torch.randn(60, 8, generator=g) + 1, torch.randint(4, (60,), generator=g)
+    linear, head = torch.nn.Linear(8, 4), fit_head(z, y, 4)
+    before, other = linear(z).detach(), head(z)
+    move_head(linear, head, 0.25)
+    torch.testing.assert_close(linear(z).detach(), 0.75 * before + 0.25 * other, atol=1e-4, rtol=1e-4)
+    move_head(linear, head, 1.0)
+    torch.testing.assert_close(linear(z).detach(), other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_fitted_to_posteriors_is_the_optimum_of_their_cross_entropy():
+    g = torch.Generator().manual_seed(1)
+    z, p = torch.randn(200, 6, generator=g), torch.randn(200, 3, generator=g).mul(2).softmax(-1)
+    hard = p.argmax(-1)
+    torch.testing.assert_close(fit_head(z, hard, 3)(z), fit_head(z, F.one_hot(hard, 3).float(), 3)(z), atol=1e-3, rtol=1e-3)
+    head = fit_head(z, p, 3, weight_decay=0.0, steps=500)
+    residual = (head(z).softmax(-1) - p).double()                                       # its gradient is 0 at the optimum
+    x = ((z - head.mean) / head.std).double()
+    assert (residual.T @ x / 200).abs().max() < 1e-3 and residual.mean(0).abs().max() < 1e-3

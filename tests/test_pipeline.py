@@ -438,6 +438,17 @@ def test_the_term_on_d_follows_what_there_is(runs, folder):
     assert not differ(learner("cox-plain"), learner("cox-said")) and differ(learner("cox"), learner("cox-sure"))
 
 
+def test_refit_moves_the_head_alone_and_only_where_there_are_correspondences(runs, folder):
+    file = lambda name: bank.load(run_dir(runs) / f"{name}.pt")
+    for tag, flags in (("half", ""), ("kept", "--refit 0"), ("whole", "--refit 1"), ("plain", "--rounds 0"), ("plain-kept", "--rounds 0 --refit 0")):
+        stage("train_explore", folder, runs, f"{flags} --tag {tag}")
+    half, kept, whole = file("cox-half"), file("cox-kept"), file("cox-whole")
+    assert not differ(half["learner"], kept["learner"]) and not differ(half["learner"], whole["learner"])
+    for k in ("weight", "bias"):
+        torch.testing.assert_close(half["head"][k], 0.5 * (kept["head"][k] + whole["head"][k]), atol=1e-5, rtol=1e-4)
+    assert differ(half["head"], kept["head"]) and not differ(file("cox-plain")["head"], file("cox-plain-kept")["head"])
+
+
 @pytest.mark.parametrize("oom, setting", [("rgb", "semi"), ("language", "semi"), ("language", "unsup")])
 def test_other_kinds_as_oom(folder, runs, oom, setting):
     stage("extract_features", folder, runs, oom=oom)
