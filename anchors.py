@@ -46,6 +46,12 @@ def surest(confidence, count, mask=None):
     return best[best >= 0]
 
 
+def surest_classes(posteriors, count):
+    """As many anchors, chosen by class posteriors (M, C) instead: mask (M,) of the `count` surest, class (M,) of every item."""
+    confidence, label = posteriors.max(-1)
+    return torch.zeros_like(label, dtype=torch.bool).index_fill_(0, surest(confidence, count), True), label
+
+
 def statistics(logits, mask, label):
     """What Eq. 13 matches to, of the learner's logits (M, C): class_posteriors (C, C), the anchors' mean posterior by their
     class (NaN rows: no anchor), and mean_anchor_logp (C,)."""

@@ -17,6 +17,7 @@ Layout under --runs:
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                   (stage 3)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                 (stage 4)
 """
+import argparse
 import hashlib
 import os
 import re
@@ -45,6 +46,17 @@ def run(main, argv=None):
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+PARTS = ("connection", "exploration", "warmup", "emergent")                     # what an ablation can leave out of COX
+
+
+def parts(text):
+    """--without's comma-separated list, sorted."""
+    found = sorted({p for p in text.split(",") if p})
+    if set(found) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(set(found) - set(PARTS)))}: choose among {', '.join(PARTS)}")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- paths
@@ -258,3 +270,21 @@ def load_banks(runs, data, perceptor, oom, *, first=""):
     if choice:
         made_from["choice of IM modalities"] = choice["meta"]["digest"]
     return files, made_from
+
+
+def features_of(file, ids):
+    """Features (n, d_k) of a bank's items by their ids [n]."""
+    at = {i: r for r, i in enumerate(file["ids"])}
+    return file["features"][torch.tensor([at[i] for i in ids], dtype=torch.long)]
+
+
+def load_seed(runs, data, perceptor, oom, setting, seed, *, first="", keys=()):
+    """What every method of a seed goes on from: the OOM inputs, the IM banks, stage 2's connect.pt (with `keys`), and the
+    digests of all of them; UserError where one is missing (`first`: stage 1's command) or connect.pt was made from others."""
+    inputs, _ = load_inputs(runs, data, oom, first=first)
+    ims, made_from = load_banks(runs, data, perceptor, oom, first=first)
+    made_from[f"inputs/{oom}"] = inputs["meta"]["digest"]
+    path = run_dir(runs, data, perceptor, oom, setting, seed) / "connect.pt"
+    connect = load(path, keys=keys, first=f"python train_connect.py --data {data} --oom {oom} --setting {setting} --seed {seed}")
+    check_chain(path, connect["meta"], made_from, inputs["meta"]["fingerprint"])
+    return inputs, ims, connect, {**made_from, "connect": connect["meta"]["digest"]}

@@ -124,6 +124,17 @@ def class_posteriors(z, y_z, world, shares, *, temper=0.4, rounds=6):
     return out, expected
 
 
+def known_items(ids, y_z, ids_im, banks, y, classes, least=8):
+    """Arguments of `correspond` for the labelled IM items that all modalities show, ids_im [N], banks [(N, d_k)], y (N,), and
+    their pairs among the labelled OOM items ids [M]; None where there are fewer than `least`."""
+    row = {i: r for r, i in enumerate(ids_im)}
+    partner = torch.tensor([row.get(i, -1) for i in ids], device=y_z.device).where(y_z >= 0, -1)
+    if (partner >= 0).sum() < least:
+        return None
+    return {"partner": partner, "x": shared_vectors(banks), "y": y,
+            "shares": torch.bincount(y, minlength=classes).float() / len(y)}
+
+
 def labels_alone(y_z, classes):
     """Arguments of `correspond` without IM data, its control: Gaussian classes from labels (M,) (-1: none) and readings."""
     y = y_z[y_z >= 0]

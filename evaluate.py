@@ -18,9 +18,9 @@ import torch
 import bank
 import report
 import results
-from augment import batch
+from augment import embed
 from metrics import accuracy, agreement, class_metrics, retrieval
-from model import Connection, Head, Learner, map_items, train_connection
+from model import Head, Learner, map_items, train_connection, warm_connection
 from run_files import find, read_record, what_first, write_tables, write_text
 from scores import condition, order
 
@@ -47,9 +47,9 @@ def get_args(argv=None):
 @torch.no_grad()
 def features(state, oom, rows, device):
     """Features (R, d) and class (R,) of OOM rows by the learner and head in a connect.pt or METHOD.pt."""
-    learner = Learner(**state["arch"]).to(device).eval()
+    learner = Learner(**state["arch"]).to(device)
     learner.load_state_dict(state["learner"])
-    z = torch.cat([learner(*batch(oom, r, device)).float() for r in rows.split(512)]).cpu()
+    z = embed(learner, oom, rows, device)[0].cpu()
     return z, (z @ state["head"]["weight"].T + state["head"]["bias"]).argmax(1)
 
 
@@ -66,18 +66,12 @@ def mapped_test_items(run, connect, oom, ims, device):
     at, train = {i: r for r, i in enumerate(oom["ids"])}, bank.rows(oom, ("train",))
     out = {}
     for m in run["im"]:
-        c = Connection(d_im=ims[m]["features"].shape[1], d=run["arch"]["width"])
-        row_of = {i: r for r, i in enumerate(ims[m]["ids"])}
-        mapped_rows = torch.tensor([row_of[i] for i in connect["mapped_ids"][m]])
-        z_im, y_im = ims[m]["features"][mapped_rows], connect["mapped_labels"][m]
+        z_im, y_im = bank.features_of(ims[m], connect["mapped_ids"][m]), connect["mapped_labels"][m]
+        c, optimizer = warm_connection(connect, m, z_im, lr=args["lr"], weight_decay=args["weight_decay"],
+                                       trained=args["method"] != "random")
         if args["method"] == "cox":
             c.load_state_dict(run["connections"][m])
-        elif args["method"] == "random":
-            c.standardise(z_im)
-        else:
-            c.load_state_dict(connect["connections"][m])
-            optimizer = torch.optim.Adam(c.parameters(), lr=args["lr"], weight_decay=args["weight_decay"])
-            optimizer.load_state_dict(connect["optimizers"][m])
+        elif args["method"] != "random":
             own, paired = connect["pairs"][m]
             rows = torch.tensor([at[connect["labelled"][j]] for j in own.tolist()], dtype=torch.long)
             if args["method"] == "aligned" and (seen := [(at[i], j) for j, i in enumerate(connect["mapped_ids"][m])
@@ -108,17 +102,10 @@ def apply_head(state, z):
 # ------------------------------------------------------------------------------------------------------- runs
 
 def load_run(args, data, folder):
-    """What all methods of one seed share: OOM inputs, banks, connect.pt, the digests they have now."""
-    perceptor, oom_name = folder.parts[-4], folder.parts[-3][4:]
-    chain = f"--data {data} --oom {oom_name}"
-    oom, _ = bank.load_inputs(args.runs, data, oom_name, first=f"python extract_features.py {chain}")
-    ims, made_from = bank.load_banks(args.runs, data, perceptor, oom_name,
-                                     first=f"python extract_features.py {chain}")
-    made_from[f"inputs/{oom_name}"] = oom["meta"]["digest"]
-    first = f"python train_connect.py {chain} --setting {folder.parts[-2]} --seed {folder.name[4:]}"
-    connect = bank.load(folder / "connect.pt", first=first, keys=("learner", "im_heads", "curve"))
-    bank.check_chain(folder / "connect.pt", connect["meta"], made_from, oom["meta"]["fingerprint"])
-    return oom, ims, connect, {**made_from, "connect": connect["meta"]["digest"]}
+    """What all methods of one seed share, by their folder: OOM inputs, banks, connect.pt, the digests they have now."""
+    perceptor, oom, setting, seed = folder.parts[-4:]
+    return bank.load_seed(args.runs, data, perceptor, oom[4:], setting, int(seed[4:]), keys=("learner", "im_heads", "curve"),
+                          first=f"python extract_features.py --data {data} --oom {oom[4:]}")
 
 
 def judge_connections(connect, oom, ims, test, device):

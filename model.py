@@ -160,6 +160,13 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
     return head.requires_grad_(False)
 
 
+def fit_mapped_head(v, y_im, z, y, classes, *, w_mapped=1.0):
+    """h*_k: the optimal classifier of mapped IM items v (N, d), y_im (N,), each with weight `w_mapped`, and of labelled OOM items
+    z (L, d), y (L,)."""
+    weight = torch.cat([v.new_full((len(v),), w_mapped), v.new_ones(len(z))])
+    return fit_head(torch.cat([v, z]), torch.cat([y_im, y]), classes, weight=weight)
+
+
 @torch.no_grad()
 def move_head(linear, head, share):
     """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays one."""
@@ -228,6 +235,18 @@ def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=25
             loss.backward()
             optimizer.step()
     return loss.item()
+
+
+def warm_connection(connect, m, z_im, *, lr, weight_decay, trained=True):
+    """Stage 2's connection of IM modality m and its optimizer from connect.pt, to go on with, on the device of its items z_im
+    (N, d_im); not `trained`: one of random weights."""
+    connection = Connection(d_im=z_im.shape[1], d=connect["arch"]["width"]).to(z_im.device)
+    connection.standardise(z_im)
+    if trained:
+        connection.load_state_dict(connect["connections"][m])
+    optimizer = torch.optim.Adam(connection.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer.load_state_dict(connect["optimizers"][m])
+    return connection, optimizer
 
 
 # ------------------------------------------------------------------------------------------------------------ losses

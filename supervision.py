@@ -1,5 +1,5 @@
-"""What stage 2 takes its labels from. semi: the items that keep theirs, those held out, their pairs among the IM items;
-unsup: IM heads in a random space, or class names for the readings. No files, no arguments, no printing.
+"""What stages 2 and 3 take their labels from. semi: the items that keep theirs, those held out, their pairs among the IM
+items; unsup: IM heads in a random space, or class names for the readings. No files, no arguments, no printing.
 
 Shapes: M OOM training items, L of them labelled, N IM items, C classes.
 """
@@ -27,6 +27,17 @@ def hold_out(labels, share):
         of_class = (labels == c).nonzero().squeeze(1)
         held[of_class[:min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
     return held
+
+
+def training_rows(oom, labelled, held):
+    """Rows of the OOM inputs that stage 3 trains on (M,), which of them are `labelled` (M,) bool, and those that its curve is
+    validated on: with stage 2's --holdout the `held` items (ids), which are then not trained on; else the split val."""
+    train, val = bank.rows(oom, ("train",)), bank.rows(oom, ("val",))
+    among = lambda ids, rows: torch.tensor([oom["ids"][r] in ids for r in rows.tolist()], dtype=torch.bool)
+    if held:
+        aside = among(set(held), train)
+        train, val = train[~aside], train[aside]
+    return train, among(set(labelled), train), val[oom["labels"][val] >= 0]
 
 
 def find_pairs(ids, labels, ids_im, y_im, by_class, generator):

@@ -24,17 +24,6 @@ from model import Connection, Learner, fit_head, map_items, train_connection
 from supervision import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
 
 
-PARTS = ("connection", "exploration", "warmup", "emergent")
-
-
-def parts(text):
-    """--without's comma-separated list, sorted."""
-    found = sorted({p for p in text.split(",") if p})
-    if set(found) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(set(found) - set(PARTS)))}: choose among {', '.join(PARTS)}")
-    return found
-
-
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                 epilog="Next: python train_explore.py --data D --oom M",
@@ -66,8 +55,8 @@ def get_args(argv=None):
                    "the raw readings, named by the classes' geometry on the IM side")
     p.add_argument("--name-with", type=int, default=0, help="unsup, spectral: this many labelled items per class give "
                    "the readings their names, along the graph of their neighbours, and serve nothing else")
-    p.add_argument("--without", type=parts, action="extend", default=[], metavar="PART,…",
-                   help=f"ablation, here and in stage 3: leave out some of {', '.join(PARTS)}")
+    p.add_argument("--without", type=bank.parts, action="extend", default=[], metavar="PART,…",
+                   help=f"ablation, here and in stage 3: leave out some of {', '.join(bank.PARTS)}")
     p.add_argument("--connect-steps", type=int, default=300, help="steps of each connection")
     p.add_argument("--beta", type=float, default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
     p.add_argument("--w-ce", type=float, default=0.0, help="weight of the head's cross-entropy on the reconstruction")

@@ -29,9 +29,10 @@ import anchors
 import bank
 import baselines
 from augment import augment, batch, embed
-from correspond import class_posteriors, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
-from model import Connection, Head, Learner, entropy, fit_head, map_items, move_head, train_connection
-from train_connect import PARTS, parts
+from correspond import class_posteriors, held_out_gain, known_items, labels_alone, plain_vectors, whiten
+from model import (Head, Learner, entropy, fit_head, fit_mapped_head, map_items, move_head, train_connection,
+                   warm_connection)
+from supervision import training_rows
 
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
 
@@ -74,8 +75,8 @@ def get_args(argv=None):
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
     p.add_argument("--shares", default="known", choices=["known", "free"], help="cox, selftrain: known: heads are held to the "
                    "class frequencies of the IM items (selftrain: of the labelled ones); free: they are not")
-    p.add_argument("--without", type=parts, action="extend", default=[], metavar="PART,…",
-                   help=f"cox, ablation: leave out some of {', '.join(PARTS)}; connection and warmup as in stage 2")
+    p.add_argument("--without", type=bank.parts, action="extend", default=[], metavar="PART,…",
+                   help=f"cox, ablation: leave out some of {', '.join(bank.PARTS)}; connection and warmup as in stage 2")
     p.add_argument("--w-entropy", type=float, default=0.3, help="entmin, moco: weight of the entropy")
     p.add_argument("--threshold", type=float, default=0.95, help="fixmatch: least confidence of a pseudo-label")
     p.add_argument("--noise", type=float, default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
@@ -92,18 +93,13 @@ def get_args(argv=None):
 def main(argv=None):
     args = get_args(argv)
     start = time.time()
-    first = f"python train_connect.py --data {args.data} --oom {args.oom} --setting {args.setting} --seed {args.seed}"
 
     # ------------------------------------------------------------------------------------------------------ data
-    extract = f"python extract_features.py --data {args.data} --oom {args.oom} --perceptor {args.perceptor}"
-    oom, _ = bank.load_inputs(args.runs, args.data, args.oom, first=extract)
-    ims, made_from = bank.load_banks(args.runs, args.data, args.perceptor, args.oom, first=extract)
-    made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
-    fingerprint = oom["meta"]["fingerprint"]
+    oom, ims, connect, made_from = bank.load_seed(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed,
+                                                  keys=("learner", "connections", "mapped", "labelled"),
+                                                  first=f"python extract_features.py --data {args.data} --oom {args.oom} "
+                                                        f"--perceptor {args.perceptor}")
     folder = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed)
-    connect = bank.load(folder / "connect.pt", first=first, keys=("learner", "connections", "mapped", "labelled"))
-    bank.check_chain(folder / "connect.pt", connect["meta"], made_from, fingerprint)
-    made_from = {**made_from, "connect": connect["meta"]["digest"]}
     if args.tag and not re.fullmatch(r"[\w-]+", args.tag):
         raise bank.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
     run = "-".join(filter(None, (args.method, args.tag)))
@@ -113,13 +109,16 @@ def main(argv=None):
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in connect["meta"]["args"]["without"]:
         raise bank.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "
-                             f"--force: {first} --without warmup")
+                             f"--force: python train_connect.py --data {args.data} --oom {args.oom} --setting {args.setting} "
+                             f"--seed {args.seed} --without warmup")
     without = {*args.without, *connect["meta"]["args"]["without"]} if args.method == "cox" else set()
     soft = args.setting == "semi" and args.rounds and not without & {"connection", "emergent"}      # correspondences to be had
     args.kl = "matched" if args.kl == "expected" and not soft else args.kl
     args.w_disagree = (1.0 if args.kl == "expected" else 0.5) if args.w_disagree is None else args.w_disagree
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
-    if bank.finished(path, settings, made_from, fingerprint, args.force):
+    facts = {"stage": "train_explore", "data": bank.data_name(args.data), "fingerprint": oom["meta"]["fingerprint"],
+             "args": settings, "made_from": made_from}
+    if bank.finished(path, settings, made_from, facts["fingerprint"], args.force):
         return
     if args.setting == "unsup" and args.method in ("erm", "entmin", "fixmatch", "selftrain"):
         raise bank.UserError(f"--method {args.method} needs labels: use --setting semi, or one of cox, moco, ssl, "
@@ -127,13 +126,7 @@ def main(argv=None):
     torch.manual_seed(args.seed + 2)
     generator = torch.Generator().manual_seed(args.seed + 2)
     device, kind, classes, names = args.device, oom["kind"], len(oom["class_names"]), connect["im"]
-    train, val = bank.rows(oom, ("train",)), bank.rows(oom, ("val",))
-    val = val[oom["labels"][val] >= 0]                              # for the curve alone, nothing is chosen by it
-    kept, held = set(connect["labelled"]), set(connect.get("held", ()))
-    if held:                                                        # stage 2's --holdout: flags are chosen by these instead
-        aside = torch.tensor([oom["ids"][r] in held for r in train.tolist()])
-        train, val = train[~aside], train[aside]
-    is_labelled = torch.tensor([oom["ids"][r] in kept for r in train.tolist()])
+    train, is_labelled, val = training_rows(oom, connect["labelled"], connect.get("held", ()))    # nothing is chosen by val
     if args.method == "aligned":
         is_labelled = oom["labels"][train] >= 0
     labelled, unlabelled = train[is_labelled], train[~is_labelled]
@@ -150,15 +143,9 @@ def main(argv=None):
     head.load_state_dict(begin["head"])
     connections, connection_optimizers, heads, z_im = {}, {}, {}, {}
     for m in names:
-        at = {i: r for r, i in enumerate(ims[m]["ids"])}
-        z_im[m] = ims[m]["features"][torch.tensor([at[i] for i in connect["mapped_ids"][m]])].to(device)
-        connections[m] = Connection(d_im=ims[m]["features"].shape[1], d=learner.width).to(device)
-        connections[m].standardise(z_im[m])                                      # without connection: untrained
-        if "connection" not in without:
-            connections[m].load_state_dict(connect["connections"][m])
-        connection_optimizers[m] = torch.optim.Adam(connections[m].parameters(), lr=args.lr,
-                                                    weight_decay=args.weight_decay)
-        connection_optimizers[m].load_state_dict(connect["optimizers"][m])
+        z_im[m] = bank.features_of(ims[m], connect["mapped_ids"][m]).to(device)
+        connections[m], connection_optimizers[m] = warm_connection(
+            connect, m, z_im[m], lr=args.lr, weight_decay=args.weight_decay, trained="connection" not in without)
         heads[m] = Head(learner.width, classes).to(device)
         heads[m].load_state_dict(connect["mapped_heads"][m])
     v = {m: map_items(connections[m], z_im[m]) for m in names}                               # (N_k, d) each
@@ -171,31 +158,25 @@ def main(argv=None):
     if args.method == "moco":
         moco = baselines.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
                                           temperature=args.temperature).to(device)
-    # ------------------------------ soft correspondences: readings and IM items as vectors, pairs, how far they are trusted
+
+    # ------------------------------------------- soft correspondences: what names the readings, and how far it is trusted
     named = args.setting == "semi" or bool(connect["naming"])                # the heads know class names: their word counts
-    witness, trust, predict = None, {}, None
     y_of = torch.full((len(train),), -1).masked_scatter(is_labelled, y).to(device)                  # (M,), -1: unlabelled
+    in_order = torch.cat([(y_of >= 0).nonzero(), (y_of < 0).nonzero()]).squeeze(1).argsort()         # labelled, unlabelled -> train
+    y_common = y_im[names[0]][shared[names[0]]]
+    witness, trust, predict = None, {}, None
     if soft and args.method in ("cox", "selftrain"):
         raw = whiten(plain_vectors(oom, train), max(10, min(50, len(train) // 20))).to(device)
         witness = labels_alone(y_of, classes)
-    if args.method == "cox" and args.setting == "semi" and common and "connection" not in without:
-        row = {i: r for r, i in enumerate(common)}
-        partner = torch.tensor([row.get(oom["ids"][r], -1) for r in train.tolist()], device=device).where(y_of >= 0, -1)
-        vectors = shared_vectors([z_im[m][shared[m]] for m in names])                               # (common, <= 80)
-        y_common = y_im[names[0]][shared[names[0]]]
-        if witness and (partner >= 0).sum() >= 8:
-            seen = {"partner": partner, "x": vectors, "y": y_common,
-                    "shares": torch.bincount(y_common, minlength=classes).float() / len(common)}
+        seen = known_items([oom["ids"][r] for r in train.tolist()], y_of, common, [z_im[m][shared[m]] for m in names], y_common,
+                           classes) if args.method == "cox" else None
+        if seen:
             trust = held_out_gain(raw, y_of, seen, witness, rounds=args.rounds)
-            witness = seen if trust["trusted"] else witness
             print("  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; gain "
                   "{gain:+.3f} ± {error:.3f} nat".format(**trust) + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
-        if args.w_im and trust.get("trusted"):
-            predict = torch.nn.Linear(learner.width, vectors.shape[1]).to(device)
-    z_all = lambda z_own, z: z.new_empty(len(train), z.shape[1]).index_copy_(0, (y_of >= 0).nonzero().squeeze(1), z_own) \
-        .index_copy_(0, (y_of < 0).nonzero().squeeze(1), z)                                          # (M, d), in train's order
-    told = lambda z_own, z: class_posteriors(torch.cat([raw, whiten(z_all(z_own, z), 20)], 1), y_of, witness, shares,
-                                             temper=args.temper, rounds=args.rounds)
+        if trust.get("trusted"):
+            witness = seen
+            predict = torch.nn.Linear(learner.width, seen["x"].shape[1]).to(device) if args.w_im else None
     parameters = [*learner.parameters(), *head.parameters(), *(predict.parameters() if predict else []),
                   *(moco.project.parameters() if args.method == "moco" else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
@@ -237,9 +218,7 @@ def main(argv=None):
             state = {name: part.state_dict() for name, part in parts.items()}
             bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in anchors.EMERGENT},
                                    "before": before, "history": history, "epoch": epoch,
-                                   "rng": torch.get_rng_state(), "generator": generator.get_state()},
-                      stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
-                      made_from=made_from, quiet=True)
+                                   "rng": torch.get_rng_state(), "generator": generator.get_state()}, **facts, quiet=True)
 
         # ------------------------------------------------- anchors: agreement, emergent correspondence, refresh (6-9)
         choosing = args.method in ("cox", "selftrain") and epoch < epochs and epoch % refresh_every == 0
@@ -247,9 +226,10 @@ def main(argv=None):
             z = embed(learner, oom, unlabelled, device)[0]
             if args.method in ("cox", "selftrain"):
                 z_own = embed(learner, oom, labelled, device)[0]
+                y_own = y.to(device)
                 for m in names:
                     own, own_im = (t.to(device) for t in connect["pairs"][m])
-                    z_pair, im_pair, y_pair = z_own[own], z_im[m][own_im], y.to(device)[own]
+                    z_pair, im_pair, y_pair = z_own[own], z_im[m][own_im], y_own[own]
                     if len(sets.get("emergent", ())):
                         z_pair = torch.cat([z_pair, z[sets["emergent"]]])
                         im_pair = torch.cat([im_pair, z_im[m][shared[m][sets["emergent_im"]]]])
@@ -258,13 +238,14 @@ def main(argv=None):
                         train_connection(connections[m], connection_optimizers[m], im_pair, z_pair[None], y_pair, head,
                                          steps=args.connect_steps, generator=generator)
                         v[m] = map_items(connections[m], z_im[m])
-                    weight = torch.cat([v[m].new_full((len(v[m]),), args.w_mapped), v[m].new_ones(len(z_own))])
-                    used = slice(len(v[m]) if "connection" in without else None)         # without: not the labelled OOM items
-                    heads[m] = fit_head(torch.cat([v[m], z_own])[used], torch.cat([y_im[m], y.to(device)])[used], classes,
-                                        weight=weight[used])
-            if epoch == epochs > 0 and args.refit and witness and "exploration" not in without:
-                refit = fit_head(z_all(z_own, z), told(z_own, z)[0], classes, weight_decay=1e-2)
-                move_head(head, refit, args.refit)
+                    used = slice(0 if "connection" in without else None)         # without: mapped items alone
+                    heads[m] = fit_mapped_head(v[m], y_im[m], z_own[used], y_own[used], classes, w_mapped=args.w_mapped)
+            if witness and (choosing or epoch == epochs):
+                z_train = torch.cat([z_own, z])[in_order]                                                        # (M, d)
+                q, expected = class_posteriors(torch.cat([raw, whiten(z_train, 20)], 1), y_of, witness, shares,
+                                               temper=args.temper, rounds=args.rounds)
+            if witness and epoch == epochs and args.refit and "exploration" not in without:
+                move_head(head, fit_head(z_train, q, classes, weight_decay=1e-2), args.refit)
             mask, label, confidence, posteriors = anchors.judge(z, head, [heads[m] for m in names], shares, args.gate)
             snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
                         "prediction": head(z).argmax(1).cpu()}
@@ -272,20 +253,16 @@ def main(argv=None):
         if choosing:
             sets = {"emergent": torch.empty(0, dtype=torch.long, device=device)}
             if common and "emergent" not in without:
-                mask, label, found = anchors.emergent(
-                    z, torch.stack([v[m][shared[m]] for m in names]), y_im[names[0]][shared[names[0]]], mask, label,
-                    max(1, round(args.anchors * len(train))), named)
+                mask, label, found = anchors.emergent(z, torch.stack([v[m][shared[m]] for m in names]), y_common, mask, label,
+                                                      max(1, round(args.anchors * len(train))), named)
                 sets.update(found if args.method == "cox" else {})
-            if witness or args.method == "selftrain":          # as many anchors, the surest under the witness
-                if witness:
-                    posteriors, expected = told(z_own, z)
-                    expected_own, expected = expected[y_of >= 0], expected[y_of < 0]            # IM features, of every reading
-                    posteriors = posteriors[None, y_of < 0]
-                else:
-                    posteriors = anchors.judge(z, head, [], shares, True)[3]
-                best = anchors.surest(posteriors[0].max(-1).values, int(mask.sum()))
-                mask = torch.zeros_like(mask).index_fill_(0, best, True)
-                label = posteriors[0].argmax(-1)
+            if witness:                                                            # as many anchors, the surest under it
+                expected_own, expected_other = expected[y_of >= 0], expected[y_of < 0]                  # of every IM feature
+                posteriors = q[None, y_of < 0]
+            elif args.method == "selftrain":
+                posteriors = anchors.judge(z, head, [], shares, True)[3]
+            if witness or args.method == "selftrain":
+                mask, label = anchors.surest_classes(posteriors[0], int(mask.sum()))
             sets.update(mask=mask, label=label, posteriors=posteriors, **anchors.statistics(head(z), mask, label))
             tqdm.write(f"  epoch {epoch}: {mask.float().mean():.1%} of the unlabelled are anchors, "
                        f"{len(sets['emergent'])} emergent pairs")
@@ -316,7 +293,7 @@ def main(argv=None):
                     z_j = learner(*augment(kind, x, lengths, "strong"))
                     logits = head(z_j).float()
                     if predict:
-                        terms["im"] = terms["im"] + args.w_im * F.mse_loss(predict(z_j).float(), expected[j])
+                        terms["im"] = terms["im"] + args.w_im * F.mse_loss(predict(z_j).float(), expected_other[j])
                     agree, disagree = anchors.losses(logits, sets, j, args.kl)
                     terms["agree"] = args.w_agree * agree
                     if args.w_disagree and disagree is not None:
@@ -351,9 +328,7 @@ def main(argv=None):
         "mapped_heads": {m: state(h) for m, h in heads.items()},
         "mapped": {m: t.cpu() for m, t in v.items()}, "unlabelled": [oom["ids"][r] for r in unlabelled.tolist()],
         "before": before, "after": snapshot, "history": history, "trust": trust,
-    }, stage="train_explore", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
-        made_from=made_from, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"],
-        n_labelled=len(labelled),
+    }, **facts, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
         seconds=round(time.time() - start, 1))
     checkpoint.unlink(missing_ok=True)
     print(f"stage 3 done in {time.time() - start:.0f} s. Next: python evaluate.py --data {args.data} --table")
