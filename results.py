@@ -33,7 +33,8 @@ def tables(records, task="classification"):
 def accuracy_tables(records, columns):
     uneven = [c for c in columns if any(skewed(r) for r in records if (r["data"], r["oom"]) == c)]
     blocks = [score_table(records, columns, {"": "accuracy"}, "Test accuracy, %", column_notes(records, columns)),
-              *tests_table(records, "accuracy", "test accuracy")]
+              *tests_table(records, "accuracy", "test accuracy"),
+              *tests_table(records, "unlabelled", "accuracy on the unlabelled training items")]
     if uneven:
         blocks.append(score_table(records, uneven, {"": "balanced_accuracy"}, "Balanced test accuracy, %",
                                   ["The classes of these test sets differ by more than 1.5 in size."]))
@@ -254,7 +255,8 @@ def column_notes(records, columns):
                          f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
             added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
             if added:
-                notes.append(f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sorted({r['added'] for r in rows if r.get('added')}))}.")
+                sources = sorted({r["added"] for r in rows if r.get("added")})
+                notes.append(f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sources)}.")
             # random has no training
             told = [r for r in rows if r.get("args")]
             groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]

@@ -106,6 +106,10 @@ def main(argv=None):
     path, checkpoint = folder / f"{run}.pt", folder / f"{run}.checkpoint.pt"
     if args.rounds < 0:
         raise bank.UserError(f"--rounds {args.rounds}: rounds of the soft correspondence, 1 or more; 0 leaves it out")
+    if args.temper <= 0:
+        raise bank.UserError(f"--temper {args.temper}: an exponent above 0; 1 leaves the posteriors as they are")
+    if not 0 <= args.refit <= 1:
+        raise bank.UserError(f"--refit {args.refit}: a share of the way, 0 to 1; 0 leaves the trained head as it is")
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in connect["meta"]["args"]["without"]:
         raise bank.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "

@@ -78,6 +78,8 @@ def added_records(args, records):
         command = file.with_name("COMMAND")
         source = next(iter(re.findall("commit [0-9a-f]+", command.read_text() if command.exists() else "")), str(file))
         for r in json.loads(file.read_text()):
+            if r["setting"] == "unsup" and ("args" not in r or "per_class" not in r["metrics"]):
+                raise bank.UserError(f"--add {file}: its runs without labels do not say how they started; collect them again")
             r = {"args": {}, **r}
             if r["data"] in names and all(not v or r[k] in v for k, v in filters.items()) and same(r) not in have:
                 have.add(same(r))
@@ -136,14 +138,15 @@ def main(argv=None):
     figures = {k: v for k, v in figures.items() if v[0] is not None}
     mine = [r for r in records if "added" not in r]
     command = f"{provenance()}, {len(mine)} runs of {hours(mine):.1f} h in all"
-    command += f"; {len(records) - len(mine)} more from {' '.join(args.add)}" if len(mine) < len(records) else ""
-    spare = set() if args.experiment == "unsup" else {"confusion", "per_class"}                    # METHOD.json has them
-    spare |= set() if args.experiment == "fig5" else {"connection"}
-    spare |= set() if args.experiment == "table3" else {"retrieval"}
-    slim = [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare}} for r in records]
+    sources = sorted({r["added"] for r in records if "added" in r})
+    command += f"; {len(records) - len(mine)} more of {', '.join(sources)}" if sources else ""
+    spare = {k for k, experiment in (("connection", "fig5"), ("retrieval", "table3")) if experiment != args.experiment}
+    spare_of = {"semi": {*spare, "confusion", "per_class"}, "unsup": spare}                        # METHOD.json has them
+    slim = [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare_of[r["setting"]]}} for r in records]
     run_files.write_tables(out, slim, blocks)
-    metrics = ["retrieval.out.category.r1", "retrieval.out.instance.r1"] if args.experiment == "table3" else ["accuracy"]
-    if args.experiment in ("table2", "table3", "table4"):
+    metrics = {"table2": ["accuracy", "unlabelled"], "table4": ["accuracy"],
+               "table3": ["retrieval.out.category.r1", "retrieval.out.instance.r1"]}.get(args.experiment, [])
+    if metrics:
         found = [{"perceptor": p, **t} for p in sorted({r["perceptor"] for r in records}) for m in metrics
                  for t in paired_tests.tests([r for r in records if r["perceptor"] == p], m)]
         run_files.write_text(out / "tests.json", json.dumps(found, indent=1))

@@ -1,4 +1,4 @@
-"""Write the results in experiments/results/ into README.md, between its two markers: nothing there is typed by hand.
+"""Write the results in experiments/results/ into README.md and docs/method.md, between their markers: nothing there is typed.
 
     python experiments/readme_table.py
 
@@ -69,16 +69,22 @@ def accuracy_lines(sources):
     return lines
 
 
-def test_lines(folder):
-    """The paired tests beside a table."""
+def test_lines(folder, *metrics):
+    """The paired tests beside a table: on test accuracy, or on several metrics, by data set as well."""
     if not (folder / "tests.json").exists():
         return []
+    found = [t for t in json.loads((folder / "tests.json").read_text()) if t["metric"] in (metrics or ("accuracy",))
+             and ("-" not in t["against"] or t["against"] == "selftrain-plain")]
     show = lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
-    lines = ["", "| COX − | setting | n | columns ahead | points | p (t) | p (Wilcoxon) |", "|:--|:--|--:|--:|--:|--:|--:|"]
-    return lines + [f"| {t['against']} | {t['setting']} | {t['n']} | {t['ahead']} of {t['columns']} | {100 * t['mean']:+.1f} | "
-                    f"{show(t['t_p'])} | {show(t['wilcoxon_p'])} |"
-                    for t in json.loads((folder / "tests.json").read_text())
-                    if "-" not in t["against"] or t["against"] == "selftrain-plain"]
+    datas = sorted({d for t in found for d in t["by_data"]}) if metrics else []
+    what = {"accuracy": ["test"], "unlabelled": ["unlabelled items"]} if metrics else {"accuracy": []}
+    heads = ["COX −", *(["accuracy on"] if metrics else []), "setting", "n", "columns ahead", "points", "p (t)", "p (Wilcoxon)", *datas]
+    words = 3 if metrics else 2
+    lines = ["", "| " + " | ".join(heads) + " |", "|" + ":--|" * words + "--:|" * (len(heads) - words)]
+    return lines + ["| " + " | ".join([
+        t["against"], *what[t["metric"]], t["setting"], str(t["n"]), f"{t['ahead']} of {t['columns']}", f"{100 * t['mean']:+.1f}",
+        show(t["t_p"]), show(t["wilcoxon_p"]), *(f"{100 * t['by_data'][d]:+.1f}" if d in t["by_data"] else "–" for d in datas)])
+        + " |" for t in found]
 
 
 def retrieval_lines(records):
@@ -99,6 +105,12 @@ def retrieval_lines(records):
     return [*lines, "| chance | " + " | ".join("–" if c is None else f"{100 * c:.2g}" for c in chance) + " |"]
 
 
+def put(page, lines):
+    """The lines between the page's two markers, in the place of what is there."""
+    head, rest = page.read_text().split(BEGIN)
+    page.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+
+
 def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
     sources = {name: read(folder / name) for name in ("table2", "unsup", "demo", "table3")}
     lines = [*accuracy_lines([sources[n][0] for n in ("table2", "unsup", "demo")]), *test_lines(folder / "table2"),
@@ -112,9 +124,9 @@ def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
     for r in (r for records, _ in sources.values() for r in records if (r["setting"], r["method"]) == ("unsup", "cox")):
         unsup.setdefault(f"{r['data']} {r['oom']}{words(r).removeprefix('unsup')}", {}).setdefault(r["seed"], r)
     lines[-1:] = [said + "  " for name, by in unsup.items() if (said := results.at_chance([*by.values()], name))] + lines[-1:]
-    text = readme.read_text()
-    head, rest = text.split(BEGIN)
-    readme.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+    put(readme, lines)
+    if (folder / "table2_paired" / "tests.json").exists():
+        put(readme.parent / "docs" / "method.md", test_lines(folder / "table2_paired", "accuracy", "unlabelled")[1:])
 
 
 if __name__ == "__main__":

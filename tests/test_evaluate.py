@@ -390,6 +390,17 @@ def test_unsup_says_at_chance():
 
 # ----------------------------------------------------------------------------------------------- paired tests
 
+def test_accuracy_on_unlabelled_items_is_that_of_both_parts():
+    r = record(0.5)
+    assert scores.score(r, "unlabelled") is None
+    r["metrics"]["agreement"] = metrics.agreement(torch.tensor([True, True, True, False]), torch.tensor([1, 1, 0, 2]),
+                                                  torch.tensor([1, 0, 0, 2]))
+    r["metrics"]["agreement"] = {"after": r["metrics"]["agreement"]}
+    assert scores.score(r, "unlabelled") == pytest.approx(0.75)
+    r["metrics"]["agreement"]["after"].update(share=1.0, disagree_accuracy=None)                        # all agree
+    assert scores.score(r, "unlabelled") == pytest.approx(2 / 3)
+
+
 def test_paired_tests_against_scipy():
     g = np.random.default_rng(0)
     cox, erm = g.random((2, 4)), g.random((2, 4)) - 0.2                       # two columns, four seeds

@@ -227,21 +227,25 @@ def test_an_earlier_collection_adds_what_the_trees_lack(tmp_path, capsys):
     for tree, seeds in (("one", (0,)), ("two", (0, 1))):
         make_world(tmp_path / tree, seeds=seeds, methods=("random", "selftrain", "cox"))
         evaluate.main(["--data", "toy", "--runs", str(tmp_path / tree)])
-    line = lambda tree, *more: ["table2", "--data", "toy", "--runs", str(tmp_path / tree), "--out", str(tmp_path / tree / "out"), *more]
+    line = lambda tree, *more: ["table2", "--data", "toy", "--runs", str(tmp_path / tree),
+                                "--out", str(tmp_path / tree / "out"), *more]
     collect.main(line("two"))
-    earlier = tmp_path / "two" / "out" / "table.json"
-    read = lambda: [(r["method"], r["seed"], "added" in r) for r in json.loads((tmp_path / "one" / "out" / "table.json").read_text())]
+    earlier, table = (tmp_path / tree / "out" / "table.json" for tree in ("two", "one"))
+    read = lambda: [(r["method"], r["seed"], "added" in r) for r in json.loads(table.read_text())]
     collect.main(line("one", "--add", str(earlier)))
     assert sorted(read()) == [(m, s, s == 1) for m in ("cox", "random", "selftrain") for s in (0, 1)]
     collect.main(line("one", "--add", str(earlier), "--add-method", "random"))
     assert sorted(read()) == [("cox", 0, False), ("random", 0, False), ("random", 1, True), ("selftrain", 0, False)]
     text = (tmp_path / "one" / "out" / "table.md").read_text()
     assert "random added from commit" in text and "Not alike" not in text
-    assert f"3 runs of 0.0 h in all; 1 more from {earlier}" in (tmp_path / "one" / "out" / "COMMAND").read_text()
+    assert "3 runs of 0.0 h in all; 1 more of commit " in (tmp_path / "one" / "out" / "COMMAND").read_text()
     old = [{k: v for k, v in r.items() if k not in ("args", "seconds", "connect_seconds")} for r in json.loads(earlier.read_text())]
     earlier.write_text(json.dumps(old))                                     # tables once held no flags and no times
     collect.main(line("one", "--add", str(earlier)))
     assert len(read()) == 6
+    earlier.write_text(json.dumps([{**r, "setting": "unsup"} for r in old]))     # which start? a row could be of another one
+    with pytest.raises(bank.UserError, match="collect them again"):
+        collect.main(line("one", "--add", str(earlier)))
     with pytest.raises(bank.UserError, match="--add nothing.json is missing"):
         collect.main(line("one", "--add", "nothing.json"))
 
@@ -310,6 +314,10 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     write("demo", [record(0.1), record(0.4, data="other", oom="pen"), record(0.2, data="other", oom="sonar")])   # toy: table2's
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{readme_table.BEGIN}\nold 99.9\n{readme_table.END}\nafter\n")
+    write("table2_paired", two, tests=[t for m in ("accuracy", "unlabelled") for t in paired_tests.tests(two, m)])
+    method = tmp_path / "docs" / "method.md"
+    method.parent.mkdir()
+    method.write_text(readme.read_text())
     readme_table.main(readme, tmp_path)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "99.9" not in text
@@ -319,6 +327,9 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     assert "| other | pen, sonar | 10% labels | – | **30.0** | – | – | – |" in text
     assert "| erm | semi | 2 | 1 of 1 | +11.0 |" in text and "cox-kl" not in text
     assert "`table2`: seeds 0, 1; `bash table2.sh`" in text and "retrieval" not in text
+    page = method.read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter\n") and "99.9" not in page
+    assert "| erm | test | semi | 2 | 1 of 1 | +11.0 | 0.058 | 0.5 | +11.0 |" in page and "unlabelled" not in page
     shared = {"out": {"category": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}, "instance": None}}
     three = [record(0.5, method=m) for m in ("erm", "cox")]
     for r, extra in zip(three, (0.0, 0.125)):

@@ -440,7 +440,8 @@ def test_the_term_on_d_follows_what_there_is(runs, folder):
 
 def test_refit_moves_the_head_alone_and_only_where_there_are_correspondences(runs, folder):
     file = lambda name: bank.load(run_dir(runs) / f"{name}.pt")
-    for tag, flags in (("half", ""), ("kept", "--refit 0"), ("whole", "--refit 1"), ("plain", "--rounds 0"), ("plain-kept", "--rounds 0 --refit 0")):
+    for tag, flags in (("half", ""), ("kept", "--refit 0"), ("whole", "--refit 1"), ("plain", "--rounds 0"),
+                       ("plain-kept", "--rounds 0 --refit 0")):
         stage("train_explore", folder, runs, f"{flags} --tag {tag}")
     half, kept, whole = file("cox-half"), file("cox-kept"), file("cox-whole")
     assert not differ(half["learner"], kept["learner"]) and not differ(half["learner"], whole["learner"])
@@ -1474,3 +1475,6 @@ def test_pairs_drawn_within_a_class_give_no_correspondences(tmp_path):
 
 def test_negative_rounds_are_refused(runs, folder):
     refused("train_explore", folder, runs, "--rounds -1", parts=("--rounds -1", "0 leaves it out"))
+    refused("train_explore", folder, runs, "--temper 0", parts=("--temper 0", "above 0"))
+    for share in ("-0.1", "1.5"):
+        refused("train_explore", folder, runs, f"--refit {share}", parts=(f"--refit {share}", "0 to 1"))
