@@ -1,4 +1,4 @@
-"""What the baselines of stage 3 learn from unlabelled readings. No files, no arguments, no printing.
+"""What the baselines of stage 3 learn from unlabelled readings, and the flags of it. No files, no printing.
 
 x (B, …) and lengths (B,) or None are a batch as `augment.batch` gives it, `kind` says how it is augmented.
 """
@@ -8,6 +8,34 @@ import torch
 import torch.nn.functional as F
 
 from augment import augment
+from model import entropy
+
+UNLABELLED = ("entmin", "moco", "ssl", "fixmatch")          # the baselines that learn from them
+
+
+def add_flags(p):
+    p.add_argument("--w-entropy", type=float, default=0.3, help="entmin, moco: weight of the entropy")
+    p.add_argument("--threshold", type=float, default=0.95, help="fixmatch: least confidence of a pseudo-label")
+    p.add_argument("--noise", type=float, default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
+    p.add_argument("--w-ssl", type=float, default=1.0, help="ssl: weight of the consistency")
+    p.add_argument("--queue", type=int, default=2048, help="moco: negatives")
+    p.add_argument("--momentum", type=float, default=0.99, help="moco: of the key encoder")
+    p.add_argument("--temperature", type=float, default=0.1, help="moco: of the contrastive loss")
+
+
+def terms(args, learner, head, moco, kind, x, lengths, *, labelled):
+    """The terms {name: loss} of --method on a batch of unlabelled items; `labelled`: is there any label (entropy sharpens what
+    labels have begun)."""
+    found = {}
+    if args.method in ("entmin", "moco") and labelled:
+        found["entropy"] = args.w_entropy * entropy(head(learner(*augment(kind, x, lengths))).float())
+    if args.method == "moco":
+        found["contrast"] = moco.loss(learner, kind, x, lengths)
+    elif args.method == "ssl":
+        found["consistency"] = args.w_ssl * consistency(learner, head, kind, x, lengths, args.noise)
+    elif args.method == "fixmatch":
+        found["pseudo"] = confident(learner, head, kind, x, lengths, args.threshold)
+    return found
 
 
 class MomentumContrast(torch.nn.Module):

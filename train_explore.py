@@ -30,8 +30,7 @@ import bank
 import baselines
 from augment import augment, batch, embed
 from correspond import class_posteriors, held_out_gain, known_items, labels_alone, plain_vectors, whiten
-from model import (Head, Learner, entropy, fit_head, fit_mapped_head, map_items, move_head, train_connection,
-                   warm_connection)
+from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
 from supervision import training_rows
 
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
@@ -57,8 +56,8 @@ def get_args(argv=None):
     p.add_argument("--refreshes", type=int, default=5, help="cox, selftrain: how often anchors are chosen anew")
     p.add_argument("--connect-steps", type=int, default=50, help="cox: steps of each connection at a refresh")
     p.add_argument("--w-agree", type=float, default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
-    p.add_argument("--w-disagree", type=float, help="cox, selftrain: weight of the term on D; default: 1 where it is "
-                   "--kl expected, else 0.5")
+    p.add_argument("--w-disagree", type=float, help="cox, selftrain: weight of the term on D; left out, it is 1 with "
+                   "--kl expected, 0.5 with the others (default: %(default)s)")
     p.add_argument("--kl", default="expected", choices=["expected", "matched", "literal"],
                    help="cox, selftrain: what an item of D is drawn to (Eq. 13): its own expected class under its "
                    "correspondences (where there are none: matched); the posteriors of the anchors of its class; of all anchors")
@@ -77,13 +76,7 @@ def get_args(argv=None):
                    "class frequencies of the IM items (selftrain: of the labelled ones); free: they are not")
     p.add_argument("--without", type=bank.parts, action="extend", default=[], metavar="PART,…",
                    help=f"cox, ablation: leave out some of {', '.join(bank.PARTS)}; connection and warmup as in stage 2")
-    p.add_argument("--w-entropy", type=float, default=0.3, help="entmin, moco: weight of the entropy")
-    p.add_argument("--threshold", type=float, default=0.95, help="fixmatch: least confidence of a pseudo-label")
-    p.add_argument("--noise", type=float, default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
-    p.add_argument("--w-ssl", type=float, default=1.0, help="ssl: weight of the consistency")
-    p.add_argument("--queue", type=int, default=2048, help="moco: negatives")
-    p.add_argument("--momentum", type=float, default=0.99, help="moco: of the key encoder")
-    p.add_argument("--temperature", type=float, default=0.1, help="moco: of the contrastive loss")
+    baselines.add_flags(p)
     p.add_argument("--seed", type=int, default=0, help="as in stage 2; order and augmentation here")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
@@ -159,9 +152,8 @@ def main(argv=None):
     common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))      # in every IM modality
     row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
     shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}
-    if args.method == "moco":
-        moco = baselines.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
-                                          temperature=args.temperature).to(device)
+    moco = baselines.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
+                                      temperature=args.temperature).to(device) if args.method == "moco" else None
 
     # ------------------------------------------- soft correspondences: what names the readings, and how far it is trusted
     named = args.setting == "semi" or bool(connect["naming"])                # the heads know class names: their word counts
@@ -182,7 +174,7 @@ def main(argv=None):
             witness = seen
             predict = torch.nn.Linear(learner.width, seen["x"].shape[1]).to(device) if args.w_im else None
     parameters = [*learner.parameters(), *head.parameters(), *(predict.parameters() if predict else []),
-                  *(moco.project.parameters() if args.method == "moco" else [])]
+                  *(moco.project.parameters() if moco else [])]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
     epoch_steps = max(1, round(len(train) / args.batch))
     idle = args.method == "random" or args.setting == "unsup" and "exploration" in without
@@ -199,10 +191,7 @@ def main(argv=None):
     parts = {"learner": learner, "head": head, "optimizer": optimizer,
              **{f"connection {m}": connections[m] for m in names},
              **{f"connection optimizer {m}": connection_optimizers[m] for m in names}}
-    if predict:
-        parts.update(predict=predict)
-    if args.method == "moco":
-        parts.update(moco=moco)
+    parts.update({name: part for name, part in (("predict", predict), ("moco", moco)) if part})
     if checkpoint.exists() and not args.force:
         saved = bank.load(checkpoint)
         if saved["meta"]["args"] == settings and saved["meta"]["made_from"] == made_from:
@@ -233,11 +222,9 @@ def main(argv=None):
                 y_own = y.to(device)
                 for m in names:
                     own, own_im = (t.to(device) for t in connect["pairs"][m])
-                    z_pair, im_pair, y_pair = z_own[own], z_im[m][own_im], y_own[own]
-                    if len(sets.get("emergent", ())):
-                        z_pair = torch.cat([z_pair, z[sets["emergent"]]])
-                        im_pair = torch.cat([im_pair, z_im[m][shared[m][sets["emergent_im"]]]])
-                        y_pair = torch.cat([y_pair, sets["emergent_label"]])
+                    found, found_im, found_y = (sets.get(k, own[:0]) for k in anchors.EMERGENT)     # of the last refresh
+                    z_pair, y_pair = torch.cat([z_own[own], z[found]]), torch.cat([y_own[own], found_y])
+                    im_pair = torch.cat([z_im[m][own_im], z_im[m][shared[m][found_im]]])
                     if epoch and len(z_pair) and "connection" not in without:
                         train_connection(connections[m], connection_optimizers[m], im_pair, z_pair[None], y_pair, head,
                                          steps=args.connect_steps, generator=generator)
@@ -257,9 +244,9 @@ def main(argv=None):
         if choosing:
             sets = {"emergent": torch.empty(0, dtype=torch.long, device=device)}
             if common and "emergent" not in without:
-                mask, label, found = anchors.emergent(z, torch.stack([v[m][shared[m]] for m in names]), y_common, mask, label,
-                                                      max(1, round(args.anchors * len(train))), named)
-                sets.update(found if args.method == "cox" else {})
+                mask, label, new = anchors.emergent(z, torch.stack([v[m][shared[m]] for m in names]), y_common, mask, label,
+                                                    max(1, round(args.anchors * len(train))), named)
+                sets.update(new if args.method == "cox" else {})
             if witness:                                                            # as many anchors, the surest under it
                 expected_own, expected_other = expected[y_of >= 0], expected[y_of < 0]                  # of every IM feature
                 posteriors = q[None, y_of < 0]
@@ -290,9 +277,8 @@ def main(argv=None):
                     terms["labelled"] = F.cross_entropy(head(z_i).float(), y[i].to(device))
                     if predict:
                         terms["im"] = args.w_im * F.mse_loss(predict(z_i).float(), expected_own[i])
-                if args.method not in ("erm", "aligned"):
-                    x, lengths = batch(oom, unlabelled[j], device)
                 if args.method in ("cox", "selftrain") and "exploration" not in without:
+                    x, lengths = batch(oom, unlabelled[j], device)
                     j = j.to(device)
                     z_j = learner(*augment(kind, x, lengths, "strong"))
                     logits = head(z_j).float()
@@ -302,14 +288,9 @@ def main(argv=None):
                     terms["agree"] = args.w_agree * agree
                     if args.w_disagree and disagree is not None:
                         terms["disagree"] = args.w_disagree * disagree
-                elif args.method in ("entmin", "moco") and len(labelled):
-                    terms["entropy"] = args.w_entropy * entropy(head(learner(*augment(kind, x, lengths))).float())
-                if args.method == "moco":
-                    terms["contrast"] = moco.loss(learner, kind, x, lengths)
-                elif args.method == "ssl":
-                    terms["consistency"] = args.w_ssl * baselines.consistency(learner, head, kind, x, lengths, args.noise)
-                elif args.method == "fixmatch":
-                    terms["pseudo"] = baselines.confident(learner, head, kind, x, lengths, args.threshold)
+                elif args.method in baselines.UNLABELLED:
+                    terms.update(baselines.terms(args, learner, head, moco, kind, *batch(oom, unlabelled[j], device),
+                                                 labelled=len(labelled) > 0))
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()
