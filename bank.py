@@ -17,7 +17,6 @@ Layout under --runs:
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                   (stage 3)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                 (stage 4)
 """
-import argparse
 import hashlib
 import os
 import re
@@ -46,17 +45,6 @@ def run(main, argv=None):
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-
-
-PARTS = ("connection", "exploration", "warmup", "emergent")                     # what an ablation can leave out of COX
-
-
-def parts(text):
-    """--without's comma-separated list, sorted."""
-    found = sorted({p for p in text.split(",") if p})
-    if set(found) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(set(found) - set(PARTS)))}: choose among {', '.join(PARTS)}")
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- paths

@@ -8,19 +8,20 @@ import torch
 import torch.nn.functional as F
 
 from augment import augment
+from flags import number
 from model import entropy
 
 UNLABELLED = ("entmin", "moco", "ssl", "fixmatch")          # the baselines that learn from them
 
 
 def add_flags(p):
-    p.add_argument("--w-entropy", type=float, default=0.3, help="entmin, moco: weight of the entropy")
-    p.add_argument("--threshold", type=float, default=0.95, help="fixmatch: least confidence of a pseudo-label")
-    p.add_argument("--noise", type=float, default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
-    p.add_argument("--w-ssl", type=float, default=1.0, help="ssl: weight of the consistency")
-    p.add_argument("--queue", type=int, default=2048, help="moco: negatives")
-    p.add_argument("--momentum", type=float, default=0.99, help="moco: of the key encoder")
-    p.add_argument("--temperature", type=float, default=0.1, help="moco: of the contrastive loss")
+    p.add_argument("--w-entropy", type=number(float, 0), default=0.3, help="entmin, moco: weight of the entropy")
+    p.add_argument("--threshold", type=number(float, 0, 1), default=0.95, help="fixmatch: least confidence of a pseudo-label")
+    p.add_argument("--noise", type=number(float, 0), default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
+    p.add_argument("--w-ssl", type=number(float, 0), default=1.0, help="ssl: weight of the consistency")
+    p.add_argument("--queue", type=number(int, 1), default=2048, help="moco: negatives")
+    p.add_argument("--momentum", type=number(float, 0, 1), default=0.99, help="moco: of the key encoder")
+    p.add_argument("--temperature", type=number(float, 0, ends="(]"), default=0.1, help="moco: of the contrastive loss")
 
 
 def terms(args, learner, head, moco, kind, x, lengths, *, labelled):

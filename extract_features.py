@@ -23,6 +23,7 @@ from tqdm import tqdm
 import bank
 import perceptors
 import readers
+from flags import number
 from perceptors import bind, embed, weights
 from readers import ahead, media
 
@@ -49,24 +50,28 @@ def get_args(argv=None):
                    "(docs/perceptors.md); may be given several times")
     p.add_argument("--dtype", default="float32", choices=list(DTYPES), help="of a pretrained perceptor's weights and forward "
                    "pass; its features are float32 in any case")
-    p.add_argument("--batch-size", type=int, default=32, help="items that a pretrained perceptor takes at once")
-    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+    p.add_argument("--batch-size", type=number(int, 1), default=32, help="items that a pretrained perceptor takes at once")
+    p.add_argument("--workers", type=number(int, 0),
+                   default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
                    help="processes that decode and preprocess; 0: none besides this one")
     p.add_argument("--oom", help="out-of-modal modality; no encoder trained here sees it. Without it, a pretrained perceptor "
                    "makes the banks of all modalities")
     p.add_argument("--im", help="IM modalities, comma-separated; default: every other one")
     p.add_argument("--runs", default="runs", help="where everything is written")
-    p.add_argument("--image-size", type=int, default=224, help="side of images and video frames after resize and centre crop")
-    p.add_argument("--series-length", type=int, default=512, help="longest series (spectrogram frames, sensor steps) kept as "
+    p.add_argument("--image-size", type=number(int, 1), default=224,
+                   help="side of images and video frames after resize and centre crop")
+    p.add_argument("--series-length", type=number(int, 1), default=512,
+                   help="longest series (spectrogram frames, sensor steps) kept as "
                    "it is; a data set with longer ones is resampled by one factor")
-    p.add_argument("--frames", type=int, default=8, help="video frames per clip")
-    p.add_argument("--mels", type=int, default=64, help="mel bands of audio")
+    p.add_argument("--frames", type=number(int, 1), default=8, help="video frames per clip")
+    p.add_argument("--mels", type=number(int, 1), default=64, help="mel bands of audio")
     p.add_argument("--pair-by-class", action="store_true", help="pair labelled items within a class where the data have no "
                    "pairs; noted in all results")
-    p.add_argument("--bind-epochs", type=int, default=40, help="epochs of the encoders trained here")
-    p.add_argument("--bind-width", type=int, default=64, help="their width")
-    p.add_argument("--bind-dim", type=int, default=64, help="dimension of bind's joint space")
-    p.add_argument("--commonality", type=float, default=0.7, help="synth only: instance information that the modalities "
+    p.add_argument("--bind-epochs", type=number(int, 0), default=40, help="epochs of the encoders trained here")
+    p.add_argument("--bind-width", type=number(int, 1), default=64, help="their width")
+    p.add_argument("--bind-dim", type=number(int, 1), default=64, help="dimension of bind's joint space")
+    p.add_argument("--commonality", type=number(float, 0, 1), default=0.7,
+                   help="synth only: instance information that the modalities "
                    "share beyond the class, 0 to 1; one value per --runs")
     p.add_argument("--data-seed", type=int, default=0, help="synth only: which world")
     p.add_argument("--seed", type=int, default=0, help="seed of the encoders trained here")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch, embed
+from flags import PARTS, leave_out, number
 from model import Connection, Learner, fit_head, map_items, train_connection
 from supervision import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
 
@@ -32,35 +33,39 @@ def get_args(argv=None):
     p.add_argument("--oom", required=True, help="out-of-modal modality, the one to learn")
     p.add_argument("--perceptor", default="bind", help="as in stage 1")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"], help="few correspondences, or none")
-    p.add_argument("--labels", type=float, default=0.1, help="semi: share of the OOM training items that keeps label and pair")
-    p.add_argument("--per-class", type=int, default=0, help="semi: this many per class instead of a share")
-    p.add_argument("--holdout", type=float, default=0.0, help="semi: share of the labelled items of each class that training "
+    p.add_argument("--labels", type=number(float, 0, 1, "(]"), default=0.1,
+                   help="semi: share of the OOM training items that keeps label and pair")
+    p.add_argument("--per-class", type=number(int, 0), default=0, help="semi: this many per class instead of a share")
+    p.add_argument("--holdout", type=number(float, 0, 1, "[)"), default=0.0,
+                   help="semi: share of the labelled items of each class that training "
                    "does not see at all; stage 3 validates on them, to choose its flags by")
     p.add_argument("--pair-by-class", action="store_true", help="pair labelled items within a class where the data have no "
                    "pairs; noted in all results")
     p.add_argument("--runs", default="runs", help="where stage 1 wrote, and where this writes")
-    p.add_argument("--width", type=int, default=192, help="learner: width (192, 12, 16 make ViT-T/16)")
-    p.add_argument("--depth", type=int, default=12, help="learner: blocks")
-    p.add_argument("--patch", type=int, default=16, help="learner: side of an image patch or video tubelet")
-    p.add_argument("--slice", type=int, default=0, help="learner: steps of a time slice; 0: at most 32 tokens, one "
+    p.add_argument("--width", type=number(int, 1), default=192, help="learner: width (192, 12, 16 make ViT-T/16)")
+    p.add_argument("--depth", type=number(int, 1), default=12, help="learner: blocks")
+    p.add_argument("--patch", type=number(int, 1), default=16, help="learner: side of an image patch or video tubelet")
+    p.add_argument("--slice", type=number(int, 0), default=0, help="learner: steps of a time slice; 0: at most 32 tokens, one "
                    "token for a feature vector or binned sensor (fixed length, at most 512 values)")
-    p.add_argument("--warmup-epochs", type=int, default=10, help="epochs on the labelled items, or on the anchors (unsup)")
-    p.add_argument("--batch", type=int, default=128, help="items of a step; an epoch is M / batch steps for every method")
-    p.add_argument("--labelled-batch", type=int, default=64, help="labelled items of a step")
-    p.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate")
-    p.add_argument("--weight-decay", type=float, default=1e-5, help="Adam's weight decay")
-    p.add_argument("--anchors", type=float, default=0.1, help="unsup: share of the items taken as anchors (T)")
+    p.add_argument("--warmup-epochs", type=number(int, 0), default=10,
+                   help="epochs on the labelled items, or on the anchors (unsup)")
+    p.add_argument("--batch", type=number(int, 1), default=128,
+                   help="items of a step; an epoch is M / batch steps for every method")
+    p.add_argument("--labelled-batch", type=number(int, 1), default=64, help="labelled items of a step")
+    p.add_argument("--lr", type=number(float, 0), default=1e-3, help="Adam's learning rate")
+    p.add_argument("--weight-decay", type=number(float, 0), default=1e-5, help="Adam's weight decay")
+    p.add_argument("--anchors", type=number(float, 0, 1), default=0.1, help="unsup: share of the items taken as anchors (T)")
     p.add_argument("--init", default="literal", choices=["literal", "spectral"], help="unsup: where class names come from; "
                    "literal: the IM heads judge a random learner (Eq. 14 as printed; stays at chance); spectral: clusters of "
                    "the raw readings, named by the classes' geometry on the IM side")
-    p.add_argument("--name-with", type=int, default=0, help="unsup, spectral: this many labelled items per class give "
+    p.add_argument("--name-with", type=number(int, 0), default=0, help="unsup, spectral: this many labelled items per class give "
                    "the readings their names, along the graph of their neighbours, and serve nothing else")
-    p.add_argument("--without", type=bank.parts, action="extend", default=[], metavar="PART,…",
-                   help=f"ablation, here and in stage 3: leave out some of {', '.join(bank.PARTS)}")
-    p.add_argument("--connect-steps", type=int, default=300, help="steps of each connection")
-    p.add_argument("--beta", type=float, default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
-    p.add_argument("--w-ce", type=float, default=0.0, help="weight of the head's cross-entropy on the reconstruction")
-    p.add_argument("--w-kl", type=float, default=0.0, help="weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up")
+    p.add_argument("--without", type=leave_out, action="extend", default=[], metavar="PART,…",
+                   help=f"ablation, here and in stage 3: leave out some of {', '.join(PARTS)}")
+    p.add_argument("--connect-steps", type=number(int, 0), default=300, help="steps of each connection")
+    p.add_argument("--beta", type=number(float, 0), default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
+    p.add_argument("--w-ce", type=number(float, 0), default=0.0, help="weight of the head's cross-entropy on the reconstruction")
+    p.add_argument("--w-kl", type=number(float, 0), default=0.0, help="weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up")
     p.add_argument("--seed", type=int, default=0, help="labelled items, initial weights, order")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
@@ -92,8 +97,6 @@ def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name, t
 def main(argv=None):
     args = get_args(argv)
     start = time.time()
-    if not 0 <= args.holdout < 1:
-        raise bank.UserError(f"--holdout {args.holdout}: a share of the labelled items, 0 to below 1")
     first = f"python extract_features.py --data {args.data} --oom {args.oom} --perceptor {args.perceptor}"
 
     # ------------------------------------------------------------------------------------------------------ data

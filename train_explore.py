@@ -30,6 +30,7 @@ import bank
 import baselines
 from augment import augment, batch, embed
 from correspond import class_posteriors, held_out_gain, known_items, labels_alone, plain_vectors, whiten
+from flags import PARTS, leave_out, number
 from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
 from supervision import training_rows
 
@@ -47,35 +48,37 @@ def get_args(argv=None):
     p.add_argument("--method", default="cox", choices=METHODS, help="COX or a baseline")
     p.add_argument("--tag", default="", help="write METHOD-TAG.pt: a run with other flags beside the first, in a row of its own")
     p.add_argument("--runs", default="runs", help="where the stages write")
-    p.add_argument("--epochs", type=int, default=50, help="epochs of M / batch steps, for every method")
-    p.add_argument("--batch", type=int, default=128, help="unlabelled items of a step")
-    p.add_argument("--labelled-batch", type=int, default=64, help="labelled items of a step")
-    p.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate, decayed to 0 by a cosine")
-    p.add_argument("--weight-decay", type=float, default=1e-5, help="Adam's weight decay")
-    p.add_argument("--anchors", type=float, default=0.1, help="share of the items with an emergent correspondence (S)")
-    p.add_argument("--refreshes", type=int, default=5, help="cox, selftrain: how often anchors are chosen anew")
-    p.add_argument("--connect-steps", type=int, default=50, help="cox: steps of each connection at a refresh")
-    p.add_argument("--w-agree", type=float, default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
-    p.add_argument("--w-disagree", type=float, help="cox, selftrain: weight of the term on D; left out, it is 1 with "
+    p.add_argument("--epochs", type=number(int, 0), default=50, help="epochs of M / batch steps, for every method")
+    p.add_argument("--batch", type=number(int, 1), default=128, help="unlabelled items of a step")
+    p.add_argument("--labelled-batch", type=number(int, 1), default=64, help="labelled items of a step")
+    p.add_argument("--lr", type=number(float, 0), default=1e-3, help="Adam's learning rate, decayed to 0 by a cosine")
+    p.add_argument("--weight-decay", type=number(float, 0), default=1e-5, help="Adam's weight decay")
+    p.add_argument("--anchors", type=number(float, 0, 1), default=0.1, help="share of the items with an emergent "
+                   "correspondence (S)")
+    p.add_argument("--refreshes", type=number(int, 1), default=5, help="cox, selftrain: how often anchors are chosen anew")
+    p.add_argument("--connect-steps", type=number(int, 0), default=50, help="cox: steps of each connection at a refresh")
+    p.add_argument("--w-agree", type=number(float, 0), default=1.0, help="cox, selftrain: weight of the anchors' labels on A")
+    p.add_argument("--w-disagree", type=number(float, 0), help="cox, selftrain: weight of the term on D; left out, it is 1 with "
                    "--kl expected, 0.5 with the others (default: %(default)s)")
     p.add_argument("--kl", default="expected", choices=["expected", "matched", "literal"],
                    help="cox, selftrain: what an item of D is drawn to (Eq. 13): its own expected class under its "
                    "correspondences (where there are none: matched); the posteriors of the anchors of its class; of all anchors")
-    p.add_argument("--rounds", type=int, default=6, help="semi, cox and selftrain: rounds of the soft correspondence (selftrain: "
-                   "of its counterpart without IM data) that chooses anchors; 0: the heads' agreement (confidence) chooses")
-    p.add_argument("--temper", type=float, default=0.4, help="cox, selftrain: exponent of the posteriors of soft "
-                   "correspondence, which are too sure")
-    p.add_argument("--refit", type=float, default=0.5, help="cox, selftrain: how far the learner's head goes, at the end, to the "
-                   "optimal classifier of the expected classes of all readings (where there are correspondences); 0: not at all")
-    p.add_argument("--w-im", type=float, default=3.0, help="cox: weight of predicting IM features: of a pair its own, "
+    p.add_argument("--rounds", type=number(int, 0), default=6, help="semi, cox and selftrain: rounds of the soft correspondence "
+                   "(selftrain: of its counterpart without IM data) that chooses anchors; 0: the heads' agreement (confidence) does")
+    p.add_argument("--temper", type=number(float, 0, ends="(]"), default=0.4, help="cox, selftrain: exponent of the "
+                   "posteriors of soft correspondence, which are too sure")
+    p.add_argument("--refit", type=number(float, 0, 1), default=0.5, help="cox, selftrain: how far the learner's head goes, at the "
+                   "end, to the optimal classifier of the expected classes of all readings (where there are correspondences); "
+                   "0: not at all")
+    p.add_argument("--w-im", type=number(float, 0), default=3.0, help="cox: weight of predicting IM features: of a pair its own, "
                    "of another item the expected ones under its correspondences")
-    p.add_argument("--w-mapped", type=float, default=1.0, help="cox: weight of a mapped IM item beside a labelled OOM item "
-                   "in fitting the heads h*_k")
+    p.add_argument("--w-mapped", type=number(float, 0), default=1.0, help="cox: weight of a mapped IM item beside a labelled "
+                   "OOM item in fitting the heads h*_k")
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
     p.add_argument("--shares", default="known", choices=["known", "free"], help="cox, selftrain: known: heads are held to the "
                    "class frequencies of the IM items (selftrain: of the labelled ones); free: they are not")
-    p.add_argument("--without", type=bank.parts, action="extend", default=[], metavar="PART,…",
-                   help=f"cox, ablation: leave out some of {', '.join(bank.PARTS)}; connection and warmup as in stage 2")
+    p.add_argument("--without", type=leave_out, action="extend", default=[], metavar="PART,…",
+                   help=f"cox, ablation: leave out some of {', '.join(PARTS)}; connection and warmup as in stage 2")
     baselines.add_flags(p)
     p.add_argument("--seed", type=int, default=0, help="as in stage 2; order and augmentation here")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
@@ -97,12 +100,6 @@ def main(argv=None):
         raise bank.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
     run = "-".join(filter(None, (args.method, args.tag)))
     path, checkpoint = folder / f"{run}.pt", folder / f"{run}.checkpoint.pt"
-    if args.rounds < 0:
-        raise bank.UserError(f"--rounds {args.rounds}: rounds of the soft correspondence, 1 or more; 0 leaves it out")
-    if args.temper <= 0:
-        raise bank.UserError(f"--temper {args.temper}: an exponent above 0; 1 leaves the posteriors as they are")
-    if not 0 <= args.refit <= 1:
-        raise bank.UserError(f"--refit {args.refit}: a share of the way, 0 to 1; 0 leaves the trained head as it is")
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in connect["meta"]["args"]["without"]:
         raise bank.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "
