@@ -3,7 +3,7 @@
     python experiments/search.py --data synth --runs runs/experiments-small/search --seed 0 1 --out experiments/results/search
 
 Reads METHOD-N.pt of stage 3 alone (its last validation accuracy), so that no test item plays a part. Writes OUT/search.json,
-search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND.
+search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND. A method that RUNS lacks keeps what OUT says of it.
 """
 import argparse
 import json
@@ -51,6 +51,10 @@ def read_runs(args):
     return found
 
 
+def method_of(run):
+    return run["run"].partition("-")[0]
+
+
 def choose(runs):
     """{method: its settings [{run, flags, mean, by_column}], the best first}; the mean over columns of the mean over seeds.
     A setting that misses a run which another one has is left out; equally good: the earlier line."""
@@ -76,6 +80,13 @@ def choose(runs):
 def main(argv=None):
     args = get_args(argv)
     runs, out = read_runs(args), Path(args.out)
+    said, known = f"{collect.provenance()}, {len(runs)} runs of {sum(r['seconds'] for r in runs) / 3600:.1f} h in all\n", out / "search.json"
+    searched = {method_of(r) for r in runs}
+    earlier = [r for r in (json.loads(known.read_text())["runs"] if known.exists() else []) if method_of(r) not in searched]
+    if earlier:
+        kept = ", ".join(sorted({method_of(r) for r in earlier}, key=scores.order))
+        said += f"earlier: {kept}: {(out / 'COMMAND').read_text().strip()}\n"
+    runs += earlier
     chosen = choose(runs)
     columns = sorted({" ".join((r["data"], r["oom"])) for r in runs})
     best = {m: s[0] for m, s in chosen.items() if s}
@@ -85,12 +96,11 @@ def main(argv=None):
                        show(f"{100 * s['mean']:.1f}", s, m)] for m, settings in chosen.items() for s in settings],
              "notes": [f"Best first; bold: chosen. {min(r['n'] for r in runs)} to {max(r['n'] for r in runs)} items held out "
                        f"a run, seeds {', '.join(map(str, sorted({r['seed'] for r in runs})))}; no test item is looked at."]}
-    minutes = sum(r["seconds"] for r in runs) / 60
     run_files.write_text(out / "search.json", json.dumps({
         "chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen, "runs": runs}, indent=1))
     run_files.write_text(out / "search.md", results.markdown([block]))
     run_files.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
-    run_files.write_text(out / "COMMAND", f"{collect.provenance()}, {len(runs)} runs of {minutes / 60:.1f} h in all\n")
+    run_files.write_text(out / "COMMAND", said)
     print(results.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
 
 

@@ -297,6 +297,15 @@ def test_search_reads_validation_alone(tmp_path, monkeypatch, capsys):
     assert found["runs"][0]["accuracy"] == 0.5 and found["runs"][0]["n"] == 2          # make_world's history
     assert (tmp_path / "out" / "chosen.sh").read_text() == 'export EXPLORE_erm="${EXPLORE_erm:---weight-decay 1}"\n'
     assert "**--weight-decay 1**" in (tmp_path / "out" / "search.md").read_text()
+    (folder / "erm-1.pt").rename(folder / "moco-1.pt")                                  # another search, of another method
+    monkeypatch.setenv("EXPLORE_moco_1", "--momentum 0.5")
+    search.main(line)
+    found = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert found["chosen"] == {"erm": "--weight-decay 1", "moco": "--momentum 0.5"} and len(found["runs"]) == 2
+    assert len((tmp_path / "out" / "chosen.sh").read_text().splitlines()) == 2
+    assert "\nearlier: erm: " in (tmp_path / "out" / "COMMAND").read_text()
+    search.main(line)                                                                   # searched again: one outcome
+    assert len(json.loads((tmp_path / "out" / "search.json").read_text())["runs"]) == 2
 
 
 # -------------------------------------------------------------------------------------------------- README's table
