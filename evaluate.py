@@ -8,7 +8,6 @@ Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, second
         --table: OUT/table.json (records), table.csv (a row per run), table.md (mean ± sd), report.html
 A filter left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
 """
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import bank
 import report
 import results
 from augment import embed
+from flags import Parser
 from metrics import accuracy, agreement, class_metrics, retrieval
 from model import Head, Learner, map_items, train_connection, warm_connection
 from run_files import find, read_record, what_first, write_tables, write_text
@@ -26,8 +26,7 @@ from scores import condition, order
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("--data", required=True, nargs="+", help="one or several, as in stages 1 to 3")
     p.add_argument("--oom", nargs="+", help="these OOM modalities; left out: all")
     p.add_argument("--perceptor", nargs="+", help="these perceptors; left out: all")

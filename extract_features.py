@@ -12,7 +12,6 @@ Writes  RUNS/DATA/inputs/<modality>.pt          kind, x (n, …), lengths (n,), 
 `--perceptor bind` decodes and checks every file before anything is trained. The OOM modality takes no part in training.
 The same command gives the same bytes, and goes on from where it was stopped.
 """
-import argparse
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from tqdm import tqdm
 import bank
 import perceptors
 import readers
-from flags import number
+from flags import Parser, number
 from perceptors import bind, embed, weights
 from readers import ahead, media
 
@@ -31,9 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                epilog="Next: python train_connect.py --data D --oom M",
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(__doc__, epilog="Next: python train_connect.py --data D --oom M")
     p.add_argument("--data", required=True, help=f"a folder with manifest.csv, or one of {', '.join(readers.NAMES)}")
     p.add_argument("--root", help="where a named data set lies, as its publishers lay it out (docs/data/)")
     p.add_argument("--mosei-classes", help="mosei only: emotion, emotion6 or sentiment7")
@@ -68,7 +65,7 @@ def get_args(argv=None):
     p.add_argument("--pair-by-class", action="store_true", help="pair labelled items within a class where the data have no "
                    "pairs; noted in all results")
     p.add_argument("--bind-epochs", type=number(int, 0), default=40, help="epochs of the encoders trained here")
-    p.add_argument("--bind-width", type=number(int, 1), default=64, help="their width")
+    p.add_argument("--bind-width", type=number(int, 0), default=64, help="their width")
     p.add_argument("--bind-dim", type=number(int, 1), default=64, help="dimension of bind's joint space")
     p.add_argument("--commonality", type=number(float, 0, 1), default=0.7,
                    help="synth only: instance information that the modalities "

@@ -1,9 +1,22 @@
-"""Types of the stages' flags: what argparse calls on a flag's text, and what it says of one that cannot be.
+"""The stages' flags: a parser that complains in one line, and the types that it calls on a flag's text.
 """
 import argparse
 import math
+import re
 
 PARTS = ("connection", "exploration", "warmup", "emergent")                     # what an ablation can leave out of COX
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with defaults in its --help, whose complaint is one line that names the flag, as every stage's are."""
+
+    def __init__(self, doc, **more):
+        super().__init__(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, **more)
+
+    def error(self, message):
+        message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix("argument ")
+        self.exit(2, f"error: {message} (--help shows every flag)\n")
+
 
 
 def leave_out(text):

@@ -9,7 +9,6 @@ Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/connect.pt: learner g and head
 semi    a class-balanced share of the OOM items keeps label and pairing; all other OOM items lose both
 unsup   no OOM item has either: anchors are the items on which the IM heads agree (Eq. 14), class centroids the pairs
 """
-import argparse
 import math
 import time
 
@@ -20,15 +19,13 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch, embed
-from flags import PARTS, leave_out, number
+from flags import PARTS, Parser, leave_out, number
 from model import Connection, Learner, fit_head, map_items, train_connection
 from supervision import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                epilog="Next: python train_explore.py --data D --oom M",
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(__doc__, epilog="Next: python train_explore.py --data D --oom M")
     p.add_argument("--data", required=True, help="as in stage 1")
     p.add_argument("--oom", required=True, help="out-of-modal modality, the one to learn")
     p.add_argument("--perceptor", default="bind", help="as in stage 1")

@@ -16,7 +16,6 @@ Every method has the same learner, start, augmentation, steps, batches and learn
   aligned   all labels: the upper limit  random    untrained
 A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every refresh), on the CPU to the same bits.
 """
-import argparse
 import math
 import re
 import time
@@ -30,7 +29,7 @@ import bank
 import baselines
 from augment import augment, batch, embed
 from correspond import class_posteriors, held_out_gain, known_items, labels_alone, plain_vectors, whiten
-from flags import PARTS, leave_out, number
+from flags import PARTS, Parser, leave_out, number
 from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
 from supervision import training_rows
 
@@ -38,9 +37,7 @@ METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftra
 
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                epilog="Next: python evaluate.py --data D --table --out DIR",
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(__doc__, epilog="Next: python evaluate.py --data D --table --out DIR")
     p.add_argument("--data", required=True, help="as in stages 1 and 2")
     p.add_argument("--oom", required=True, help="out-of-modal modality")
     p.add_argument("--perceptor", default="bind", help="as in stage 1")

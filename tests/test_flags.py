@@ -32,10 +32,27 @@ BAD = [("extract_features", "--batch-size 0", "from 1"), ("extract_features", "-
 def test_a_flag_that_cannot_be_is_named_before_anything_is_read(stage, flag, words, capsys):
     with pytest.raises(SystemExit) as ended:
         STAGES[stage].get_args(f"--data nowhere --oom imu {flag}".split())
-    name, text = flag.split()
-    last = capsys.readouterr().err.strip().split("\n")[-1]
-    assert ended.value.code == 2 and name in last and words in last
-    assert "," in text or text in last
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and words in said
+    assert flag in said or "," in flag and said.startswith(f"error: {flag.split()[0]} ")
+
+
+@pytest.mark.parametrize("line, words", [("--oom imu", "--data"), ("--data x --oom imu --bogus 1", "unrecognized arguments: --bogus 1"),
+                                         ("--data x --oom imu --method sgd", "--method: invalid choice: 'sgd'"),
+                                         ("--data x --oom imu --lr", "--lr: expected one argument")])
+def test_every_complaint_of_the_parser_is_one_line(line, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_explore.get_args(line.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and words in said
+
+
+def test_help_shows_every_default_and_what_comes_next(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_explore.get_args(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "(default: 0.4)" in said and "Next: python evaluate.py" in said
+    assert said.splitlines()[0].startswith("usage: ") and "Stage 3" in said
 
 
 def test_every_number_among_the_flags_has_a_range():
