@@ -62,9 +62,11 @@ def accuracy_lines(sources):
         ooms = sorted({r["oom"] for records in by.values() for r in records})
         accuracy = [over_seeds(by.get(m, []), ooms, lambda r: r["metrics"]["accuracy"]) for m in methods]
         means = [scores.mean_sd(v)[0] if v and m != "aligned" else None for m, v in zip(methods, accuracy)]
+        most = max(map(len, accuracy), default=0)
+        fewer = [f" (n = {len(v)})" if 0 < len(v) < most else "" for v in accuracy]
         gap = lambda when: over_seeds(by.get("cox", []), ooms, lambda r: (r["metrics"]["agreement"] or {}).get(when, {}).get("gap"))
         lines.append("| " + " | ".join([data, ", ".join(ooms), condition.removeprefix("semi, "),
-                                        *bold_best(means, [scores.percent(v) for v in accuracy]),
+                                        *bold_best(means, [scores.percent(v) + n for v, n in zip(accuracy, fewer)]),
                                         *(scores.percent(gap(when)) for when in ("before", "after"))]) + " |")
     return lines
 
@@ -115,7 +117,8 @@ def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
     sources = {name: read(folder / name) for name in ("table2", "unsup", "demo", "table3")}
     lines = [*accuracy_lines([sources[n][0] for n in ("table2", "unsup", "demo")]), *test_lines(folder / "table2"),
              *retrieval_lines(sources["table3"][0]), "",
-             "Test accuracy in %, the mean over the data set's sensors, ± sd over seeds; bold: the best that does not see all labels. "
+             "Test accuracy in %, the mean over the data set's sensors, ± sd over seeds ((n = …): fewer seeds than the "
+             "row's others); bold: the best that does not see all labels. "
              "`selftrain` has COX's losses, schedule and model of the readings without other modalities, `selftrain-plain` takes "
              "the learner's confidence alone. Gap: COX's accuracy on unlabelled items whose modalities agree minus that on the "
              "others, before and after exploration. The digits' pairs are drawn within a class, the other worlds' are true.  ",

@@ -332,7 +332,7 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "99.9" not in text
     sd = f"{np.std([80, 82], ddof=1):.1f}"
     assert "| data | new sensors | labels | erm | cox | aligned | gap before | gap after |" in text
-    assert f"| toy | sonar | 10% labels | 70.0 ± 0.0 | **81.0 ± {sd}** | 99.0 | – | – |" in text
+    assert f"| toy | sonar | 10% labels | 70.0 ± 0.0 | **81.0 ± {sd}** | 99.0 (n = 1) | – | – |" in text
     assert "| other | pen, sonar | 10% labels | – | **30.0** | – | – | – |" in text
     assert "| erm | semi | 2 | 1 of 1 | +11.0 |" in text and "cox-kl" not in text
     assert "`table2`: seeds 0, 1; `bash table2.sh`" in text and "retrieval" not in text
