@@ -51,8 +51,8 @@ def read_runs(args):
     return found
 
 
-def method_of(run):
-    return run["run"].partition("-")[0]
+def method_of(name):
+    return name.partition("-")[0]
 
 
 def choose(runs):
@@ -63,7 +63,7 @@ def choose(runs):
         cells.setdefault(r["run"], {}).setdefault((r["data"], r["oom"]), {})[r["seed"]] = r
     out = {}
     for name in sorted(cells, key=lambda k: (scores.order(k)[0], int(k.partition("-")[2]))):
-        out.setdefault(name.partition("-")[0], []).append(name)
+        out.setdefault(method_of(name), []).append(name)
     have = lambda name: {(c, s) for c, seeds in cells[name].items() for s in seeds}
     for method, named in out.items():
         every = set().union(*map(have, named))
@@ -80,13 +80,9 @@ def choose(runs):
 def main(argv=None):
     args = get_args(argv)
     runs, out = read_runs(args), Path(args.out)
-    said, known = f"{collect.provenance()}, {len(runs)} runs of {sum(r['seconds'] for r in runs) / 3600:.1f} h in all\n", out / "search.json"
-    searched = {method_of(r) for r in runs}
-    earlier = [r for r in (json.loads(known.read_text())["runs"] if known.exists() else []) if method_of(r) not in searched]
-    if earlier:
-        kept = ", ".join(sorted({method_of(r) for r in earlier}, key=scores.order))
-        said += f"earlier: {kept}: {(out / 'COMMAND').read_text().strip()}\n"
-    runs += earlier
+    known = json.loads((out / "search.json").read_text())["runs"] if (out / "search.json").exists() else []
+    searched = {method_of(r["run"]) for r in runs}
+    runs = [{**r, "command": collect.provenance()} for r in runs] + [r for r in known if method_of(r["run"]) not in searched]
     chosen = choose(runs)
     columns = sorted({" ".join((r["data"], r["oom"])) for r in runs})
     best = {m: s[0] for m, s in chosen.items() if s}
@@ -100,7 +96,12 @@ def main(argv=None):
         "chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen, "runs": runs}, indent=1))
     run_files.write_text(out / "search.md", results.markdown([block]))
     run_files.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
-    run_files.write_text(out / "COMMAND", said)
+    commands = {}
+    for r in runs:
+        commands.setdefault(r.get("command", "an earlier search"), []).append(r)
+    run_files.write_text(out / "COMMAND", "".join(
+        f"{', '.join(sorted({method_of(r['run']) for r in rs}, key=scores.order))}: {command}, {len(rs)} runs of "
+        f"{sum(r['seconds'] for r in rs) / 3600:.1f} h in all\n" for command, rs in commands.items()))
     print(results.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
 
 

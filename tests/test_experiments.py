@@ -303,9 +303,11 @@ def test_search_reads_validation_alone(tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "out" / "search.json").read_text())
     assert found["chosen"] == {"erm": "--weight-decay 1", "moco": "--momentum 0.5"} and len(found["runs"]) == 2
     assert len((tmp_path / "out" / "chosen.sh").read_text().splitlines()) == 2
-    assert "\nearlier: erm: " in (tmp_path / "out" / "COMMAND").read_text()
-    search.main(line)                                                                   # searched again: one outcome
+    monkeypatch.setenv("COMMAND", "searched again")
+    search.main(line)                                                                   # one outcome, and whose it is
     assert len(json.loads((tmp_path / "out" / "search.json").read_text())["runs"]) == 2
+    moco, erm = sorted((tmp_path / "out" / "COMMAND").read_text().splitlines(), reverse=True)
+    assert moco.startswith("moco: `searched again`, commit ") and erm.startswith("erm: ") and "again" not in erm
 
 
 # -------------------------------------------------------------------------------------------------- README's table
