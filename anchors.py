@@ -47,7 +47,7 @@ def surest(confidence, count, mask=None):
 
 
 def surest_classes(posteriors, count):
-    """As many anchors, chosen by class posteriors (M, C) instead: mask (M,) of the `count` surest, class (M,) of every item."""
+    """Anchors by class posteriors (M, C): mask (M,) of the `count` items surest of their class, class (M,) of every item."""
     confidence, label = posteriors.max(-1)
     return torch.zeros_like(label, dtype=torch.bool).index_fill_(0, surest(confidence, count), True), label
 

@@ -47,7 +47,7 @@ def test_every_complaint_of_the_parser_is_one_line(line, words, capsys):
     assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and words in said
 
 
-def test_help_shows_every_default_and_what_comes_next(capsys):
+def test_help_shows_defaults_and_what_comes_next(capsys):
     with pytest.raises(SystemExit) as ended:
         train_explore.get_args(["--help"])
     said = capsys.readouterr().out
