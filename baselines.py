@@ -58,7 +58,8 @@ class MomentumContrast(torch.nn.Module):
                                   [*learner.parameters(), *self.project.parameters()]):
                 slow.lerp_(fast, 1 - self.momentum)
             k = F.normalize(self.key_project(self.key_learner(*augment(kind, x, lengths))).float(), dim=-1)
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], 1) / self.temperature
+        with torch.autocast(q.device.type, enabled=False):
+            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], 1) / self.temperature
         self.queue = torch.cat([k, self.queue])[:len(self.queue)]
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 

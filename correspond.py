@@ -9,9 +9,10 @@ from augment import batch
 from model import match_shares
 
 
-def plain_vectors(file, rows, side=16, steps=64):
+def plain_vectors(file, rows, side=16, steps=64, most=8192):
     """Rows (R,) of an inputs file as vectors (R, p) that no label has bent: images and frames at most `side` x `side`, a
-    series with lengths played over `steps` steps, text as the logarithm of its counts of byte pairs (hashed to 512)."""
+    series with lengths played over `steps` steps, one without averaged down to them where it has over `most` numbers, text
+    as the logarithm of its counts of byte pairs (hashed to 512)."""
     out = []
     for r in rows.split(1024):
         x, lengths = batch(file, r, "cpu")
@@ -21,6 +22,8 @@ def plain_vectors(file, rows, side=16, steps=64):
         elif file["kind"] == "series" and lengths is not None:
             at = (torch.arange(steps) / steps * lengths[:, None]).long().clamp(max=x.shape[-1] - 1)
             x = x.gather(2, at[:, None].expand(-1, x.shape[1], -1))
+        elif file["kind"] == "series" and x[0].numel() > most:
+            x = F.adaptive_avg_pool1d(x, min(steps, x.shape[-1]))
         elif file["kind"] != "series" and max(x.shape[-2:]) > side:
             size = tuple(min(side, s) for s in x.shape[-2:])
             x = F.adaptive_avg_pool2d(x.flatten(1, -3), size)
@@ -135,11 +138,11 @@ def known_items(ids, y_z, ids_im, banks, y, classes, least=8):
             "shares": torch.bincount(y, minlength=classes).float() / len(y)}
 
 
-def labels_alone(y_z, classes):
-    """Arguments of `correspond` without IM data, its control: Gaussian classes from labels (M,) (-1: none) and readings."""
-    y = y_z[y_z >= 0]
-    return {"partner": y_z, "x": torch.zeros(classes, 1, device=y_z.device), "y": torch.arange(classes, device=y_z.device),
-            "shares": torch.bincount(y, minlength=classes).float() / len(y), "offset": 1.0}
+def labels_alone(y_z, shares):
+    """Arguments of `correspond` without IM items, its control: Gaussian classes from labels (M,) (-1: none) and readings, at
+    the class frequencies `shares` (C,). The IM side's, as for COX: a gain over the control is then more than a prior."""
+    classes = torch.arange(len(shares), device=y_z.device)
+    return {"partner": y_z, "x": torch.zeros(len(shares), 1, device=y_z.device), "y": classes, "shares": shares, "offset": 1.0}
 
 
 def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)):

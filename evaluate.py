@@ -9,6 +9,7 @@ Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, second
 A filter left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
 """
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -82,8 +83,12 @@ def mapped_test_items(run, connect, oom, ims, device):
                 y = torch.tensor([k for k in guess.unique().tolist() if (y_im == k).any()], dtype=torch.long)
                 z_pair = torch.stack([z[guess == k].mean(0) for k in y.tolist()])
                 im_pair = torch.stack([z_im[y_im == k].mean(0) for k in y.tolist()])
-            train_connection(c, optimizer, im_pair, z_pair[None], y, None, generator=generator,
-                             steps=args["refreshes"] * args["connect_steps"], beta=known.get("beta", 1e-4))
+            head = torch.nn.Linear(z.shape[1], len(run["class_names"]))
+            head.load_state_dict(run["head"])
+            every = max(1, math.ceil(args["epochs"] / args["refreshes"]))                     # epochs between COX's refreshes
+            train_connection(c, optimizer, im_pair, z_pair[None], y, head.requires_grad_(False), generator=generator,
+                             steps=math.ceil(args["epochs"] / every) * args["connect_steps"], beta=known["beta"],
+                             w_ce=known["w_ce"])
         test = bank.rows(ims[m], ("test",))
         test = test[ims[m]["labels"][test] >= 0]
         out[m] = (map_items(c, ims[m]["features"][test]), ims[m]["labels"][test], [ims[m]["ids"][i] for i in test.tolist()])

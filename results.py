@@ -115,7 +115,7 @@ def most_seeds(records, columns):
 
 def score_table(records, columns, metrics, title, notes):
     """Mean ± sd of metrics {heading: name} in every column; bold: the best of a column and condition that does not see all
-    labels."""
+    labels and has as many seeds as any."""
     n, lines = most_seeds(records, columns), []
     values = lambda row, c, m: [v for r in cell(records, row, c) if (v := score(r, m)) is not None]
     mean = lambda row, c, m: round(100 * mean_sd(values(row, c, m))[0], 1)
@@ -123,8 +123,9 @@ def score_table(records, columns, metrics, title, notes):
         texts = []
         for c, m in ((c, m) for c in columns for m in metrics.values()):
             text = percent(values(row, c, m), n)
-            rivals = [k for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and values(k, c, m)]
-            bold = row in rivals and len(rivals) > 1 and mean(row, c, m) >= max(mean(k, c, m) for k in rivals)
+            seeds = {k: len(v) for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and (v := values(k, c, m))}
+            rivals = [k for k, n_seeds in seeds.items() if n_seeds == max(seeds.values())]
+            bold = row in rivals and len(seeds) > 1 and mean(row, c, m) >= max(mean(k, c, m) for k in rivals)
             texts.append(f"**{text}**" if bold else text)
         if set(texts) != {"–"}:
             lines.append([*row, *texts])
@@ -236,7 +237,7 @@ def column_notes(records, columns):
     n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
     notes = [f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1
              else "One seed: no sd.",
-             "Bold: the best method that does not see all labels."]
+             "Bold: the best method that does not see all labels" + (", of those with the most seeds." if n > 1 else ".")]
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
         m = next((r["metrics"] for r in some if "per_class" in r["metrics"]), None) or some[0]["metrics"]
@@ -256,7 +257,9 @@ def column_notes(records, columns):
             added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
             if added:
                 sources = sorted({r["added"] for r in rows if r.get("added")})
-                notes.append(f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sources)}.")
+                blind = sum(not r.get("args") for r in rows if r.get("added"))
+                notes.append(f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sources)}"
+                             + (f"; the flags of {blind} of these runs were not recorded." if blind else "."))
             # random has no training
             told = [r for r in rows if r.get("args")]
             groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]

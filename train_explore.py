@@ -73,7 +73,7 @@ def get_args(argv=None):
                    "OOM item in fitting the heads h*_k")
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
     p.add_argument("--shares", default="known", choices=["known", "free"], help="cox, selftrain: known: heads are held to the "
-                   "class frequencies of the IM items (selftrain: of the labelled ones); free: they are not")
+                   "class frequencies of the IM items; free: they are not")
     p.add_argument("--without", type=leave_out, action="extend", default=[], metavar="PART,…",
                    help=f"cox, ablation: leave out some of {', '.join(PARTS)}; connection and warmup as in stage 2")
     baselines.add_flags(p)
@@ -141,13 +141,18 @@ def main(argv=None):
         heads[m].load_state_dict(connect["mapped_heads"][m])
     v = {m: map_items(connections[m], z_im[m]) for m in names}                               # (N_k, d) each
     y_im = {m: connect["mapped_labels"][m].to(device) for m in names}
-    known = y.to(device) if args.method == "selftrain" else torch.cat([y_im[m] for m in names])
-    shares = None if args.shares == "free" else torch.bincount(known, minlength=classes).float() / len(known)
+    known = torch.cat([y_im[m] for m in names])
+    frequent = torch.bincount(known, minlength=classes).float() / len(known)                     # (C,): all that selftrain
+    shares = None if args.shares == "free" else frequent                                         # is told of the IM side
     common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))      # in every IM modality
     row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
     shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}
     moco = baselines.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
                                       temperature=args.temperature).to(device) if args.method == "moco" else None
+
+    saved = bank.load(checkpoint) if checkpoint.exists() and not args.force else {}               # of a stopped run
+    if saved and (saved["meta"]["args"] != settings or saved["meta"]["made_from"] != made_from):
+        saved = {}
 
     # ------------------------------------------- soft correspondences: what names the readings, and how far it is trusted
     named = args.setting == "semi" or bool(connect["naming"])                # the heads know class names: their word counts
@@ -157,11 +162,11 @@ def main(argv=None):
     witness, trust, predict = None, {}, None
     if soft and args.method in ("cox", "selftrain"):
         raw = whiten(plain_vectors(oom, train), max(10, min(50, len(train) // 20))).to(device)
-        witness = labels_alone(y_of, classes)
+        witness = labels_alone(y_of, frequent)
         seen = known_items([oom["ids"][r] for r in train.tolist()], y_of, common, [z_im[m][shared[m]] for m in names], y_common,
                            classes) if args.method == "cox" else None
         if seen:
-            trust = held_out_gain(raw, y_of, seen, witness, rounds=args.rounds)
+            trust = saved.get("trust") or held_out_gain(raw, y_of, seen, witness, rounds=args.rounds)
             print("  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; gain "
                   "{gain:+.3f} ± {error:.3f} nat".format(**trust) + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
         if trust.get("trusted"):
@@ -180,23 +185,21 @@ def main(argv=None):
     if args.method == "cox" and not common:
         print(f"  no instance is in all of {', '.join(names)}: agreement alone, without emergent correspondences")
 
-    # ------------------------------------------------------------ go on from the checkpoint of a stopped run, if any
+    # ----------------------------------------------------------------------------- go on from the checkpoint, if any
     before, history, sets, begin_epoch = None, [], {}, 0
     parts = {"learner": learner, "head": head, "optimizer": optimizer,
              **{f"connection {m}": connections[m] for m in names},
              **{f"connection optimizer {m}": connection_optimizers[m] for m in names}}
     parts.update({name: part for name, part in (("predict", predict), ("moco", moco)) if part})
-    if checkpoint.exists() and not args.force:
-        saved = bank.load(checkpoint)
-        if saved["meta"]["args"] == settings and saved["meta"]["made_from"] == made_from:
-            for name, part in parts.items():
-                part.load_state_dict(saved["parts"][name])
-            v = {m: t.to(device) for m, t in saved["v"].items()}
-            sets = {k: t.to(device) for k, t in saved["sets"].items()}
-            before, history, begin_epoch = saved["before"], saved["history"], saved["epoch"]
-            torch.set_rng_state(saved["rng"])
-            generator.set_state(saved["generator"])
-            print(f"  going on from epoch {begin_epoch} ({checkpoint})")
+    if saved:
+        for name, part in parts.items():
+            part.load_state_dict(saved["parts"][name])
+        v = {m: t.to(device) for m, t in saved["v"].items()}
+        sets = {k: t.to(device) for k, t in saved["sets"].items()}
+        before, history, begin_epoch = saved["before"], saved["history"], saved["epoch"]
+        torch.set_rng_state(saved["rng"])
+        generator.set_state(saved["generator"])
+        print(f"  going on from epoch {begin_epoch} ({checkpoint})")
 
     progress = tqdm(total=epochs * epoch_steps, initial=begin_epoch * epoch_steps, desc=args.method, mininterval=1,
                     disable=None)
@@ -204,7 +207,7 @@ def main(argv=None):
         if begin_epoch < epoch < epochs and epoch % refresh_every == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
             bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in anchors.EMERGENT},
-                                   "before": before, "history": history, "epoch": epoch,
+                                   "before": before, "history": history, "epoch": epoch, "trust": trust,
                                    "rng": torch.get_rng_state(), "generator": generator.get_state()}, **facts, quiet=True)
 
         # ------------------------------------------------- anchors: agreement, emergent correspondence, refresh (6-9)
@@ -221,7 +224,8 @@ def main(argv=None):
                     im_pair = torch.cat([z_im[m][own_im], z_im[m][shared[m][found_im]]])
                     if epoch and len(z_pair) and "connection" not in without:
                         train_connection(connections[m], connection_optimizers[m], im_pair, z_pair[None], y_pair, head,
-                                         steps=args.connect_steps, generator=generator)
+                                         steps=args.connect_steps, beta=connect["meta"]["args"]["beta"],
+                                         w_ce=connect["meta"]["args"]["w_ce"], generator=generator)
                         v[m] = map_items(connections[m], z_im[m])
                     used = slice(0 if "connection" in without else None)         # without: mapped items alone
                     heads[m] = fit_mapped_head(v[m], y_im[m], z_own[used], y_own[used], classes, w_mapped=args.w_mapped)

@@ -57,7 +57,8 @@ def read_records(args):
                 record = run_files.read_record(folder / f"{method}.json")
                 if record is None or "warm_accuracy" not in record["metrics"]:
                     raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
-                records.append(record)
+                if args.experiment != "table3" or "retrieval" in record["metrics"]:      # else --add may have it
+                    records.append(record)
     records += added_records(args, records)
     if args.experiment == "commonality" and not commonality.gains(records):
         raise bank.UserError("no commonality at which both cox and selftrain are finished")
@@ -68,7 +69,8 @@ def read_records(args):
 
 def added_records(args, records):
     """What --add's files have of the runs that match the filters and are not among the records."""
-    same = lambda r: (r["data"], r["perceptor"], r["oom"], scores.condition(r), r["method"], r["seed"])
+    same = lambda r: (r["data"], r["perceptor"], r["oom"], scores.condition(r), r["method"], r["seed"],
+                      args.experiment == "commonality" and r.get("commonality"))
     have, names, found = {same(r) for r in records}, {bank.data_name(d) for d in args.data}, []
     filters = {"oom": args.oom, "perceptor": args.perceptor, "setting": args.setting, "seed": args.seed,
                "method": args.add_method or args.method}

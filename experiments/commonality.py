@@ -14,9 +14,9 @@ from scores import mean_sd, percent
 def gains(records):
     """[{commonality, per_class, oom, cox, selftrain, gain}]: lists over the (OOM modality, seed) that both have; gain is
     COX − selftrain."""
-    key = lambda r: (r["commonality"], r["per_class"])
+    key = lambda r: (r.get("commonality"), r["per_class"])
     out = []
-    for k in sorted({key(r) for r in records if r["commonality"] is not None}):
+    for k in sorted({key(r) for r in records if r.get("commonality") is not None}):
         of = {m: {(r["oom"], r["seed"]): r["metrics"]["accuracy"] for r in records if key(r) == k and r["method"] == m}
               for m in ("cox", "selftrain")}
         both = sorted(of["cox"].keys() & of["selftrain"].keys())

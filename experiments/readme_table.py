@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 import results  # noqa: E402
 import scores   # noqa: E402
 
+DRAWN = {"digits"}                                  # its rows are drawn within a class: no instance is to be found
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -61,8 +62,8 @@ def accuracy_lines(sources):
     for (data, condition), by in sorted(rows.items(), key=lambda r: (r[0][1], r[0])):
         ooms = sorted({r["oom"] for records in by.values() for r in records})
         accuracy = [over_seeds(by.get(m, []), ooms, lambda r: r["metrics"]["accuracy"]) for m in methods]
-        means = [scores.mean_sd(v)[0] if v and m != "aligned" else None for m, v in zip(methods, accuracy)]
         most = max(map(len, accuracy), default=0)
+        means = [scores.mean_sd(v)[0] if v and len(v) == most and m != "aligned" else None for m, v in zip(methods, accuracy)]
         fewer = [f" (n = {len(v)})" if 0 < len(v) < most else "" for v in accuracy]
         gap = lambda when: over_seeds(by.get("cox", []), ooms, lambda r: (r["metrics"]["agreement"] or {}).get(when, {}).get("gap"))
         lines.append("| " + " | ".join([data, ", ".join(ooms), condition.removeprefix("semi, "),
@@ -80,12 +81,13 @@ def test_lines(folder, *metrics):
     show = lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
     datas = sorted({d for t in found for d in t["by_data"]}) if metrics else []
     what = {"accuracy": ["test"], "unlabelled": ["unlabelled items"]} if metrics else {"accuracy": []}
-    heads = ["COX −", *(["accuracy on"] if metrics else []), "setting", "n", "columns ahead", "points", "p (t)", "p (Wilcoxon)", *datas]
+    heads = ["COX −", *(["accuracy on"] if metrics else []), "setting", "n", "columns ahead", "points", "p (t)", "p (Wilcoxon)",
+             "p (columns)", *datas]
     words = 3 if metrics else 2
     lines = ["", "| " + " | ".join(heads) + " |", "|" + ":--|" * words + "--:|" * (len(heads) - words)]
     return lines + ["| " + " | ".join([
         t["against"], *what[t["metric"]], t["setting"], str(t["n"]), f"{t['ahead']} of {t['columns']}", f"{100 * t['mean']:+.1f}",
-        show(t["t_p"]), show(t["wilcoxon_p"]), *(f"{100 * t['by_data'][d]:+.1f}" if d in t["by_data"] else "–" for d in datas)])
+        show(t["t_p"]), show(t["wilcoxon_p"]), show(t.get("columns_p")), *(f"{100 * t['by_data'][d]:+.1f}" if d in t["by_data"] else "–" for d in datas)])
         + " |" for t in found]
 
 
@@ -96,7 +98,10 @@ def retrieval_lines(records):
     keys = [(level, k) for level in ("category", "instance") for k in ("r1", "r5")]
     lines = ["", "| retrieval, OOM → IM | category R@1 | R@5 | instance R@1 | R@5 |", "|:--|--:|--:|--:|--:|"]
     name = lambda level, k: f"retrieval.out.{level}.{k}"
-    mean = lambda some, metric: scores.mean_sd(v)[0] if (v := [x for r in some if (x := scores.score(r, metric)) is not None]) else None
+
+    def mean(some, metric):
+        v = [x for r in some if not (".instance." in metric and r["data"] in DRAWN) and (x := scores.score(r, metric)) is not None]
+        return scores.mean_sd(v)[0] if v else None
     methods = sorted({r["method"] for r in records}, key=scores.order)
     values = {m: [mean([r for r in records if r["method"] == m], name(*k)) for k in keys] for m in methods}
     best = [max(v[i] or 0 for m, v in values.items() if m != "aligned") for i in range(len(keys))]
@@ -121,7 +126,9 @@ def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
              "row's others); bold: the best that does not see all labels. "
              "`selftrain` has COX's losses, schedule and model of the readings without other modalities, `selftrain-plain` takes "
              "the learner's confidence alone. Gap: COX's accuracy on unlabelled items whose modalities agree minus that on the "
-             "others, before and after exploration. The digits' pairs are drawn within a class, the other worlds' are true.  ",
+             "others, before and after exploration. The digits' pairs are drawn within a class, the other worlds' are true; instance "
+             "R@1 is of the others. p (t), p (Wilcoxon): over the n runs; p (columns): over the means of the columns, whose runs "
+             "share their test items.  ",
              "  \n".join(line for _, line in sources.values() if line)]
     unsup = {}
     for r in (r for records, _ in sources.values() for r in records if (r["setting"], r["method"]) == ("unsup", "cox")):

@@ -224,6 +224,16 @@ def test_a_clip_of_one_frame_is_moved_like_an_image():
         torch.testing.assert_close(augment("video", x.unsqueeze(2), None, strength)[0].squeeze(2), image)
 
 
+def test_images_are_moved_in_full_precision_under_autocast():
+    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            moved.append(augment("image", x, None, "strong")[0])
+    assert moved[1].dtype == torch.float32 and torch.equal(*moved)
+
+
 def test_images_are_neither_mirrored_nor_turned_over():
     """A weakly moved picture with a bright corner keeps it in the same quarter."""
     x = torch.zeros(300, 1, 20, 20)

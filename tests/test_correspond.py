@@ -53,7 +53,7 @@ def test_correspondences_know_more_than_the_labels(seed):
     z, x, y, shares = shared_world(seed, m=1500)
     y_z, partner = given(y, 20)                                                               # 4 pairs per class
     posterior, expected = correspond(z, y_z, partner, x, y, shares, rounds=10)
-    alone, _ = correspond(z, y_z, **labels_alone(y_z, 5), rounds=10)
+    alone, _ = correspond(z, y_z, **labels_alone(y_z, shares), rounds=10)
     right = lambda q: (q[20:].argmax(1) == y[20:]).float().mean().item()
     assert right(posterior) > right(alone) + 0.05
     torch.testing.assert_close(posterior.sum(1), torch.ones(len(z)))
@@ -66,9 +66,9 @@ def test_correspondences_know_more_than_the_labels(seed):
 
 def test_without_im_data_it_is_gaussian_classes_with_a_common_covariance():
     """One round without IM data: shrunk means, unit covariance, on float64 by hand."""
-    z, _, y, _ = shared_world(1)
+    z, _, y, shares = shared_world(1)
     y_z, _ = given(y, 25)
-    posterior, _ = correspond(z, y_z, **labels_alone(y_z, 5), rounds=1)
+    posterior, _ = correspond(z, y_z, **labels_alone(y_z, shares), rounds=1)
     means = torch.stack([z[:25][y[:25] == c].double().mean(0) for c in range(5)])
     expected = (-0.5 * torch.cdist(z[25:].double(), means) ** 2).softmax(1).float()
     torch.testing.assert_close(posterior[25:], expected, atol=1e-4, rtol=1e-3)
@@ -128,7 +128,7 @@ def test_without_weight_the_unpaired_items_leave_the_map_alone():
 def test_held_out_pairs_tell_whether_the_known_modalities_help():
     z, x, y, shares = shared_world(5)
     y_z, partner = given(y, 60)
-    alone = labels_alone(y_z, 5)
+    alone = labels_alone(y_z, shares)
     seen = {"partner": partner, "x": x, "y": y, "shares": shares}
     told = held_out_gain(z, y_z, seen, alone, rounds=10)
     assert told["gain"] > 2 * told["error"] > 0 and told["right"] > told["right_alone"] and told["trusted"]
@@ -153,6 +153,27 @@ def test_held_out_labels_play_no_part():
         at[3] = -1
         told.append(correspond(z, hidden, at, x, y, shares)[0][3])
     assert torch.equal(*told)
+
+
+def test_the_control_knows_the_class_frequencies_too():
+    """Labels are drawn alike for all classes; what is frequent the IM side tells, COX and its control alike."""
+    g = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.7, 0.1, 0.1, 0.1])
+    y = torch.cat([torch.arange(4).repeat(8), torch.multinomial(shares, 600, replacement=True, generator=g)])
+    z = whiten(torch.randn(4, 12, generator=g)[y] + torch.randn(len(y), 12, generator=g) * 1.5, 12)
+    y_z = torch.where(torch.arange(len(y)) < 32, y, -1)
+    right = {}
+    for name, frequent in (("known", shares), ("as drawn", torch.full((4,), 0.25))):
+        q, _ = class_posteriors(z, y_z, labels_alone(y_z, frequent), frequent)
+        right[name] = (q[32:].argmax(1) == y[32:]).float().mean().item()
+    assert right["known"] > right["as drawn"] + 0.1
+
+
+def test_a_long_series_of_one_length_is_averaged_down():
+    x = torch.randn(5, 32, 512, generator=torch.Generator().manual_seed(0))
+    file = {"x": x, "kind": "series", "mean": torch.zeros(1), "std": torch.ones(1), "lengths": None}
+    torch.testing.assert_close(plain_vectors(file, torch.arange(5)), x.view(5, 32, 64, 8).mean(3).flatten(1))
+    assert torch.equal(plain_vectors(file, torch.arange(5), most=x[0].numel()), x.flatten(1))
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "series", "lengths", "text"])

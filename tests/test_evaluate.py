@@ -60,7 +60,7 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
             "optimizers": {"rgb": torch.optim.Adam(connection.parameters()).state_dict()},
             "curve": [{"modality": "rgb", "step": s, "mmd": 1 / (1 + s), "head": state(mapped_head)}
                       for s in (0, 5, 10)],
-        }, stage="train_connect", args={**args, "labels": labels, "per_class": per_class},
+        }, stage="train_connect", args={**args, "labels": labels, "per_class": per_class, "beta": 0.01, "w_ce": 0.5},
             made_from=made_from, paired=paired, n_labelled=3, **facts)
         for method in methods:
             snapshot = {"agree": torch.arange(27) % 2 == 0,
@@ -177,7 +177,7 @@ def test_retrieval_agrees_with_sorting():
         assert found["median_rank"] == np.median(rank)
 
 
-def test_retrieval_of_every_kind_of_run(tmp_path):
+def test_retrieval_of_every_kind_of_run(tmp_path, monkeypatch):
     folder = make_world(tmp_path, seeds=(0, 1), methods=("random", "erm", "cox", "aligned"))
     line = ["--data", "toy", "--runs", str(tmp_path)]
     evaluate.main(line)
@@ -199,6 +199,14 @@ def test_retrieval_of_every_kind_of_run(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(v, own(im["features"][39:])[0])
     assert ids == [f"i{j}" for j in range(39, 60)]
+    told, train = [], evaluate.train_connection
+    monkeypatch.setattr(evaluate, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
+    run = bank.load(folder / "erm.pt")
+    for epochs, refreshes, steps in ((2, 2, 6), (6, 5, 9), (20, 5, 15)):               # 6 epochs: refreshed after 2, 4 and 6
+        run["meta"]["args"].update(epochs=epochs, refreshes=refreshes)
+        evaluate.mapped_test_items(run, connect, oom, {"rgb": im}, "cpu")
+        assert (told[-1]["steps"], told[-1]["beta"], told[-1]["w_ce"]) == (steps, 0.01, 0.5)               # as COX's
+    monkeypatch.undo()
     before = (folder / "erm.json").read_text()
     evaluate.main([*line, "--force", "--task", "retrieval"])
     assert (folder / "erm.json").read_text() == before                      # the same again
@@ -321,6 +329,9 @@ def test_mean_and_sd():
     assert row(blocks[0], "semi, 10% labels", "erm") == ["70.0 (n = 1)"]              # one seed: no sd
     assert row(blocks[0], "semi, 10% labels", "aligned") == ["99.0 (n = 1)"]  # sees all labels: never bold
     assert [r[1] for r in blocks[0]["rows"]] == ["erm", "cox", "aligned"]
+    lucky = results.tables([record(a, seed=i) for i, a in enumerate((0.7, 0.8))] + [record(0.9, method="ssl", seed=1)])
+    assert row(lucky[0], "semi, 10% labels", "cox") == ["**75.0 ± 7.1**"]             # one good seed is not the best method
+    assert row(lucky[0], "semi, 10% labels", "ssl") == ["90.0 (n = 1)"]
     assert "over 3 seeds" in blocks[0]["notes"][0] and "chance 33.3%" in " ".join(blocks[0]["notes"])
 
 
@@ -413,6 +424,7 @@ def test_paired_tests_against_scipy():
     assert t["ahead"] == ((cox - erm).mean(1) > 0).sum()
     assert t["t_p"] == pytest.approx(stats.ttest_rel(cox.ravel(), erm.ravel()).pvalue)
     assert t["wilcoxon_p"] == pytest.approx(stats.wilcoxon((cox - erm).ravel()).pvalue)
+    assert t["columns_p"] == pytest.approx(stats.ttest_1samp((cox - erm).mean(1), 0).pvalue)
 
 
 def test_the_best_rival_is_chosen_for_each_column():
@@ -428,7 +440,7 @@ def test_the_best_rival_is_chosen_for_each_column():
 
 def test_no_p_where_there_is_nothing_to_test():
     (t,) = paired_tests.tests([record(0.5), record(0.25, method="erm")], "accuracy")
-    assert t["n"] == 1 and t["mean"] == 0.25 and t["t_p"] is None and t["wilcoxon_p"] is None
+    assert t["n"] == 1 and t["mean"] == 0.25 and t["t_p"] is t["wilcoxon_p"] is t["columns_p"] is None
     alike = [record(0.5, method=m, seed=s) for m in ("cox", "erm") for s in range(4)]
     (t,) = paired_tests.tests(alike, "accuracy")
     assert t["mean"] == 0 and t["t_p"] is None
@@ -442,7 +454,8 @@ def test_the_table_has_the_tests_and_tags_have_rows():
     blocks = results.tables([*records, record(0.9, seed=5, method="cox", data="a")])
     assert [r[1] for r in blocks[0]["rows"]] == ["erm", "cox", "cox-soft"]
     block = next(b for b in blocks if b["title"].startswith("COX against"))
-    assert block["header"] == ["setting", "method", "n", "columns ahead", "COX − method", "p (t)", "p (Wilcoxon)", "a", "b"]
+    assert block["header"] == ["setting", "method", "n", "columns ahead", "COX − method", "p (t)", "p (Wilcoxon)",
+                               "p (columns)", "a", "b"]
     assert [r[:5] for r in block["rows"]] == [["semi", "erm", "6", "2 of 2", "+20.0"],
                                               ["semi", "cox-soft", "6", "2 of 2", "+10.0"]]
 

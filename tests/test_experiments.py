@@ -237,12 +237,15 @@ def test_an_earlier_collection_adds_what_the_trees_lack(tmp_path, capsys):
     collect.main(line("one", "--add", str(earlier), "--add-method", "random"))
     assert sorted(read()) == [("cox", 0, False), ("random", 0, False), ("random", 1, True), ("selftrain", 0, False)]
     text = (tmp_path / "one" / "out" / "table.md").read_text()
-    assert "random added from commit" in text and "Not alike" not in text
+    assert "random added from commit" in text and "Not alike" not in text and "not recorded" not in text
     assert "3 runs of 0.0 h in all; 1 more of commit " in (tmp_path / "one" / "out" / "COMMAND").read_text()
     old = [{k: v for k, v in r.items() if k not in ("args", "seconds", "connect_seconds")} for r in json.loads(earlier.read_text())]
     earlier.write_text(json.dumps(old))                                     # tables once held no flags and no times
     collect.main(line("one", "--add", str(earlier)))
     assert len(read()) == 6
+    assert "the flags of 3 of these runs were not recorded" in (tmp_path / "one" / "out" / "table.md").read_text()
+    with pytest.raises(bank.UserError, match="no evaluated run"):                       # no retrieval in these: none of table 3's
+        collect.main(["table3", *line("one")[1:]])
     earlier.write_text(json.dumps([{**r, "setting": "unsup"} for r in old]))     # which start? a row could be of another one
     with pytest.raises(bank.UserError, match="collect them again"):
         collect.main(line("one", "--add", str(earlier)))
@@ -331,7 +334,7 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     method.write_text(readme.read_text())
     readme_table.main(readme, tmp_path)
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "99.9" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "99.9" not in text and "p (columns)" in text
     sd = f"{np.std([80, 82], ddof=1):.1f}"
     assert "| data | new sensors | labels | erm | cox | aligned | gap before | gap after |" in text
     assert f"| toy | sonar | 10% labels | 70.0 ± 0.0 | **81.0 ± {sd}** | 99.0 (n = 1) | – | – |" in text
@@ -340,13 +343,16 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     assert "`table2`: seeds 0, 1; `bash table2.sh`" in text and "retrieval" not in text
     page = method.read_text()
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "99.9" not in page
-    assert "| erm | test | semi | 2 | 1 of 1 | +11.0 | 0.058 | 0.5 | +11.0 |" in page and "unlabelled" not in page
+    assert "| erm | test | semi | 2 | 1 of 1 | +11.0 | 0.058 | 0.5 | – | +11.0 |" in page and "unlabelled" not in page
     shared = {"out": {"category": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}, "instance": None}}
     three = [record(0.5, method=m) for m in ("erm", "cox")]
     for r, extra in zip(three, (0.0, 0.125)):
         r["metrics"]["retrieval"] = {m: {"out": {"category": {**shared["out"]["category"], "r1": a + extra}, "instance": None}}
                                      for m, a in (("rgb", 0.5), ("imu", 0.25))}
-    write("table3", three)
+    at_instance = {**shared["out"], "instance": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}}
+    drawn = [record(0.5, method="cox", data="digits")]                              # partners drawn within a class: no instances
+    drawn[0]["metrics"]["retrieval"] = {"rgb": {"out": {**at_instance, "category": {**shared["out"]["category"], "r1": 0.5}}}}
+    write("table3", three + drawn)
     unsup = [{**record(0.12 + 0.01 * s, setting="unsup", seed=s), "condition": "unsup, spectral"} for s in range(2)]
     write("unsup", [{k: v for k, v in r.items() if k != "args"} for r in unsup])                  # as evaluate.py writes them
     readme_table.main(readme, tmp_path)

@@ -1261,11 +1261,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(runs, folder, monkeypatch, metho
         stage("train_explore", folder, runs, flags.replace("--force", ""))
     monkeypatch.undo()
     assert written == [checkpoint.name] * 2 and not path.exists()
+    monkeypatch.setattr(train_explore, "held_out_gain", None)                      # trust was settled when the run began
     assert "going on from epoch 2" in stage("train_explore", folder, runs, flags.replace("--force", ""))
     again = bank.load(path)
     for k in whole:
         assert_same(whole[k] or {"none": torch.zeros(1)}, tensors(again[k]) or {"none": torch.zeros(1)}, k)
     assert not checkpoint.exists()
+
+
+def test_the_refresh_of_a_connection_keeps_stage_2s_weights(runs, folder, tmp_path, monkeypatch):
+    told, train = [], train_explore.train_connection
+    monkeypatch.setattr(train_explore, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
+    shutil.copytree(runs, tmp_path / "again")
+    stage("train_connect", folder, tmp_path / "again", "--beta 0.03 --w-ce 0.2 --force")
+    stage("train_explore", folder, tmp_path / "again", "--method cox --epochs 2 --refreshes 2")
+    assert told and {(k["beta"], k["w_ce"]) for k in told} == {(0.03, 0.2)}
 
 
 def test_a_checkpoint_of_other_flags_is_not_gone_on_from(runs, folder, monkeypatch):
