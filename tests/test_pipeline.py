@@ -1274,7 +1274,7 @@ def test_the_refresh_of_a_connection_keeps_stage_2s_weights(runs, folder, tmp_pa
     monkeypatch.setattr(train_explore, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
     shutil.copytree(runs, tmp_path / "again")
     stage("train_connect", folder, tmp_path / "again", "--beta 0.03 --w-ce 0.2 --force")
-    stage("train_explore", folder, tmp_path / "again", "--method cox --epochs 2 --refreshes 2")
+    stage("train_explore", folder, tmp_path / "again", "--method cox --epochs 2 --refreshes 2 --force")
     assert told and {(k["beta"], k["w_ce"]) for k in told} == {(0.03, 0.2)}
 
 
