@@ -20,6 +20,7 @@ Layout under --runs:
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -45,6 +46,13 @@ def run(main, argv=None):
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+def command(script, data, oom, *, perceptor="bind", runs="runs", **more):
+    """A stage's command line, as messages advise it: `more` are further flags, the stages' defaults are left out."""
+    flags = {"data": data, "oom": oom, "perceptor": None if perceptor == "bind" else perceptor, **more,
+             "runs": None if str(runs) == "runs" else runs}
+    return " ".join(["python", script, *(f"--{k} {shlex.quote(str(v))}" for k, v in flags.items() if v is not None)])
 
 
 # ---------------------------------------------------------------------------------------------------------- paths
@@ -273,6 +281,7 @@ def load_seed(runs, data, perceptor, oom, setting, seed, *, first="", keys=()):
     ims, made_from = load_banks(runs, data, perceptor, oom, first=first)
     made_from[f"inputs/{oom}"] = inputs["meta"]["digest"]
     path = run_dir(runs, data, perceptor, oom, setting, seed) / "connect.pt"
-    connect = load(path, keys=keys, first=f"python train_connect.py --data {data} --oom {oom} --setting {setting} --seed {seed}")
+    connect = load(path, keys=keys, first=command(
+        "train_connect.py", data, oom, perceptor=perceptor, runs=runs, setting=setting, seed=seed))
     check_chain(path, connect["meta"], made_from, inputs["meta"]["fingerprint"])
     return inputs, ims, connect, {**made_from, "connect": connect["meta"]["digest"]}

@@ -67,12 +67,14 @@ def spread_names(x, items, labels, count, *, alpha=0.99, components=50, neighbou
 
 
 def geometry(x, labels, count):
-    """Distances (count, count) between the class means of x (N, ...), standardised off the diagonal."""
+    """Distances (count, count) between the class means of x (N, ...), standardised off the diagonal; NaN for a class without
+    items."""
     x = x.reshape(len(x), -1).float()
     means = torch.stack([x[labels == c].mean(0) for c in range(count)])
     d = torch.cdist(means, means)
     off = ~torch.eye(count, dtype=torch.bool)
-    return ((d - d[off].mean()) / d[off].std(correction=0).clamp(min=1e-12)).masked_fill(~off, 0.0)
+    seen = d[off & ~d.isnan()]
+    return ((d - seen.mean()) / seen.std(correction=0).clamp(min=1e-12)).masked_fill(~off, 0.0)
 
 
 def name_by_geometry(ours, theirs, *, null=20, restarts=10, seed=0):

@@ -4,6 +4,8 @@ import argparse
 import math
 import re
 
+import torch
+
 PARTS = ("connection", "exploration", "warmup", "emergent")                     # what an ablation can leave out of COX
 
 
@@ -25,6 +27,16 @@ def leave_out(text):
     if set(found) - set(PARTS):
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(set(found) - set(PARTS)))}: choose among {', '.join(PARTS)}")
     return found
+
+
+def known_device(text):
+    """The name of a device that torch has here."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise argparse.ArgumentTypeError(f"{text}: no such device here; give {here}") from None
+    return text
 
 
 def number(kind, low, high=math.inf, ends="[]"):

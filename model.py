@@ -72,7 +72,7 @@ class Learner(nn.Module):
             raise ValueError(f"kind {kind!r}: one of image, video, series, text")
         tokens = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))
         self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width=width, heads=heads or max(2, width // 64)) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width=width, heads=heads or heads_of(width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x, lengths=None):
@@ -92,6 +92,11 @@ class Learner(nn.Module):
         for block in self.blocks:
             t = block(t, valid[:, None, None, :])
         return (self.norm(t) * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+
+
+def heads_of(width):
+    """Attention heads of a learner: 64 features each, two at least, fewer where they do not divide the width."""
+    return next(n for n in range(max(2, width // 64), 0, -1) if width % n == 0)
 
 
 def slice_steps(steps, tokens=32):

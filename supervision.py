@@ -11,11 +11,19 @@ from augment import batch
 from clusters import geometry, name_by_geometry, spectral, spread_names
 
 
-def choose_labelled(labels, count, per_class, generator):
-    """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each."""
+def choose_labelled(labels, count, per_class, generator, paired=None):
+    """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each.
+
+    Of each class the same number, one at least; what a class is short of, the larger ones give. Within a class those come
+    first that more IM modalities have a pair of, paired (M,) counts them: pairs may be few.
+    """
     order = torch.randperm(len(labels), generator=generator)
+    if paired is not None:
+        order = order[paired[order].argsort(descending=True, stable=True)]
     groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
     quota = per_class or max(1, round(count / len(groups)))
+    while not per_class and sum(min(len(g), quota + 1) for g in groups) <= count and quota < max(map(len, groups)):
+        quota += 1
     return torch.cat([g[:quota] for g in groups]).sort().values
 
 
@@ -40,21 +48,20 @@ def training_rows(oom, labelled, held):
     return train, among(set(labelled), train), val[oom["labels"][val] >= 0]
 
 
-def find_pairs(ids, labels, ids_im, y_im, by_class, generator):
-    """The labelled OOM items' (L ids and labels) instances among N IM items: (positions (P,), IM rows (P,), drawn).
+def find_pairs(ids, labels, ids_im, y_im, draw, generator):
+    """The labelled OOM items' (L ids and labels) instances among N IM items: (positions (P,), IM rows (P,)).
 
-    With `by_class`, where no instance is shared at all, every item gets a random IM item of its class, and drawn is True.
+    With `draw` every item gets a random IM item of its class: for data that share no instance.
     """
     at = {i: r for r, i in enumerate(ids_im)}
     found = torch.tensor([at.get(i, -1) for i in ids])
-    drawn = by_class and not (found >= 0).any()
-    if drawn:
+    if draw:
         for j, label in enumerate(labels.tolist()):
             pool = (y_im.cpu() == label).nonzero().squeeze(1)
             if len(pool):
                 found[j] = pool[torch.randint(len(pool), (1,), generator=generator)]
     has = (found >= 0).nonzero().squeeze(1)
-    return has, found[has], drawn
+    return has, found[has]
 
 
 def literal_space(z, d_im, seed):
@@ -73,9 +80,14 @@ def name_by_items(oom, rows, classes, per_class, generator):
     """A class for each of the OOM rows (M,) from the labels of `per_class` of them a class: (class (M,), how doubtful it is
     (M,), how it was found, that in words)."""
     x, y = batch(oom, rows, "cpu")[0], oom["labels"][rows]
+    lacking = [oom["class_names"][c] for c in range(classes) if not (y == c).any()]
+    if len(lacking) == classes:
+        raise bank.UserError("--name-with takes the names from labelled training items, and the sensor has none; label one of "
+                             "each class and extract again")
     items = choose_labelled(y, 0, per_class, generator)
     label, confidence = spread_names(x, items, y[items], classes)
     said = f"names spread from {len(items)} labelled items ({per_class} per class) along the graph of the readings"
+    said += f"; no item of {', '.join(lacking)} has a label, so that nothing can get this name" if lacking else ""
     return label, 1 - confidence, {"by": "items", "items": [oom["ids"][r] for r in rows[items].tolist()]}, said
 
 
@@ -88,7 +100,13 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
     seen = {m: (r := bank.rows(im, ("train",)))[im["labels"][r] >= 0] for m, im in inputs.items()}
     theirs = {m: geometry(batch(inputs[m], r, "cpu")[0], inputs[m]["labels"][r], classes) for m, r in seen.items()}
     ours = geometry(x, label, classes)
-    of_cluster, agreement, null = name_by_geometry(ours, torch.stack(list(theirs.values())).mean(0), seed=seed)
+    known = torch.stack(list(theirs.values())).nanmean(0)                                  # over the modalities that show both
+    if known.isnan().any():
+        lacking = [oom["class_names"][c] for c in range(classes) if known[c].isnan().sum() >= known[c].numel() // 2]
+        raise bank.UserError(f"--init spectral names clusters by how the classes lie to each other in a known modality, and "
+                             f"none shows {', '.join(lacking) or 'every two classes'} with a label; label some, or give "
+                             f"--name-with 1")
+    of_cluster, agreement, null = name_by_geometry(ours, known, seed=seed)
     p = (1 + (null >= agreement).sum().item()) / (1 + len(null))
     trust = "a weak sign at best" if p > 0.05 or agreement < 0.8 else "they may be right"
     said = (f"{classes} spectral clusters, named by the geometry of {len(inputs)} known modalities: correlation "

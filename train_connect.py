@@ -19,7 +19,7 @@ from tqdm import tqdm
 import bank
 import cox_ops
 from augment import augment, batch, embed
-from flags import PARTS, Parser, leave_out, number
+from flags import PARTS, Parser, known_device, leave_out, number
 from model import Connection, Learner, fit_head, map_items, train_connection
 from supervision import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
 
@@ -31,8 +31,10 @@ def get_args(argv=None):
     p.add_argument("--perceptor", default="bind", help="as in stage 1")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"], help="few correspondences, or none")
     p.add_argument("--labels", type=number(float, 0, 1, "(]"), default=0.1,
-                   help="semi: share of the OOM training items that keeps label and pair")
-    p.add_argument("--per-class", type=number(int, 0), default=0, help="semi: this many per class instead of a share")
+                   help="semi: share of the OOM training items that keeps label and pair: of each class the same "
+                   "number, one at least; what a small class is short of, the larger ones give; 1 keeps all")
+    p.add_argument("--per-class", type=number(int, 0), default=0, help="semi: this many per class instead of a share, or all "
+                   "that a class has")
     p.add_argument("--holdout", type=number(float, 0, 1, "[)"), default=0.0,
                    help="semi: share of the labelled items of each class that training "
                    "does not see at all; stage 3 validates on them, to choose its flags by")
@@ -63,8 +65,8 @@ def get_args(argv=None):
     p.add_argument("--beta", type=number(float, 0), default=1e-4, help="weight of KL(v, N(0, I)); the paper has no prior")
     p.add_argument("--w-ce", type=number(float, 0), default=0.0, help="weight of the head's cross-entropy on the reconstruction")
     p.add_argument("--w-kl", type=number(float, 0), default=0.0, help="weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up")
-    p.add_argument("--seed", type=int, default=0, help="labelled items, initial weights, order")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    p.add_argument("--seed", type=number(int, 0), default=0, help="labelled items, initial weights, order")
+    p.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
 
@@ -94,7 +96,7 @@ def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name, t
 def main(argv=None):
     args = get_args(argv)
     start = time.time()
-    first = f"python extract_features.py --data {args.data} --oom {args.oom} --perceptor {args.perceptor}"
+    first = bank.command("extract_features.py", args.data, args.oom, perceptor=args.perceptor, runs=args.runs)
 
     # ------------------------------------------------------------------------------------------------------ data
     oom, inputs_file = bank.load_inputs(args.runs, args.data, args.oom, first=first)
@@ -108,6 +110,10 @@ def main(argv=None):
     made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
     path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
     args.without = sorted(set(args.without))
+    idle = [f for f in ("per_class", "holdout", "pair_by_class") if args.setting == "unsup" and getattr(args, f)]
+    idle += ["init"] if args.setting == "semi" and args.init != "literal" else []
+    if idle:
+        print(f"note: with --setting {args.setting} these play no part: {', '.join('--' + f.replace('_', '-') for f in idle)}")
     if args.name_with and (args.init != "spectral" or args.setting != "unsup"):
         raise bank.UserError("--name-with names the readings: give it with --setting unsup --init spectral")
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
@@ -157,19 +163,22 @@ def main(argv=None):
     warmup_steps = 0 if "warmup" in args.without else args.warmup_epochs * epoch_steps
     naming = {}                                                                     # unsup: how the clusters got their names
     if args.setting == "semi":
-        chosen = choose_labelled(oom["labels"][train], args.labels * len(train), args.per_class, generator)
-        labelled, y, held = train[chosen], oom["labels"][train[chosen]], train[:0]
+        in_im = [set(ids_im[m]) for m in names]
+        shown = torch.tensor([[oom["ids"][r] in ids for ids in in_im] for r in train.tolist()])          # (M, K): has a pair
+        some = shown[oom["labels"][train] >= 0].any(0)                                                   # (K,)
+        chosen = choose_labelled(oom["labels"][train], args.labels * len(train), args.per_class, generator, shown.sum(1))
+        labelled, y, held, had = train[chosen], oom["labels"][train[chosen]], train[:0], (oom["labels"][train] >= 0).sum()
         if args.holdout:
             aside = hold_out(y, args.holdout)
             labelled, y, held = labelled[~aside], y[~aside], labelled[aside]
             train = train[~torch.isin(train, held)]
             print(f"  {len(held)} labelled items held out (--holdout)")
-        print(f"  {len(labelled)} labelled items, {torch.bincount(y, minlength=classes).min()}-"
-              f"{torch.bincount(y, minlength=classes).max()} per class")
+        of_class = torch.bincount(y, minlength=classes)
+        print(f"  {len(labelled)} labelled items, {of_class.min()}-{of_class.max()} per class; labels there are: {had}")
         pairs, by_class = {}, []
-        for m in names:
-            has, paired, drawn = find_pairs([oom["ids"][r] for r in labelled.tolist()], y, ids_im[m], y_im[m],
-                                            args.pair_by_class, generator)
+        for m, known in zip(names, some.tolist()):
+            drawn = args.pair_by_class and not known                                             # the data have none of it
+            has, paired = find_pairs([oom["ids"][r] for r in labelled.tolist()], y, ids_im[m], y_im[m], drawn, generator)
             if not len(has):
                 raise bank.UserError(f"no labelled {args.oom} item has a pair in {m}; give --pair-by-class, more --labels, or "
                                      f"leave {m} out with --im in stage 1")
@@ -212,6 +221,9 @@ def main(argv=None):
         z_all = embed(learner, oom, train, args.device)[0]
         guess = head(z_all).argmax(1)
         seen = [c for c in range(classes) if (guess == c).any() and all((y_im[m] == c).any() for m in names)]
+        if not seen:
+            raise bank.UserError(f"no class that the {args.oom} items are given has a labelled item in each of {', '.join(names)}, "
+                                 f"so there are no centroids to pair; choose --im in stage 1 so that classes are common")
         z = torch.stack([z_all[guess == c].mean(0) for c in seen])[None]                        # (1, classes seen, d)
         y = torch.tensor(seen, device=args.device)
         centroids = {m: torch.stack([z_im[m][y_im[m] == c].mean(0) for c in seen]) for m in names}
@@ -264,8 +276,9 @@ def main(argv=None):
     }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
         made_from=made_from,
         paired=paired, n_labelled=len(labelled), seconds=round(time.time() - start, 1))
-    print(f"stage 2 done in {time.time() - start:.0f} s. Next: python train_explore.py --data {args.data} --oom {args.oom} "
-          f"--method cox --setting {args.setting} --seed {args.seed}")
+    print(f"stage 2 done in {time.time() - start:.0f} s. Next: " + bank.command(
+        "train_explore.py", args.data, args.oom, perceptor=args.perceptor, runs=args.runs, method="cox", setting=args.setting,
+        seed=args.seed))
 
 
 if __name__ == "__main__":

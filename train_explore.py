@@ -29,7 +29,7 @@ import bank
 import baselines
 from augment import augment, batch, embed
 from correspond import class_posteriors, held_out_gain, known_items, labels_alone, plain_vectors, whiten
-from flags import PARTS, Parser, leave_out, number
+from flags import PARTS, Parser, known_device, leave_out, number
 from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
 from supervision import training_rows
 
@@ -77,8 +77,8 @@ def get_args(argv=None):
     p.add_argument("--without", type=leave_out, action="extend", default=[], metavar="PART,…",
                    help=f"cox, ablation: leave out some of {', '.join(PARTS)}; connection and warmup as in stage 2")
     baselines.add_flags(p)
-    p.add_argument("--seed", type=int, default=0, help="as in stage 2; order and augmentation here")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    p.add_argument("--seed", type=number(int, 0), default=0, help="as in stage 2; order and augmentation here")
+    p.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
 
@@ -90,8 +90,8 @@ def main(argv=None):
     # ------------------------------------------------------------------------------------------------------ data
     oom, ims, connect, made_from = bank.load_seed(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed,
                                                   keys=("learner", "connections", "mapped", "labelled"),
-                                                  first=f"python extract_features.py --data {args.data} --oom {args.oom} "
-                                                        f"--perceptor {args.perceptor}")
+                                                  first=bank.command("extract_features.py", args.data, args.oom,
+                                                                     perceptor=args.perceptor, runs=args.runs))
     folder = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed)
     if args.tag and not re.fullmatch(r"[\w-]+", args.tag):
         raise bank.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
@@ -314,7 +314,8 @@ def main(argv=None):
     }, **facts, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
         seconds=round(time.time() - start, 1))
     checkpoint.unlink(missing_ok=True)
-    print(f"stage 3 done in {time.time() - start:.0f} s. Next: python evaluate.py --data {args.data} --table")
+    print(f"stage 3 done in {time.time() - start:.0f} s. Next: "
+          f"{bank.command('evaluate.py', args.data, None, runs=args.runs)} --table")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,14 @@ def test_names_by_geometry_where_the_geometry_is_shared():
     assert torch.equal(names, order) and abs(agreement - 1) < 1e-4 and (null < agreement).all()
 
 
+def test_a_class_without_items_has_no_geometry_and_leaves_the_others_theirs():
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 1, 1, 3, 3, 3, 0, 1])
+    d, whole = geometry(x, labels, 4), geometry(x, torch.where(labels == 3, 2, labels), 3)
+    assert d[2, [0, 1, 3]].isnan().all() and d[[0, 1, 3], 2].isnan().all() and (d.diagonal() == 0).all()
+    torch.testing.assert_close(d[[0, 1, 3]][:, [0, 1, 3]], whole)
+
+
 def test_a_geometry_that_is_not_shared_does_not_stand_out():
     g = torch.Generator().manual_seed(2)
     one, two = (geometry(torch.randn(8, 20, generator=g), torch.arange(8), 8) for _ in range(2))

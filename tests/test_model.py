@@ -156,6 +156,13 @@ def test_slice_steps():
     assert slice_steps(100, tokens=10) == 10 and slice_steps(0) == 1
 
 
+@pytest.mark.parametrize("width, heads", [(192, 3), (64, 2), (128, 2), (200, 2), (250, 2), (33, 1), (1, 1), (400, 5)])
+def test_every_width_has_attention_heads_that_divide_it(width, heads):
+    learner = Learner(kind="series", shape=(2, 8), width=width, depth=1)
+    assert learner.blocks[0].attention.heads == heads
+    assert learner(torch.randn(3, 2, 8)).shape == (3, width)
+
+
 # ------------------------------------------------------------------------------------------------------ heads
 
 

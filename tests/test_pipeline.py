@@ -712,6 +712,24 @@ def test_oom_without_shared_rows_needs_pair_by_class(tmp_path):
     assert bank.load(run_dir(runs) / "cox.pt")["meta"]["paired"] == "by class: language, rgb"
 
 
+@pytest.mark.parametrize("flags", ["", "--pair-by-class"])
+def test_few_true_pairs_are_found_and_no_others_drawn(tmp_path, flags):
+    """Of 60 training rows three hold imu beside the others: they keep their labels, whatever the seed."""
+    own = write_folder(tmp_path / "toy")
+    rows = [[*r[:3], *(r[3:] if k < 3 or r[1] != "train" else (r[3], "", r[5]) if k % 2 else ("", r[4], ""))]
+            for k, r in enumerate(read_manifest(own))]
+    write_manifest(own, rows)
+    stage("extract_features", own, tmp_path / "runs", "--bind-epochs 1")
+    for seed in (0, 1):
+        stage("train_connect", own, tmp_path / "runs", flags, f"--seed {seed} --labels 0.1 --warmup-epochs 0 --connect-steps 1")
+        connect = bank.load(bank.run_dir(tmp_path / "runs", own, "bind", "imu", "semi", seed) / "connect.pt")
+        assert connect["meta"]["paired"] == "true"
+        for m in ("rgb", "language"):
+            at, im = connect["pairs"][m]
+            assert {connect["labelled"][j] for j in at.tolist()} == {f"itrain{k}" for k in range(3)}
+            assert [connect["labelled"][j] for j in at.tolist()] == [connect["mapped_ids"][m][i] for i in im.tolist()]
+
+
 def test_pair_by_class_changes_nothing_where_rows_are_shared(runs, folder, tmp_path):
     before = bank.load(run_dir(runs) / "connect.pt")
     stage("train_connect", folder, runs, "--pair-by-class --force")
@@ -861,6 +879,24 @@ def test_the_draw_depends_on_the_labels_by_class_alone():
     partly = torch.where(torch.arange(200) % 2 == 0, labels, -1)
     assert (partly[draw(partly)] >= 0).all()
     assert len(supervision.choose_labelled(labels, 0, 3, torch.Generator())) == 12
+    assert torch.equal(one, supervision.choose_labelled(labels, 20, 0, torch.Generator().manual_seed(3), torch.full((200,), 2)))
+
+
+@pytest.mark.parametrize("sizes, count, drawn", [((30, 8, 4), 42, (30, 8, 4)), ((30, 8, 4), 21, (9, 8, 4)),
+                                                 ((30, 8, 4), 6, (2, 2, 2)), ((30, 8, 4), 0.4, (1, 1, 1)), ((9, 9), 7.9, (4, 4))])
+def test_what_a_small_class_is_short_of_the_larger_ones_give(sizes, count, drawn):
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    chosen = supervision.choose_labelled(labels, count, 0, torch.Generator().manual_seed(0))
+    assert tuple(torch.bincount(labels[chosen]).tolist()) == drawn and len(chosen.unique()) == len(chosen)
+
+
+def test_items_with_pairs_are_drawn_first():
+    labels, paired = torch.arange(60) % 3, torch.zeros(60, dtype=torch.long)
+    paired[torch.tensor([3, 30, 7])] = torch.tensor([1, 2, 1])                               # classes 0, 0 and 1
+    for seed in range(5):
+        chosen = supervision.choose_labelled(labels, 0, 1, torch.Generator().manual_seed(seed), paired).tolist()
+        assert chosen[0] == 7 or 7 in chosen
+        assert 30 in chosen and 3 not in chosen and len(chosen) == 3
 
 
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):
@@ -1355,6 +1391,25 @@ def test_the_im_posterior_on_the_pairs_teaches_the_warm_up(runs, folder):
             logits = learner.eval()(x, lengths) @ state["head"]["weight"].T + state["head"]["bias"]
             divergence[w] = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean").item()
     assert divergence[5] < divergence[0]
+
+
+@pytest.mark.parametrize("flags, parts", [("--init spectral --name-with 1", ("--name-with", "has none")),
+                                          ("--init spectral", ("pen", "--name-with 1"))])
+def test_names_that_nothing_can_give_are_refused(tmp_path, flags, parts):
+    """No reading has a label; no picture and no sentence shows a pen with one."""
+    own = write_folder(tmp_path / "toy", separate=("imu",))
+    lose = lambda r: r[1] == "train" and (r[4] if "--name-with" in flags else r[2] == "pen" and not r[4])
+    write_manifest(own, [[*r[:2], "" if lose(r) else r[2], *r[3:]] for r in read_manifest(own)])
+    stage("extract_features", own, tmp_path / "runs", "--bind-epochs 1")
+    refused("train_connect", own, tmp_path / "runs", "--setting unsup", flags, parts=parts)
+
+
+def test_a_class_without_a_label_can_get_no_name_and_this_is_said(tmp_path):
+    own = write_folder(tmp_path / "toy", separate=("imu",))
+    write_manifest(own, [[*r[:2], "" if r[1] == "train" and r[4] and r[2] == "pen" else r[2], *r[3:]] for r in read_manifest(own)])
+    stage("extract_features", own, tmp_path / "runs", "--bind-epochs 1")
+    out = stage("train_connect", own, tmp_path / "runs", "--setting unsup --init spectral --name-with 1 --per-class 3")
+    assert "no item of pen has a label" in out and "these play no part: --per-class" in out
 
 
 # ---------------------------------------------------------------------------------------------------- ablations
