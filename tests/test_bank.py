@@ -455,3 +455,19 @@ def test_run_ends_an_interrupt_without_a_traceback(capsys):
         bank.run(main)
     assert exit.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_advised_commands_leave_defaults_out_and_quote():
+    assert bank.command("evaluate.py", "toy", None) == "python evaluate.py --data toy"
+    assert bank.command("train_connect.py", "my data", "imu", perceptor="hf:a/b", runs="out", seed=1) == \
+        "python train_connect.py --data 'my data' --oom imu --perceptor hf:a/b --seed 1 --runs out"
+
+
+def test_a_missing_file_is_answered_by_a_command_that_makes_it(tmp_path, monkeypatch):
+    bank.save(bank.inputs_path(tmp_path, "toy", "imu"), {"x": torch.zeros(1)}, stage="extract_features", data="toy",
+              fingerprint="f", args={}, quiet=True)
+    monkeypatch.setattr(bank, "load_inputs", lambda *a, **k: (bank.load(bank.inputs_path(tmp_path, "toy", "imu")), None))
+    monkeypatch.setattr(bank, "load_banks", lambda *a, **k: ({}, {}))
+    with pytest.raises(bank.UserError, match=f"run first: python train_connect.py --data toy --oom imu --perceptor clip "
+                                             f"--setting semi --seed 3 --runs {tmp_path}"):
+        bank.load_seed(tmp_path, "toy", "clip", "imu", "semi", 3)
