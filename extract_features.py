@@ -96,7 +96,7 @@ class Progress(ahead.Items):
 
 def read_inputs(data, modality, rows, folder, shape, workers, complain):
     """The learner's inputs of one modality at the given rows (media.learner_inputs), but for those left out; an unlike item
-    is named by its file."""
+    is named by its file; a modality without a train item by its name."""
     kind, train = data.modalities[modality], [data.split[i] == "train" for i in rows]
     passes = 2 if kind == "series" else 1                                   # series: first the lengths, then the values
     items = Progress(data, modality, rows, lambda raw: media.reduced(kind, raw, **shape), workers=workers, complain=complain)
@@ -109,6 +109,9 @@ def read_inputs(data, modality, rows, folder, shape, workers, complain):
             where = os.path.join(folder or "", cell) if isinstance(cell, str) else modality
             raise bank.UserError(f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty "
                                  f"the cell") from None
+        except media.NoTrainItem:
+            check_items(folder, data, modality, [r for r in rows if r not in complain.left_out])
+            raise
 
 
 def left_over(path, fingerprint):
@@ -138,6 +141,23 @@ def seen(data, modality):
     return [i for i, cell in enumerate(data.cells[modality]) if cell is not None]
 
 
+def check_items(name, data, modality, rows, tested=False):
+    """Refuses a modality that has, in the `rows` whose items can be used, none in the train split; where it is `tested`, none
+    with a label in the test split. name: of the data set, for the message."""
+    for part, row, why in (("train", "row", ""), ("test", "labelled row", ", so that stage 4 has nothing to judge by")):
+        of_part = [i for i, s in enumerate(data.split) if s == part and (part == "train" or data.labels[i] >= 0)]
+        if set(of_part) & set(rows) or part == "test" and not tested:
+            continue
+        filled = set(seen(data, modality)) | set(data.absent.get(modality, ()))
+        n = len(filled & set(of_part))
+        if n:
+            raise bank.UserError(f"{name}: all {modality} items of the {row}s of split {part}, {n} in number, are missing, "
+                                 f"broken or silent and left out{why}; replace some of the files (without --on-error skip and "
+                                 f"--on-silence skip the first is named)")
+        raise bank.UserError(f"{name}: no {row} of split {part} has a {modality} item{why}; fill its cell in some of them, or "
+                             f"set the split of some {row}s that have one to {part}")
+
+
 def weights_of(name, role, args, path):
     """Digest of the files that a perceptor reads for a role; None where a bank is there and the weights are not."""
     try:
@@ -163,6 +183,8 @@ def main(argv=None):
     options |= pairs("--option", args.option)
     if args.mosei_classes:
         options["classes"] = args.mosei_classes
+    if args.im and not readers.is_name(args.data):                          # of a folder's columns these alone are checked
+        options["columns"] = [*args.im.split(","), args.oom]
     data = readers.read(args.data, root=args.root, **options)
     for fact in data.facts:
         print(f"  {fact}")
@@ -177,11 +199,15 @@ def main(argv=None):
     counts = ", ".join(f"{data.split.count(s)} {s}" for s in bank.SPLITS)
     print(f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, "
           f"fingerprint {data.fingerprint[:8]}")
-    for m in [*ims, *([args.oom] if args.oom else [])]:
+    used, where = [*ims, *([args.oom] if args.oom else [])], args.root or args.data
+    wrong = [(row, m) for m in used for row in (*data.absent.get(m, ()), *data.broken.get(m, ()))]
+    if wrong and args.on_error == "fatal":
+        row, m = min(wrong, key=lambda w: w[0])
+        data.load(m, row)                                                   # says what is wrong with the file, and the mend
+    for m in used:
         for row in data.absent.get(m, ()):
-            if args.on_error == "fatal":
-                data.load(m, row)                                           # says which file is missing, and the mend
             data.cells[m][row] = None
+        check_items(where, data, m, sorted({*seen(data, m)} - {*data.broken.get(m, ())}), tested=m == args.oom)
     choice = perceptors.choose(args.perceptor, data.modalities, ims, args.weights)
     given = pairs("--perceptor-option", args.perceptor_option)
     perceptors.check_options(choice, given)
@@ -202,8 +228,9 @@ def main(argv=None):
         if not bank.finished(path, known, {}, data.fingerprint, redo):
             complain, rows = ahead.Complaints(data, m, args.on_error, args.on_silence), seen(data, m)
             workers = 0 if data.modalities[m] == "text" else args.workers
-            made = read_inputs(data, m, rows, args.root or args.data, shape, workers, complain)
+            made = read_inputs(data, m, rows, where, shape, workers, complain)
             rows = [r for r in rows if r not in complain.left_out]
+            check_items(where, data, m, rows, tested=m == args.oom)
             bank.save(path, {**made, **columns(data, rows)}, stage="extract_features", data=data.name,
                       fingerprint=data.fingerprint, args=known, source=data.source, media=complain.finish(bank.media_path(args.runs, args.data, m)), dated=False)
         files[m] = bank.load(path)
@@ -237,6 +264,7 @@ def main(argv=None):
             z, rows = embed.features(model, role, data, m, seen(data, m), parts, batch_size=args.batch_size,
                                      workers=args.workers, device=args.device, known={**known, **made_from},
                                      complain=complain)
+            check_items(where, data, m, rows)
             bank.save(path, {"features": z, **columns(data, rows)}, stage="extract_features", data=data.name,
                       fingerprint=data.fingerprint, args=known, made_from=made_from, source=data.source,
                       weights=model.weights, media=complain.finish(bank.media_path(args.runs, args.data, m)), dated=False)

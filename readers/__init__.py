@@ -40,6 +40,7 @@ class Dataset:
     source: dict                       # plain facts for logs and meta: {'path': ...} or {'seed': ..., ...}
     facts: list[str] = field(default_factory=list)               # lines that a user should see once
     absent: dict[str, list[int]] = field(default_factory=dict)   # modality -> rows whose file was not there
+    broken: dict[str, list[int]] = field(default_factory=dict)   # the same of files that their first bytes show to be useless
 
 
 class Items:

@@ -1,7 +1,8 @@
 """A folder of recordings: manifest.csv with the columns id,split,label,<modality>,... (docs/data/folder.md).
 
-read() checks the table, that every file is there, and what the first bytes of each file tell (kind, shapes);
-the contents are checked when an item is loaded. Every complaint is one line: file, row, id, what, mend.
+read() checks the table and what the first bytes of each file tell (kind, shapes); the contents are checked when an item
+is loaded. A file that is not there or that its first bytes show to be of no use is listed (Dataset.absent and broken), and
+loading it says why. Every complaint is one line: file, row, id, what, mend.
 """
 import csv
 import hashlib
@@ -23,14 +24,19 @@ OPTIONS = {"frames": "video frames of a clip (default 8)"}
 EDGE = 4096   # bytes at either end of a file that enter the fingerprint
 
 
-def read(folder, frames=8, **unknown):
-    """Dataset of a folder. `frames`: how many frames of each video clip `load` returns."""
+def read(folder, frames=8, columns=None, **unknown):
+    """Dataset of a folder. `frames`: how many frames of each video clip `load` returns.
+
+    columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has them
+    as well, so that it does not depend on this choice.
+    """
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
     folder = os.path.normpath(str(folder))
     manifest = os.path.join(folder, "manifest.csv")
     header, rows, table_bytes = _table(manifest)
     modalities = [h for h in header if h not in REQUIRED]
+    checked = [m for m in modalities if columns is None or m in columns]
 
     def fail(i, what, mend):
         line, cells = rows[i]
@@ -42,7 +48,8 @@ def read(folder, frames=8, **unknown):
         if not cells["id"]:
             fail(i, "the id is empty", "give every row an id of its own")
         if cells["id"] in first_line:
-            fail(i, f"the id is already in row {first_line[cells['id']]}", "give every row an id of its own")
+            fail(i, f"the id is already in row {first_line[cells['id']]}",
+                 "put all modalities of an instance into its one row; give another instance an id of its own")
         first_line[cells["id"]] = line
         if cells["split"] not in SPLITS:
             fail(i, f"split {cells['split']!r} is unknown", "use train, val or test")
@@ -62,63 +69,81 @@ def read(folder, frames=8, **unknown):
                  "label train rows with it or remove this row")
 
     # ---- the modality columns
-    kinds, cells_of = {}, {}
-    missing = []
+    kinds, cells_of = {m: KINDS.get(m) for m in modalities}, {}
+    wrong = {}   # (modality, row): (what, mend) of a file that cannot be used
     for m in modalities:
         cells_of[m] = [cells[m] or None for _, cells in rows]
+    for m in checked:
         if not any(c and s == "train" for c, s in zip(cells_of[m], split)):
             raise UserError(f"{manifest}: column {m} has no filled cell in the train rows; "
-                            f"fill some or remove the column")
-        kinds[m] = KINDS.get(m)
+                            f"fill some, set the split of filled rows to train or remove the column")
         if kinds[m] == "text":
             continue
+        remove = "" if m in KINDS else ", or remove the column if it is no modality (--im A,B: only these are checked)"
         for i, cell in enumerate(cells_of[m]):
             if cell is None:
                 continue
             if _leaves(cell):
                 fail(i, f"{m} {cell!r} leaves the folder",
-                     "use a path relative to the folder, without '..', to a file inside it")
+                     f"use a path relative to the folder, without '..', to a file inside it{remove}")
             if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kinds[m]]:
                 fail(i, f"{m} {cell!r} has an extension that is not supported",
-                     f"convert the file to one of: {' '.join(EXTENSIONS[kinds[m]])}")
+                     f"convert the file to one of: {' '.join(EXTENSIONS[kinds[m]])}{remove}")
             if not os.path.isfile(os.path.join(folder, cell)):
-                missing.append((i, m, cell))
-    if missing:
-        i, m, cell = min(missing, key=lambda entry: entry[0])
-        more = f" (and {len(missing) - 1} more missing)" if len(missing) > 1 else ""
-        fail(i, f"{m} {cell!r} is not there{more}", "put the file there, correct the path or empty the cell")
+                wrong[m, i] = ("is not there", "put the file there, correct the path or empty the cell")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more missing)" if len(wrong) > 1 else ""
+        wrong = {at: (f"{what}{more}", mend) for at, (what, mend) in wrong.items()}
+    absent = {m: [i for n, i in wrong if n == m] for m in dict.fromkeys(n for n, _ in wrong)}
 
     # ---- what the first bytes tell: fingerprint, array shapes, kind of the user's own columns
-    digest = hashlib.sha256(table_bytes)
+    digest, broken = hashlib.sha256(table_bytes), {}
+
+    def useless(m, i, what, mend):
+        wrong[m, i] = (what, mend)
+        broken.setdefault(m, []).append(i)
+
     for m in modalities:
         if kinds[m] == "text":
             continue
-        first = None   # (row, form) of the column's first file
+        first = None   # (row, form) of the column's first file that can be used
         for i, cell in enumerate(cells_of[m]):
             if cell is None:
                 continue
+            path = os.path.join(folder, cell)
             try:
-                size, head, tail = _edges(os.path.join(folder, cell))
+                there = (m, i) not in wrong if m in checked else not _leaves(cell) and os.path.isfile(path)
+                size, head, tail = _edges(path) if there else (-1, b"", b"")
             except OSError as e:
-                fail(i, f"{m} {cell!r} cannot be read ({e.strerror})", "allow reading it or empty the cell")
+                there, size, head, tail = False, -1, b"", b""
+                useless(m, i, f"cannot be read ({e.strerror})", "allow reading it or empty the cell")
             digest.update(f"\0{m}\0{cell}\0{size}\0".encode() + head + tail)
+            if not there:
+                continue
             try:
                 form = _form(cell, head, m)
             except media.MediaError as e:
-                fail(i, f"{m} {cell!r} {e}", "correct the file or empty the cell")
+                useless(m, i, str(e), "correct the file or empty the cell")
+                continue
             if first is None:
                 first = (i, form)
-            elif form != first[1] and not (form[:2] == first[1][:2] and None in (form[2], first[1][2])):
+            elif m in checked and form != first[1] and not (form[:2] == first[1][:2] and None in (form[2], first[1][2])):
                 line, other = rows[first[0]]
                 fail(i, f"{m} {cell!r} is {_words(form)}, but row {line} has {_words(first[1])}",
                      "make all files of a column alike")
-        kinds[m] = kinds[m] or first[1][0]
+        kinds[m] = kinds[m] or (first and first[1][0])
+        if kinds[m] is None and m in checked:   # no file tells what the column is
+            i = min(i for n, i in wrong if n == m)
+            fail(i, f"{m} {cells_of[m][i]!r} {wrong[m, i][0]}, and no other file of {m} can be used", wrong[m, i][1])
 
     # ---- the data set
     def load(modality, row, sample=None):
         cell = cells_of[modality][row]
         if cell is None:
             raise KeyError(f"{modality} is not observed in row {row}")
+        if (modality, row) in wrong:
+            what, mend = wrong[modality, row]
+            fail(row, f"{modality} {cell!r} {what}", mend)
         kind = kinds[modality]
         if kind == "text":
             return cell
@@ -135,8 +160,9 @@ def read(folder, frames=8, **unknown):
     index = {name: k for k, name in enumerate(names)}
     return Dataset(
         name=os.path.basename(os.path.abspath(folder)), ids=[cells["id"] for _, cells in rows], split=split,
-        labels=[index.get(cells["label"], -1) for _, cells in rows], class_names=names, modalities=kinds,
-        cells=cells_of, load=load, fingerprint=digest.hexdigest(), source={"path": os.path.abspath(folder)})
+        labels=[index.get(cells["label"], -1) for _, cells in rows], class_names=names,
+        modalities={m: kind for m, kind in kinds.items() if kind}, cells={m: cells_of[m] for m in modalities if kinds[m]},
+        load=load, fingerprint=digest.hexdigest(), source={"path": os.path.abspath(folder)}, absent=absent, broken=broken)
 
 
 def _table(manifest):
@@ -214,6 +240,8 @@ def _edges(path):
 def _form(cell, head, modality):
     """What all files of a column share, as far as name and first bytes tell: (kind, channels, detail)."""
     extension = os.path.splitext(cell)[1].lower()
+    if not head:
+        raise media.MediaError("is an empty file")
     if extension in media.AUDIO:
         return ("audio", None, None)
     if extension in media.VIDEO:

@@ -35,6 +35,10 @@ class Ragged(UserError):
         self.item, self.what = item, what
 
 
+class NoTrainItem(UserError):
+    """None of the train items is there, or all of them are left out: there is no mean and no standard deviation."""
+
+
 def reason(error):
     """The message of a decoder's exception on one line."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -327,7 +331,7 @@ class _Moments:
 
     def result(self):
         if self.mean is None:
-            raise UserError("this modality has no train item; fill its cells in some rows of the train split")
+            raise NoTrainItem("this modality has no train item; fill its cells in some rows of the train split")
         std = (self.m2 / self.count).sqrt()
         # a constant channel: dividing by rounding noise would blow up the first test item that differs
         std = torch.where(std > 1e-6 * self.mean.abs().clamp(min=1e-20), std, torch.ones_like(std))
@@ -349,7 +353,7 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
               length (feature vectors, binned sensors), else (C, 1) over the valid part.
       audio   becomes series: log mel, (mels, frames of 10 ms); lengths always; mean, std (mels, 1)
       text    x uint8 (n, T) UTF-8 bytes, 0 = padding; lengths; mean and std are None
-    Raises Ragged, a UserError, where items have unlike channels or dtypes.
+    Raises UserErrors: Ragged, where items have unlike channels or dtypes; NoTrainItem.
     Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.
     """
     train = [bool(t) for t in train]

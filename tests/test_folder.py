@@ -1,5 +1,6 @@
 """readers/folder.py: what it reads, and that bad input ends in one line with file, row, id and mend."""
 import csv
+import hashlib
 import os
 import re
 import shutil
@@ -131,7 +132,8 @@ def test_header_faults(tmp_path):
 
 
 @pytest.mark.parametrize("change, parts", [
-    ((1, "id", "a"), ("row 3 (id a)", "already in row 2", "an id of its own")),
+    ((1, "id", "a"), ("row 3 (id a)", "already in row 2", "all modalities of an instance into its one row",
+                      "an id of its own")),
     ((1, "id", ""), ("row 3 (id empty)", "an id of its own")),
     ((3, "split", "dev"), ("row 5 (id d)", "'dev'", "train, val or test")),
     ((4, "label", "cow"), ("row 6 (id e)", "test label 'cow'", "no train row", "label train rows")),
@@ -139,14 +141,14 @@ def test_header_faults(tmp_path):
     ((1, "label", "cat"), ("1 class (cat)", "at least 2 classes")),
     ((4, "split", "val"), ("no row has split test",)),
     ((2, "rgb", ""), ("row 4 (id c)", "no modality is filled", "delete the row")),
-    ((0, "rgb", "rgb/none.png"), ("row 2 (id a)", "'rgb/none.png'", "not there", "correct the path")),
     ((0, "rgb", "rgb"), ("row 2 (id a)", "not supported", ".png")),
     ((0, "rgb", "../a.png"), ("row 2 (id a)", "leaves the folder", "relative")),
     ((0, "rgb", "rgb/..\\..\\a.png"), ("row 2 (id a)", "leaves the folder")),
     ((0, "rgb", "/etc/a.png"), ("row 2 (id a)", "leaves the folder")),
     ((0, "rgb", "C:\\a.png"), ("row 2 (id a)", "leaves the folder")),
     ((0, "rgb", "a.wav"), ("row 2 (id a)", "not supported", "convert", ".png .jpg")),
-    ((0, "pulse", "a.txt"), ("row 2 (id a)", "not supported", ".npy", ".wav", ".mp4")),
+    ((0, "pulse", "a.txt"), ("row 2 (id a)", "not supported", ".npy", ".wav", ".mp4", "remove the column if it is no modality")),
+    ((0, "pulse", "1:30"), ("row 2 (id a)", "leaves the folder", "remove the column if it is no modality")),
     ((0, "pulse", "rgb/a.png"), ("row 3 (id b)", "series with 2 channels", "row 2 has image", "alike")),
 ])
 def test_bad_cells(tmp_path, change, parts):
@@ -159,7 +161,7 @@ def test_splits_classes_and_columns_that_train_lacks(tmp_path):
     write(tmp_path, [[*r[:2], "", *r[3:]] for r in ROWS])
     complaint(tmp_path, "0 classes (no labels)", "label train rows")
     write(tmp_path, [[*r[:4], "" if r[1] == "train" else r[4], r[5]] for r in ROWS])
-    complaint(tmp_path, "column language", "no filled cell in the train rows", "remove the column")
+    complaint(tmp_path, "column language", "no filled cell in the train rows", "set the split", "remove the column")
 
 
 def test_row_length(tmp_path):
@@ -169,12 +171,50 @@ def test_row_length(tmp_path):
     complaint(tmp_path, "row 4 (id c)", "7 cells", "in quotes")
 
 
-def test_missing_files_are_counted(tmp_path):
+def test_missing_files_are_listed_and_named_when_loaded(tmp_path):
     write(tmp_path)
     for name in ("a", "e"):
         (tmp_path / f"rgb/{name}.png").unlink()
     (tmp_path / "pulse/d.npy").unlink()
-    complaint(tmp_path, "row 2 (id a)", "rgb/a.png", "2 more missing")
+    data = readers.read(str(tmp_path))
+    assert data.absent == {"rgb": [0, 4], "pulse": [3]} and data.broken == {} and data.ids == list("abcde")
+    complaint(tmp_path, "row 2 (id a)", "rgb/a.png", "not there (and 2 more missing)", "correct the path", load=("rgb", 0))
+    complaint(tmp_path, "row 5 (id d)", "pulse/d.npy", "2 more missing", load=("pulse", 3))
+    for name in "abc":
+        (tmp_path / f"pulse/{name}.npy").unlink(missing_ok=True)
+    (tmp_path / "pulse/e.npy").unlink()
+    complaint(tmp_path, "row 2 (id a)", "pulse/a.npy", "not there", "no other file of pulse can be used", "correct the path")
+
+
+@pytest.mark.parametrize("content, words", [(b"", "is an empty file"), (b"not an array", "not a .npy array"),
+                                            (b"\x93NUMPY\x01\0", "not a .npy array")])
+def test_headers_of_no_use_are_listed_and_named_when_loaded(tmp_path, content, words):
+    """Also in the column's first row, whose form the others are compared with otherwise."""
+    write(tmp_path)
+    for name in "ae":
+        (tmp_path / f"pulse/{name}.npy").write_bytes(content)
+    (tmp_path / "rgb/b.png").write_bytes(b"")
+    data = readers.read(str(tmp_path))
+    assert data.broken == {"rgb": [1], "pulse": [0, 4]} and data.absent == {} and data.modalities["pulse"] == "series"
+    complaint(tmp_path, "row 2 (id a)", "pulse/a.npy", words, "correct the file", load=("pulse", 0))
+    complaint(tmp_path, "row 3 (id b)", "rgb/b.png", "is an empty file", load=("rgb", 1))
+    for name in "bd":
+        (tmp_path / f"pulse/{name}.npy").write_bytes(content)
+    complaint(tmp_path, "row 2 (id a)", "pulse/a.npy", words, "no other file of pulse can be used")
+
+
+def test_only_the_columns_asked_for_are_checked(tmp_path):
+    extra = [["good", "12:30", "7"], ["bad", "", ""], ["", "1:30", ""], ["", "", ""], ["../x", "", "rgb/a.png"]]
+    write(tmp_path, [[*r, *e] for r, e in zip(ROWS, extra)], [*HEADER, "comment", "time", "subject"])
+    complaint(tmp_path, "row 2 (id a)", "comment 'good'", "not supported", "remove the column if it is no modality", "--im")
+    data = readers.read(str(tmp_path), columns=["rgb", "pulse", None])
+    assert data.modalities == {"rgb": "image", "language": "text", "pulse": "series", "subject": "image"}
+    assert data.absent == data.broken == {} and data.cells.keys() == data.modalities.keys()
+    with pytest.raises(UserError, match="comment 'good' has an extension"):
+        readers.read(str(tmp_path), columns=["rgb", "comment"])
+    (tmp_path / "pulse/d.npy").unlink()
+    assert readers.read(str(tmp_path), columns=["rgb"]).absent == {}
+    assert readers.read(str(tmp_path), columns=["pulse"]).absent == {"pulse": [3]}
 
 
 @pytest.mark.parametrize("array, words", [
@@ -188,7 +228,8 @@ def test_missing_files_are_counted(tmp_path):
 def test_wrong_arrays_are_found_when_the_folder_is_read(tmp_path, array, words):
     write(tmp_path)
     np.save(tmp_path / "pulse/b.npy", array)
-    complaint(tmp_path, "row 3 (id b)", "pulse/b.npy", words, "correct the file")
+    assert readers.read(str(tmp_path)).broken == {"pulse": [1]}
+    complaint(tmp_path, "row 3 (id b)", "pulse/b.npy", words, "correct the file", load=("pulse", 1))
 
 
 def test_array_columns_must_agree(tmp_path):
@@ -197,8 +238,6 @@ def test_array_columns_must_agree(tmp_path):
     complaint(tmp_path, "row 5 (id d)", "3 channels", "row 2 has series with 2 channels", "alike")
     np.save(tmp_path / "pulse/d.npy", np.zeros((2, 5, 5)))
     complaint(tmp_path, "row 5 (id d)", "image with 2 channels", "row 2 has series")
-    (tmp_path / "pulse/d.npy").write_bytes(b"not an array")
-    complaint(tmp_path, "row 5 (id d)", "not a .npy array")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -230,9 +269,9 @@ def test_named_modalities_as_arrays(tmp_path):
     assert data.modalities == {"rgb": "image", "depth": "image"}
     assert data.load("rgb", 0).dtype == np.uint8 and data.load("depth", 0).dtype == np.float32
     np.save(tmp_path / "rgb/b.npy", np.zeros((4, 5, 3), np.uint8))
-    complaint(tmp_path, "row 3 (id b)", "(4, 5, 3)", "(3, height, width)")
+    complaint(tmp_path, "row 3 (id b)", "(4, 5, 3)", "(3, height, width)", load=("rgb", 1))
     np.save(tmp_path / "rgb/b.npy", np.zeros((4, 5), np.uint8))
-    complaint(tmp_path, "row 3 (id b)", "(channels, height, width)")
+    complaint(tmp_path, "row 3 (id b)", "(channels, height, width)", load=("rgb", 1))
 
 
 def test_kinds_of_a_users_own_columns(tmp_path):
@@ -270,6 +309,32 @@ def test_fingerprint(tmp_path):
     assert readers.read(str(path)).fingerprint != first                   # one bit of one file does
     write(path, changed(0, "language", "a cat!"))
     assert readers.read(str(path)).fingerprint != first                   # the table does
+
+
+def test_fingerprint_of_a_folder_with_faults(tmp_path):
+    """A file that goes or comes makes other data; which columns are checked does not."""
+    path = write(tmp_path)
+    fingerprint = lambda *columns: readers.read(str(path), columns=columns or None).fingerprint
+    first = fingerprint()
+    assert fingerprint("rgb") == fingerprint("pulse") == first
+    whole = (path / "pulse/d.npy").read_bytes()
+    (path / "pulse/d.npy").write_bytes(b"")
+    empty = fingerprint()
+    (path / "pulse/d.npy").unlink()
+    gone = fingerprint()
+    assert len({first, empty, gone}) == 3 and fingerprint("rgb") == gone
+    (path / "pulse/d.npy").write_bytes(whole)
+    assert fingerprint() == first
+
+
+def test_fingerprint_of_a_whole_folder_is_as_documented(tmp_path):
+    path = write(tmp_path)
+    data = (path / "manifest.csv").read_bytes()
+    for m, column in (("rgb", 3), ("pulse", 5)):
+        for cell in (r[column] for r in ROWS if r[column]):
+            file = (path / cell).read_bytes()
+            data += f"\0{m}\0{cell}\0{len(file)}\0".encode() + file[:4096] + file[-4096:]
+    assert readers.read(str(path)).fingerprint == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("name, parts, classes, kinds, observed", [

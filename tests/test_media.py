@@ -349,8 +349,10 @@ def test_text_bytes(texts):
 
 
 def test_misuse():
-    with pytest.raises(UserError, match="no train item"):
-        media.learner_inputs("image", [np.zeros((1, 4, 4), np.uint8)], [False], image_size=4)
+    for kind, raws in (("image", [np.zeros((1, 4, 4), np.uint8)]), ("image", [None]), ("series", [None]), ("audio", [None]),
+                       ("video", [None])):
+        with pytest.raises(media.NoTrainItem, match="no train item"):
+            media.learner_inputs(kind, raws, [raws[0] is None], image_size=4)
     with pytest.raises(UserError, match="item 1: 3 channels, the first one has 2"):
         media.learner_inputs("series", [np.zeros((c, 3), np.float32) for c in (2, 3)], [True, True])
     with pytest.raises(ValueError, match="kind"):
