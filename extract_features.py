@@ -22,7 +22,7 @@ from tqdm import tqdm
 import bank
 import perceptors
 import readers
-from flags import Parser, number
+from flags import Parser, known_device, number
 from perceptors import bind, embed, weights
 from readers import ahead, media
 
@@ -72,7 +72,7 @@ def get_args(argv=None):
                    "share beyond the class, 0 to 1; one value per --runs")
     p.add_argument("--data-seed", type=int, default=0, help="synth only: which world")
     p.add_argument("--seed", type=int, default=0, help="seed of the encoders trained here")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the encoders run")
+    p.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu", help="where the encoders run")
     p.add_argument("--force", action="store_true", help="redo finished work")
     return p.parse_args(argv)
 
@@ -306,8 +306,8 @@ def main(argv=None):
     log.parent.mkdir(exist_ok=True)
     with open(log, "a", encoding="utf-8") as f:
         f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {time.time() - start:.0f} s: {' '.join(argv or sys.argv[1:])}\n")
-    print(f"stage 1 done in {time.time() - start:.0f} s. Next: python train_connect.py --data {args.data} --oom "
-          f"{args.oom or 'M'}" + (f" --perceptor {args.perceptor}" if frozen else ""))
+    print(f"stage 1 done in {time.time() - start:.0f} s. Next: "
+          + bank.command("train_connect.py", args.data, args.oom or "M", perceptor=args.perceptor, runs=args.runs))
 
 
 if __name__ == "__main__":
