@@ -5,7 +5,8 @@
 
 Reads   RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/{connect,METHOD}.pt, inputs and banks; test rows here alone
 Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, seconds, command
-        --table: OUT/table.json (records), table.csv (a row per run), table.md (mean ± sd), report.html
+        --table: OUT/table.json (records), table.csv (a row per run), table.md (mean ± sd), report.html; OUT left out:
+        RUNS/DATA/report, RUNS/report over several data sets; --task retrieval: report-retrieval in its place
 A filter left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
 """
 import json
@@ -23,7 +24,7 @@ from flags import Parser
 from metrics import accuracy, agreement, class_metrics, retrieval
 from model import Head, Learner, map_items, train_connection, warm_connection
 from run_files import find, read_record, what_first, write_tables, write_text
-from scores import condition, order
+from scores import condition, order, score
 
 
 def get_args(argv=None):
@@ -38,7 +39,8 @@ def get_args(argv=None):
     p.add_argument("--task", default="classification", choices=["classification", "retrieval"], help="retrieval: of each IM "
                    "modality's test items by OOM test items and back, through the connections; beside the accuracies")
     p.add_argument("--table", action="store_true", help="all runs that match in a table and a report")
-    p.add_argument("--out", help="with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report")
+    p.add_argument("--out", help="with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report; of --task "
+                   "retrieval: report-retrieval there")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="evaluate again what was evaluated")
     return p.parse_args(argv)
@@ -54,7 +56,8 @@ def features(state, oom, rows, device):
 
 
 def mapped_test_items(run, connect, oom, ims, device):
-    """IM test items in the OOM feature space, by a run's connections: {modality: (v (n, d), labels (n,), ids [n])}.
+    """IM test items in the OOM feature space, by a run's connections: {modality: (v (n, d), labels (n,), ids [n])}; without
+    the modalities that have no labelled test item.
 
     COX has its last connections. A method that trains none is given what COX had: stage 2's, which go on for as many steps
     as COX's refreshes make, on this method's own features of the same labelled pairs (aligned: of all pairs; unsup: of
@@ -66,6 +69,10 @@ def mapped_test_items(run, connect, oom, ims, device):
     at, train = {i: r for r, i in enumerate(oom["ids"])}, bank.rows(oom, ("train",))
     out = {}
     for m in run["im"]:
+        test = bank.rows(ims[m], ("test",))
+        test = test[ims[m]["labels"][test] >= 0]
+        if not len(test):
+            continue
         z_im, y_im = bank.features_of(ims[m], connect["mapped_ids"][m]), connect["mapped_labels"][m]
         c, optimizer = warm_connection(connect, m, z_im, lr=args["lr"], weight_decay=args["weight_decay"],
                                        trained=args["method"] != "random")
@@ -89,8 +96,6 @@ def mapped_test_items(run, connect, oom, ims, device):
             train_connection(c, optimizer, im_pair, z_pair[None], y, head.requires_grad_(False), generator=generator,
                              steps=math.ceil(args["epochs"] / every) * args["connect_steps"], beta=known["beta"],
                              w_ce=known["w_ce"])
-        test = bank.rows(ims[m], ("test",))
-        test = test[ims[m]["labels"][test] >= 0]
         out[m] = (map_items(c, ims[m]["features"][test]), ims[m]["labels"][test], [ims[m]["ids"][i] for i in test.tolist()])
     return out
 
@@ -169,6 +174,20 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
             "torch": meta["torch"]}
 
 
+def said(record, task):
+    """A run's numbers in words."""
+    m = record["metrics"]
+    words = f"accuracy {100 * m['accuracy']:.1f}%, balanced {100 * m['balanced_accuracy']:.1f}%"
+    if record["setting"] == "unsup":
+        words += f", Hungarian {100 * m['hungarian_accuracy']:.1f}%, NMI {m['nmi']:.3f}"
+    if task == "retrieval":
+        found = {level: score(record, f"retrieval.out.{level}.r1") for level in ("category", "instance")}
+        r1 = ", ".join(f"{level} {100 * v:.1f}%" for level, v in found.items() if v is not None)
+        words += f"; R@1, OOM → IM: {r1}" if r1 else \
+            "; nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items"
+    return words
+
+
 def cloud(args, data, folder, methods):
     """Features for the report's planes, of one seed: IM banks, the learner's OOM test items, mapped items."""
     oom, ims, connect, _ = load_run(args, data, folder)
@@ -213,11 +232,7 @@ def main(argv=None):
                 judged = judged or judge_connections(connect, oom, ims, test, args.device)
                 record = evaluate(run, connect, oom, ims, test, judged, data, args.device, args.task)
                 write_text(path.with_suffix(".json"), json.dumps(record, indent=1))
-            m = record["metrics"]
-            said = f"accuracy {100 * m['accuracy']:.1f}%, balanced {100 * m['balanced_accuracy']:.1f}%"
-            if record["setting"] == "unsup":
-                said += f", Hungarian {100 * m['hungarian_accuracy']:.1f}%, NMI {m['nmi']:.3f}"
-            print(f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: {said}"
+            print(f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: {said(record, args.task)}"
                   + ("" if new else " (--force redoes it)"))
             records.append(record)
             seen[folder].append(record)
@@ -229,7 +244,8 @@ def main(argv=None):
             print(f"taken as it is: {path} ({method}.pt is gone, so nothing can be checked or drawn)")
             records.append(record)
     if not args.table:
-        print(f"Next: python evaluate.py --data {' '.join(args.data)} --runs {args.runs} --table")
+        task = " --task retrieval" if args.task == "retrieval" else ""
+        print(f"Next: python evaluate.py --data {' '.join(args.data)} --runs {args.runs}{task} --table")
         return
 
     # --------------------------------------------------------------------------------------- table and report
@@ -239,7 +255,7 @@ def main(argv=None):
         key = (r["data"], r["perceptor"], r["oom"], condition(r))
         clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in done])
     base = Path(args.runs) / (bank.data_name(args.data[0]) if len(args.data) == 1 else "")
-    out = Path(args.out) if args.out else base / "report"
+    out = Path(args.out) if args.out else base / ("report-retrieval" if args.task == "retrieval" else "report")
     blocks = results.tables(records, args.task)
     write_tables(out, records, blocks)
     command = " ".join(["python", *(["evaluate.py", *argv] if argv else sys.argv)])

@@ -36,11 +36,12 @@ def nmi(confusion):
 
 
 def agreement(agree, guess, truth, label=None):
-    """Fig. 6 for items (M,), hidden labels `truth` (-1: none): share of A, accuracy of `guess` on A and D."""
+    """Fig. 6 for items (M,), hidden labels `truth` (-1: none): share of A, accuracy of `guess` on A, on D and on both, of the
+    items whose label is known; None where there are none."""
     known = truth >= 0
     a, d = agree & known, ~agree & known
-    found = {"share": agree.double().mean().item(), "agree_accuracy": accuracy(guess[a], truth[a]),
-             "disagree_accuracy": accuracy(guess[d], truth[d]), "gap": None}
+    found = {"share": agree.double().mean().item(), "accuracy": accuracy(guess[known], truth[known]),
+             "agree_accuracy": accuracy(guess[a], truth[a]), "disagree_accuracy": accuracy(guess[d], truth[d]), "gap": None}
     if a.any() and d.any():
         found["gap"] = found["agree_accuracy"] - found["disagree_accuracy"]
     return found if label is None else {**found, "label_accuracy": accuracy(label[a], truth[a])}
@@ -59,7 +60,7 @@ def retrieval(query, gallery, classes):
     Category level: categories are ranked by their nearest item, a hit is the query's own. Instance level: items are ranked,
     a hit is the query's own id; None where the two share none; class_r1 is the R@1 of who knows the class and draws within
     it. Distances are Euclidean; what is as near as the right one counts as nearer, so that features all alike find
-    nothing. A query whose category (or id) the gallery lacks is left out.
+    nothing. A query whose category (or id) the gallery lacks is left out; a level without any query is None.
     """
     (z, y, ids), (v, c, names) = query, gallery
     at = {i: r for r, i in enumerate(names)}
@@ -71,7 +72,7 @@ def retrieval(query, gallery, classes):
         by_class.append((near <= near.gather(1, y[r, None])).sum(1))
         by_item.append((d <= d.gather(1, own[r, None].clamp(min=0))).sum(1))
     known, present = torch.isin(y, c), len(c.unique())
-    found = {"category": recall(torch.cat(by_class)[known], present), "instance": None}
+    found = {"category": recall(torch.cat(by_class)[known], present) if known.any() else None, "instance": None}
     if (own >= 0).any():
         of_class = torch.bincount(c, minlength=classes)[c[own[own >= 0]]].double()
         found["instance"] = {**recall(torch.cat(by_item)[own >= 0], len(v)), "class_r1": (1 / of_class).mean().item()}

@@ -3,10 +3,12 @@
 A record is what METHOD.json holds (evaluate.py); None where there is nothing to draw.
 """
 import math
+import unicodedata
+import warnings
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager, rcParams
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,6 +17,14 @@ from scores import mean_sd, order, percent, score
 
 COLOUR = {"random": "#c9c9c9", "erm": "#7f8fa6", "entmin": "#8fb996", "ssl": "#b5a1d0", "moco": "#d9b26f",
           "fixmatch": "#c98f8f", "selftrain": "#5f9ea0", "cox": "#c0392b", "aligned": "#444444"}
+# for what matplotlib's own font lacks, names in Chinese, Japanese or Korean above all: those of these that are installed
+FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans",
+         "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic", "NanumGothic", "Hiragino Sans",
+         "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans", "Arial Unicode MS")
+
+rcParams["text.parse_math"] = False                                             # names are data: a $ is a dollar
+rcParams["font.family"] = [*rcParams["font.family"], *(f for f in FONTS if f in {*font_manager.get_font_names()})]
+warnings.filterwarnings("ignore", "Glyph .* missing from")                      # said in docs/data/folder.md
 
 
 def plane(z):
@@ -61,6 +71,18 @@ def short(name, most=14):
     return name if len(name) <= most else f"{name[:most - 6]}…{name[-5:]}"
 
 
+def legend_name(name):
+    """matplotlib leaves out of a legend what begins with _."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def legend_columns(figure, names):
+    """How many columns a legend of these names at 7 points has, so that it lies within the figure and its rows are alike."""
+    letters = max(sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in n) for n in names)
+    fit = max(1, int((figure.get_figwidth() - 0.15) / (0.25 + 0.075 * letters)))                          # inches
+    return math.ceil(len(names) / math.ceil(len(names) / fit))
+
+
 def plain(ax, title="", x="", y=""):
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(x, fontsize=8)
@@ -92,6 +114,8 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
         lines = [[c for c in columns if c[0] == d] for d in sorted({d for d, _ in columns})]
     widest = max(map(len, lines))
     figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * widest)), 0.8 + 2.6 * len(lines)), layout="constrained")
+    wide = legend_columns(figure, methods)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (math.ceil(len(methods) / wide) - 1))
     width, top = 0.85 / len(methods), 100 * max(score(r, metric) for r in rows)
     limit = 105 if top > 40 else 1.25 * top + 0.1
     for ax, line in zip(figure.subplots(len(lines), squeeze=False)[:, 0], lines):
@@ -112,7 +136,8 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
         ax.set_ylim(0, limit)
         plain(ax, y=f"{words}, %")
         ax.tick_params(axis="x", labelsize=8)
-    figure.axes[0].legend(fontsize=7, ncols=min(9, len(methods)), frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0))
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, ncols=wide, frameon=False, loc="outside upper left",
+                  handlelength=1, handletextpad=0.4, columnspacing=1)
     return figure
 
 
@@ -182,7 +207,7 @@ def connection_curves(rows):
                 values = [mean_sd(at(t)) for t in steps]
                 spread = [s or 0 for _, s in values] if len(seeds) > 1 else None
                 ax.errorbar(steps, [v for v, _ in values], spread, marker=".", lw=1.3, elinewidth=0.7,
-                            color=palette(len(names))[j], label=m)
+                            color=palette(len(names))[j], label=legend_name(m))
         warm = [100 * s["warm_accuracy"] for s in seeds if s.get("warm_accuracy") is not None]
         if warm:
             accuracy.axhline(mean_sd(warm)[0], color="#444", lw=1, ls="--", label="the learner's own head")
@@ -201,7 +226,8 @@ def connection_curves(rows):
 def agreement_bars(rows, by="method"):
     """Fig. 6: accuracy on the agreement and the disagreement part before and after exploration, a panel for each method, or
     with by="column" for each data set and OOM modality (rows of one method)."""
-    rows = [r for r in rows if r["metrics"]["agreement"]]
+    judged = lambda a: a and any(a["before"][part] is not None for part in ("agree_accuracy", "disagree_accuracy"))
+    rows = [r for r in rows if judged(r["metrics"]["agreement"])]
     panel = (lambda r: r["method"]) if by == "method" else lambda r: f"{r['data']} {r['oom']}"
     panels = method_names(rows) if by == "method" else sorted({panel(r) for r in rows})
     if not panels:
@@ -223,7 +249,8 @@ def agreement_bars(rows, by="method"):
               y="accuracy, %" if ax is axes[0] else "")
         if by == "column":
             ax.set_title(f"{name}\n{percent([a['before']['share'] for a in mine])}% agree", fontsize=8)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
+    bars = {label: bar for ax in axes for bar, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(bars.values(), bars.keys(), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -268,8 +295,7 @@ def frame(ax, title):
 def class_legend(figure, names, colours):
     """Below the axes, in as many columns as fit; beyond 40 classes a legend says nothing."""
     if len(names) <= 40:
-        width = 0.25 + 0.075 * min(14, max(map(len, names)))  # inches of one entry at 7 points
-        dots = [figure.axes[0].plot([], [], ".", color=c, label=short(n))[0] for n, c in zip(names, colours)]
+        names = [legend_name(short(n)) for n in names]
+        dots = [figure.axes[0].plot([], [], ".", color=c, label=n)[0] for n, c in zip(names, colours)]
         figure.legend(handles=dots, fontsize=7, frameon=False, loc="outside lower left", markerscale=1.2,
-                      columnspacing=1, handletextpad=0.2,
-                      ncols=max(1, min(len(names), int(figure.get_figwidth() / width))))
+                      columnspacing=1, handletextpad=0.2, ncols=legend_columns(figure, names))

@@ -74,8 +74,8 @@ def page(blocks, records, clouds, command, task="classification"):
             rows = [r for r in records if r["perceptor"] == perceptor and condition(r) == k]
             if rows:
                 body.append(f"<h2>{html.escape(f'{k} (perceptor {perceptor})')}</h2>")
-                body += [picture(method_bars(rows, *chosen), f"{chosen[1].capitalize()}, mean and sd over seeds.")
-                         for chosen in BARS[task]]
+                body += [picture(method_bars(rows, metric, words), f"{words[0].upper()}{words[1:]}, mean and sd over seeds.")
+                         for metric, words in BARS[task]]
             for data, oom in sorted({(r["data"], r["oom"]) for r in rows}):
                 some = [r for r in rows if (r["data"], r["oom"]) == (data, oom)]
                 body += [f"<h3>{html.escape(f'{data}: {oom} left out of the perceptor')}</h3>",

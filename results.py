@@ -64,7 +64,8 @@ def retrieval_tables(records, columns):
                                           [n for n in notes if n]))
                 wide[f"{level}, {words}"] = f"retrieval.{way}.{level}"
     if not blocks:
-        return []
+        return [{"title": "Retrieval", "header": ["setting", "method"], "rows": [], "notes": [
+            "Nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items."]}]
     blocks[0]["notes"].append(
         "Test items alone. Category level: a hit is any of the first k categories, ranked by their nearest item; instance "
         "level: the query's own row. COX uses its last connections; the other methods go on from stage 2's connections, on "
@@ -90,8 +91,9 @@ def chance_note(records, column, name, way, level):
     if not some:
         return ""
     mean = lambda key: 100 * mean_sd([score(r, f"retrieval.{way}.{level}.{key}") for r in some])[0]
-    return f"{name}: chance R@1 {mean('chance_r1'):.2g}%, R@5 {mean('chance_r5'):.2g}%" + \
-        (f"; R@1 of who knows the class alone {mean('class_r1'):.2g}%." if level == "instance" else ".")
+    say = lambda key: f"{float(f'{mean(key):.2g}'):g}%"                                             # 100, not 1e+02
+    return f"{name}: chance R@1 {say('chance_r1')}, R@5 {say('chance_r5')}" + \
+        (f"; R@1 of who knows the class alone {say('class_r1')}." if level == "instance" else ".")
 
 
 def names(columns):

@@ -47,10 +47,13 @@ def order(method):
 
 def score(r, metric):
     """One number of a record: a metric by name, or "retrieval.WAY.LEVEL.KEY", the mean over the IM modalities, or "unlabelled",
-    accuracy on the unlabelled training items after exploration; None where the record has none."""
+    accuracy on the unlabelled training items with a hidden label after exploration; None where the record has none."""
     if metric == "unlabelled":
         a = (r["metrics"].get("agreement") or {}).get("after")
-        return a and a["share"] * (a["agree_accuracy"] or 0) + (1 - a["share"]) * (a["disagree_accuracy"] or 0)
+        if not a or "accuracy" in a:
+            return a and a["accuracy"]
+        # an earlier version's record, of data labelled throughout: a part without accuracy is empty
+        return a["share"] * (a["agree_accuracy"] or 0) + (1 - a["share"]) * (a["disagree_accuracy"] or 0)
     if not metric.startswith("retrieval."):
         return r["metrics"].get(metric)
     _, way, level, key = metric.split(".")

@@ -2,6 +2,10 @@
 import csv
 import json
 import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +32,9 @@ def state(module):
 
 
 def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="semi", fingerprint="f" * 64,
-               labels=0.1, paired="true", per_class=0, oom="sonar"):
-    """Random models in the tree that stages 1 to 3 write: 30 train, 9 val, 21 test rows, one IM bank."""
+               labels=0.1, paired="true", per_class=0, oom="sonar", im_test=True):
+    """Random models in the tree that stages 1 to 3 write: 30 train, 9 val, 21 test rows, one IM bank (im_test=False: whose
+    test rows have no label)."""
     g = torch.Generator().manual_seed(7)
     split = torch.tensor([0] * 30 + [1] * 9 + [2] * 21)
     y, ids = torch.arange(60) % 3, [f"i{j}" for j in range(60)]
@@ -41,7 +46,8 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
     d_inputs = bank.save(bank.inputs_path(runs, data, oom), inputs, stage="extract_features", args={},
                          **facts)
     z_im = torch.nn.functional.normalize(torch.randn(60, 5, generator=g) + 2 * torch.eye(5)[y], dim=1)
-    d_bank = bank.save(bank.bank_dir(runs, data, "bind", oom) / "rgb.pt", {"features": z_im, **keep},
+    d_bank = bank.save(bank.bank_dir(runs, data, "bind", oom) / "rgb.pt",
+                       {"features": z_im, **keep, "labels": y if im_test else torch.where(split == 2, -1, y)},
                        stage="extract_features", args={}, **facts)
     made_from = {"banks/rgb": d_bank, f"inputs/{oom}": d_inputs}
     for seed in seeds:
@@ -130,7 +136,7 @@ def test_agreement_by_hand():
     agree = torch.tensor([True, True, True, False, False])
     guess, truth = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, -1, 1, 1])
     a = evaluate.agreement(agree, guess, truth, torch.tensor([0, 0, 0, -1, -1]))  # one has no hidden label
-    assert a == pytest.approx({"share": 0.6, "agree_accuracy": 1.0, "disagree_accuracy": 0.5, "gap": 0.5,
+    assert a == pytest.approx({"share": 0.6, "accuracy": 0.75, "agree_accuracy": 1.0, "disagree_accuracy": 0.5, "gap": 0.5,
                                "label_accuracy": 0.5})
     assert evaluate.agreement(torch.ones(5, dtype=torch.bool), guess, truth)["gap"] is None
 
@@ -154,6 +160,12 @@ def test_a_category_that_the_gallery_lacks_is_not_asked_for():
     r = metrics.retrieval((torch.zeros(2, 1), torch.tensor([0, 1]), ["a", "b"]),
                           (torch.ones(2, 1), torch.tensor([0, 0]), ["c", "d"]), 2)
     assert r["category"]["n_query"] == 1 and r["category"]["r1"] == 1.0 and r["instance"] is None
+
+
+def test_no_query_of_a_known_category_is_no_category_level():
+    r = metrics.retrieval((torch.zeros(2, 1), torch.tensor([1, 1]), ["a", "b"]),
+                          (torch.ones(2, 1), torch.tensor([0, 0]), ["a", "d"]), 2)
+    assert r["category"] is None and r["instance"]["n_query"] == 1
 
 
 def test_collapsed_features_retrieve_nothing():
@@ -216,6 +228,50 @@ def test_retrieval_of_every_kind_of_run(tmp_path, monkeypatch):
     assert "| setting | method | sonar R@1 | sonar R@5 |" in text and "instance level, IM → OOM" in text
     with open(out / "table.csv", newline="") as f:
         assert "retrieval.rgb.back.instance.median_rank" in next(csv.reader(f))
+
+
+def test_no_retrieval_without_a_labelled_im_test_item(tmp_path, capsys):
+    folder = make_world(tmp_path, im_test=False)
+    line = ["--data", "toy", "--runs", str(tmp_path), "--task", "retrieval"]
+    evaluate.main(line)
+    assert json.loads((folder / "cox.json").read_text())["metrics"]["retrieval"] == {}
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and all("accuracy" in s and "nothing to retrieve: no IM modality has" in s for s in said[:2])
+    evaluate.main([*line, "--table"])
+    assert "Nothing to retrieve" in (tmp_path / "toy" / "report-retrieval" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["erm", "cox"])
+def test_an_im_modality_without_a_labelled_test_item_is_left_out(tmp_path, method):
+    folder = make_world(tmp_path)
+    run, connect = dict(bank.load(folder / f"{method}.pt")), dict(bank.load(folder / "connect.pt"))
+    oom = bank.load(bank.inputs_path(tmp_path, "toy", "sonar"))
+    rgb = bank.load(bank.bank_dir(tmp_path, "toy", "bind", "sonar") / "rgb.pt")
+    of_connect = ("mapped_ids", "mapped_labels", "pairs", "connections", "optimizers")
+    for part, keys in ((run, ("connections",)), (connect, of_connect)):
+        part.update({k: {**part[k], "imu": part[k]["rgb"]} for k in keys})
+    run["im"] = ["imu", "rgb"]
+    for imu in ({**rgb, "labels": rgb["labels"].masked_fill(rgb["split"] == 2, -1)},                    # rows without label
+                {**rgb, **{k: rgb[k][:39] for k in ("features", "labels", "split", "ids")}}):           # no test row
+        assert list(evaluate.mapped_test_items(run, connect, oom, {"imu": imu, "rgb": rgb}, "cpu")) == ["rgb"]
+
+
+def test_retrieval_is_said_and_has_a_folder_of_its_own(tmp_path, capsys):
+    folder = make_world(tmp_path, methods=("cox",))
+    line, written = ["--data", "toy", "--runs", str(tmp_path)], tmp_path / "toy" / "report" / "table.md"
+    evaluate.main([*line, "--table"])
+    accuracies = written.read_text()
+    capsys.readouterr()
+    evaluate.main([*line, "--task", "retrieval"])
+    run, after = capsys.readouterr().out.splitlines()
+    found = json.loads((folder / "cox.json").read_text())["metrics"]["retrieval"]["rgb"]["out"]
+    assert "accuracy" in run and run.endswith(f"R@1, OOM → IM: category {100 * found['category']['r1']:.1f}%, "
+                                              f"instance {100 * found['instance']['r1']:.1f}%")
+    assert after == f"Next: python evaluate.py --data toy --runs {tmp_path} --task retrieval --table"
+    evaluate.main([*line, "--task", "retrieval", "--table"])
+    assert written.read_text() == accuracies
+    text = (tmp_path / "toy" / "report-retrieval" / "table.md").read_text()
+    assert "Retrieval, category level" in text and "R@5 100%" in text and "e+02" not in text
 
 
 # ------------------------------------------------------------------------------------------------------- runs
@@ -408,8 +464,26 @@ def test_accuracy_on_unlabelled_items_is_that_of_both_parts():
                                                   torch.tensor([1, 0, 0, 2]))
     r["metrics"]["agreement"] = {"after": r["metrics"]["agreement"]}
     assert scores.score(r, "unlabelled") == pytest.approx(0.75)
+    del r["metrics"]["agreement"]["after"]["accuracy"]                                  # the record of an earlier version
+    assert scores.score(r, "unlabelled") == pytest.approx(0.75)
     r["metrics"]["agreement"]["after"].update(share=1.0, disagree_accuracy=None)                        # all agree
     assert scores.score(r, "unlabelled") == pytest.approx(2 / 3)
+
+
+def test_unlabelled_items_without_a_hidden_label_are_not_counted():
+    agree, guess = torch.tensor([True, True, True, False, False]), torch.tensor([1, 1, 0, 2, 0])
+    after = lambda truth: {"after": metrics.agreement(agree, guess, torch.tensor(truth))}
+    r = record(0.5)
+    for truth, accuracy in (([1, -1, -1, 0, 0], 2 / 3), ([-1, -1, -1, 0, 0], 1 / 2), ([1, 0, 0, -1, -1], 2 / 3)):
+        r["metrics"]["agreement"] = after(truth)
+        assert scores.score(r, "unlabelled") == pytest.approx(accuracy)
+    unknown = [record(0.5, method=m, seed=s) for m in ("erm", "cox") for s in range(3)]
+    for r in unknown:
+        r["metrics"]["agreement"] = dict.fromkeys(("before", "after", "after_own"), metrics.agreement(
+            agree, guess, torch.full((5,), -1), guess))
+    assert scores.score(unknown[0], "unlabelled") is None and plots.agreement_bars(unknown) is None
+    titles = [b["title"] for b in results.tables(unknown)]
+    assert any("paired: test accuracy" in t for t in titles) and not any("unlabelled" in t for t in titles)
 
 
 def test_paired_tests_against_scipy():
@@ -503,6 +577,54 @@ def test_words_from_the_data_are_escaped():
     records = [record(0.5, oom="<b>&", data='x"y')]
     page = report.page(results.tables(records), records, {}, "python <x>")
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "python &lt;x&gt;" in page
+
+
+def test_the_legend_of_the_bars_is_within_the_figure():
+    tagged = (*scores.METHODS, "selftrain-plain", "cox-without-connection", "cox-without-exploration")
+    for ooms, methods in (("a", scores.METHODS), ("a", scores.METHODS[:6]), ("abcd", scores.METHODS), ("a", tagged)):
+        rows = [record(0.7 + 0.1 * s, method=m, oom=o, seed=s) for m in methods for o in ooms for s in range(2)]
+        figure = plots.method_bars(rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure.draw_without_rendering()
+        (legend,), (axes,) = figure.legends, figure.axes
+        box, within = legend.get_window_extent(), axes.get_window_extent()
+        assert [t.get_text() for t in legend.get_texts()] == sorted(methods, key=scores.order)
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and within.y1 <= box.y0 and box.y1 <= figure.bbox.y1
+        assert within.width > 0.85 * figure.bbox.x1
+
+
+def test_captions_keep_their_capitals():
+    records = [record(0.5)]
+    y = torch.arange(6) % 3
+    way = metrics.retrieval((torch.eye(6), y, list("abcdef")), (torch.eye(6), y, list("uvwxyz")), 3)
+    records[0]["metrics"]["retrieval"] = {"rgb": {"out": way, "back": way}}
+    page = report.page(results.tables(records, "retrieval"), records, {}, "", "retrieval")
+    assert "<figcaption>Category-level R@1, OOM → IM, mean and sd over seeds." in page
+
+
+def test_names_are_drawn_as_they_are(monkeypatch):
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", lambda *a, **k: pytest.fail("read as mathematics"))
+    classes = ["$a_$", "$x^2$", "_b"]
+    r = record(0.5, oom="$o$", data="$d_$")
+    r["metrics"]["per_class"] = dict.fromkeys(classes, 0.5)
+    r["metrics"]["connection"][0]["modality"] = "_imu"
+    z, y = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    planes = plots.bank_planes({"classes": classes, "im": {"$m$": (z, y)}})
+    curves, cells = plots.connection_curves([r]), plots.confusions([r])
+    for figure in (planes, curves, cells, plots.method_bars([r]), plots.training_curves([r])):
+        figure and figure.draw_without_rendering()
+    assert [t.get_text().strip() for t in planes.legends[0].get_texts()] == classes
+    assert [t.get_text() for t in cells.axes[0].get_yticklabels()] == classes
+    assert [t.get_text().strip() for t in curves.axes[1].get_legend().get_texts()] == ["_imu"]
+
+
+def test_names_that_no_font_has_do_not_warn():
+    """In a process of its own, for pytest has filters of its own."""
+    code = ("import logging, plots; logging.basicConfig(); f, (ax,) = plots.grid(1); ax.set_title('杯子 フォーク 접시 \U0010fffd'); "
+            "f.draw_without_rendering()")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(plots.__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_plane_is_deterministic_and_ordered():
