@@ -11,6 +11,7 @@ A filter left out means all. Runs with different labels or pairing stand in diff
 """
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import bank
 import report
 import results
 from augment import embed
-from flags import Parser
+from flags import Parser, known_device
 from metrics import accuracy, agreement, class_metrics, retrieval
 from model import Head, Learner, map_items, train_connection, warm_connection
 from run_files import find, read_record, what_first, write_tables, write_text
@@ -41,7 +42,7 @@ def get_args(argv=None):
     p.add_argument("--table", action="store_true", help="all runs that match in a table and a report")
     p.add_argument("--out", help="with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report; of --task "
                    "retrieval: report-retrieval there")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    p.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="evaluate again what was evaluated")
     return p.parse_args(argv)
 
@@ -245,7 +246,7 @@ def main(argv=None):
             records.append(record)
     if not args.table:
         task = " --task retrieval" if args.task == "retrieval" else ""
-        print(f"Next: python evaluate.py --data {' '.join(args.data)} --runs {args.runs}{task} --table")
+        print(f"Next: python evaluate.py --data {shlex.join(args.data)} --runs {shlex.quote(args.runs)}{task} --table")
         return
 
     # --------------------------------------------------------------------------------------- table and report

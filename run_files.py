@@ -33,16 +33,16 @@ def what_first(args, data):
     base = Path(args.runs) / bank.data_name(data)
     one = lambda chosen, other: str(chosen[0]) if chosen else other
     oom, setting, seed = one(args.oom, "M"), one(args.setting, "semi"), one(args.seed, "0")
-    chain = f"--data {data} --oom {oom}" + (f" --perceptor {args.perceptor[0]}" if args.perceptor else "")
+    chain = {"data": data, "oom": oom, "perceptor": one(args.perceptor, "bind"), "runs": args.runs}
+    seeded = {**chain, "setting": setting, "seed": seed}
     filters = ("oom", "perceptor", "setting", "method", "seed")
     asked = " ".join(f"--{k} {' '.join(map(str, v))}" for k in filters if (v := getattr(args, k)))
     if not (base / "inputs").is_dir():
-        first = f"python extract_features.py {chain} --runs {args.runs}"
+        first = bank.command("extract_features.py", **chain)
     elif not any(base.glob(f"*/oom-{oom if args.oom else '*'}/{setting}/seed{seed}/connect.pt")):
-        first = f"python train_connect.py {chain} --setting {setting} --seed {seed} --runs {args.runs}"
+        first = bank.command("train_connect.py", **seeded)
     else:
-        first = (f"python train_explore.py {chain} --setting {setting} --seed {seed} "
-                 f"--method {one(args.method, 'cox')} --runs {args.runs}")
+        first = bank.command("train_explore.py", **seeded, method=one(args.method, "cox"))
     return f"no finished run in {base}{' matches ' + asked if asked else ''}; run first: {first}"
 
 
