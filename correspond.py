@@ -33,7 +33,8 @@ def plain_vectors(file, rows, side=16, steps=64, most=8192):
 
 def principal(x, components):
     """Leading principal components of x (N, p): scores (N, <= components) with orthonormal columns, singular values; float64."""
-    x = x.double() - x.double().mean(0)
+    x = x.to(torch.float64, copy=True)
+    x -= x.mean(0)
     if min(x.shape) <= 1000:
         u, s, _ = torch.linalg.svd(x, full_matrices=False)
     else:

@@ -70,7 +70,7 @@ def read_records(args):
 def added_records(args, records):
     """What --add's files have of the runs that match the filters and are not among the records."""
     same = lambda r: (r["data"], r["perceptor"], r["oom"], scores.condition(r), r["method"], r["seed"],
-                      args.experiment == "commonality" and r.get("commonality"))
+                      args.experiment == "commonality" and (r.get("commonality"), r.get("fingerprint")))
     have, names, found = {same(r) for r in records}, {bank.data_name(d) for d in args.data}, []
     filters = {"oom": args.oom, "perceptor": args.perceptor, "setting": args.setting, "seed": args.seed,
                "method": args.add_method or args.method}

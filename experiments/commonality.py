@@ -12,17 +12,17 @@ from scores import mean_sd, percent
 
 
 def gains(records):
-    """[{commonality, per_class, oom, cox, selftrain, gain}]: lists over the (OOM modality, seed) that both have; gain is
-    COX − selftrain."""
+    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, fingerprint, seed) that both have;
+    world is the first two of these, gain is COX − selftrain."""
     key = lambda r: (r.get("commonality"), r["per_class"])
     out = []
     for k in sorted({key(r) for r in records if r.get("commonality") is not None}):
-        of = {m: {(r["oom"], r["seed"]): r["metrics"]["accuracy"] for r in records if key(r) == k and r["method"] == m}
-              for m in ("cox", "selftrain")}
+        of = {m: {(r["oom"], r.get("fingerprint", ""), r["seed"]): r["metrics"]["accuracy"]
+                  for r in records if key(r) == k and r["method"] == m} for m in ("cox", "selftrain")}
         both = sorted(of["cox"].keys() & of["selftrain"].keys())
         if both:
             cox, alone = ([of[m][i] for i in both] for m in ("cox", "selftrain"))
-            out.append({"commonality": k[0], "per_class": k[1], "oom": [o for o, _ in both], "cox": cox,
+            out.append({"commonality": k[0], "per_class": k[1], "world": [i[:2] for i in both], "cox": cox,
                         "selftrain": alone, "gain": [a - b for a, b in zip(cox, alone)]})
     return out
 
@@ -35,14 +35,20 @@ def tables(records):
     block = lambda title, key, notes: {
         "title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": notes,
         "rows": [[f"{c:g}", *(percent(mine(c, n, key)) for n in pairs)] for c in common]}
-    notes = [f"Mean ± sd over seeds and OOM modalities ({', '.join(sorted({o for g in found for o in g['oom']}))}), "
+    ooms = sorted({o for g in found for o, _ in g["world"]})
+    notes = [f"Mean ± sd over seeds, OOM modalities ({', '.join(ooms)}) and worlds (--data-seed), "
              f"{' or '.join(map(str, sorted({len(g['gain']) for g in found})))} pairs of runs a cell."]
-    flat_c, flat_n, flat_gain = zip(*((g["commonality"], g["per_class"], v) for g in found for v in g["gain"]))
-    for words, x in (("commonality", flat_c), ("the number of pairs", flat_n)):
-        if len(set(x)) > 1 and len(set(flat_gain)) > 1:
-            rho = stats.spearmanr(x, flat_gain)
+    for words, key, unit in (("commonality", "commonality", "a modality of a world, whose runs share encoders and test items"),
+                             ("the number of pairs", "per_class", "the same with one number of pairs")):
+        by = {}
+        for g in found:
+            for world, v in zip(g["world"], g["gain"]):
+                by.setdefault((g["commonality"], world, g["per_class"] if key == "per_class" else 0), []).append((g[key], v))
+        x, y = zip(*((v[0][0], mean_sd([gain for _, gain in v])[0]) for v in by.values()))
+        if len(set(x)) > 1 and len(set(y)) > 1:
+            rho = stats.spearmanr(x, y)
             notes.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
-                         f"(n = {len(x)}).")
+                         f"(n = {len(x)}: means, each of {unit}).")
     return [block("COX − selftrain, points of test accuracy", "gain", notes), block("COX, test accuracy, %", "cox", []),
             block("selftrain, test accuracy, %", "selftrain", [])]
 

@@ -198,9 +198,16 @@ def test_commonality_by_hand():
     assert gains[2]["gain"] == pytest.approx([0.1, 0.1])
     gain, cox, alone = commonality.tables(records)
     assert gain["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "10.0 ± 0.0", "10.0"]]
-    flat = [v for g in gains for v in g["gain"]]
-    rho = stats.spearmanr([g["commonality"] for g in gains for _ in g["gain"]], flat).statistic
-    assert f"gain with commonality: {rho:+.2f}" in gain["notes"][1] and "n = 7" in gain["notes"][1]
+    assert "gain with commonality: +1.00" in gain["notes"][1] and "n = 2" in gain["notes"][1]      # one world at each
+    assert "number of pairs: +0.00" in gain["notes"][2] and "n = 4" in gain["notes"][2]
+    more = [{**r, "fingerprint": "another", "metrics": {**r["metrics"], "accuracy": 0.5 - (r["method"] == "cox") * r["per_class"] / 100}}
+            for r in records]                                                    # a second world: negative, falls with the pairs
+    both = commonality.gains(records + more)
+    assert [len(g["gain"]) for g in both] == [4, 4, 4, 2] and len({w for g in both for w in g["world"]}) == 2
+    means = {(c, w): np.mean([v for g in both if g["commonality"] == c for u, v in zip(g["world"], g["gain"]) if u == w])
+             for c in (0.0, 1.0) for w in {w for g in both for w in g["world"]}}
+    rho = stats.spearmanr([c for c, _ in means], list(means.values())).statistic
+    assert f"gain with commonality: {rho:+.2f}" in commonality.tables(records + more)[0]["notes"][1]
     assert alone["rows"][1][1:] == ["50.5 ± 0.7", "50.0"]                    # of the seeds that both have
 
 
