@@ -143,7 +143,12 @@ def main(argv=None):
     y_im = {m: connect["mapped_labels"][m].to(device) for m in names}
     known = torch.cat([y_im[m] for m in names])
     frequent = torch.bincount(known, minlength=classes).float() / len(known)                     # (C,): all that selftrain
-    shares = None if args.shares == "free" else frequent                                         # is told of the IM side
+    if len(y) and (lacking := (frequent == 0) & (torch.bincount(y, minlength=classes) > 0).to(device)).any():      # is told
+        print(f"  no labelled item of {', '.join(names)} shows {', '.join(oom['class_names'][c] for c in lacking.nonzero())}: "
+              f"{args.oom} readings cannot correspond to one of this class")
+        frequent = torch.where(lacking, torch.bincount(y, minlength=classes).to(known) / len(y), frequent)
+        frequent = frequent / frequent.sum()
+    shares = None if args.shares == "free" else frequent
     common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))      # in every IM modality
     row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
     shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}

@@ -1412,6 +1412,19 @@ def test_a_class_without_a_label_can_get_no_name_and_this_is_said(tmp_path):
     assert "no item of pen has a label" in out and "these play no part: --per-class" in out
 
 
+def test_a_class_that_only_the_new_sensor_shows_is_named_and_kept(tmp_path):
+    """Pens have labels among the readings alone: the heads are not held to their share of 0 on the IM side."""
+    own = write_folder(tmp_path / "toy", separate=("imu",))
+    write_manifest(own, [[*r[:2], "" if r[1] == "train" and not r[4] and r[2] == "pen" else r[2], *r[3:]] for r in read_manifest(own)])
+    runs = tmp_path / "runs"
+    stage("extract_features", own, runs, "--bind-epochs 1")
+    stage("train_connect", own, runs, "--pair-by-class")
+    out = stage("train_explore", own, runs, "--method selftrain --rounds 3 --epochs 6 --refreshes 2")
+    assert "no labelled item of language, rgb shows pen" in out
+    saved = bank.load(run_dir(runs) / "selftrain.pt")
+    assert (saved["after"]["prediction"] == CLASSES.index("pen")).any()
+
+
 # ---------------------------------------------------------------------------------------------------- ablations
 
 
