@@ -38,17 +38,22 @@ def tables(records):
     ooms = sorted({o for g in found for o, _ in g["world"]})
     notes = [f"Mean ± sd over seeds, OOM modalities ({', '.join(ooms)}) and worlds (--data-seed), "
              f"{' or '.join(map(str, sorted({len(g['gain']) for g in found})))} pairs of runs a cell."]
-    for words, key, unit in (("commonality", "commonality", "a modality of a world, whose runs share encoders and test items"),
-                             ("the number of pairs", "per_class", "the same with one number of pairs")):
-        by = {}
+    for words, key, unit in (("commonality", "commonality", "of a modality in a world, whose runs share encoders and test "
+                              "items, less the mean of that modality"),
+                             ("the number of pairs", "per_class", "of a modality in a world with one number of pairs, less "
+                              "the mean of that modality in that world")):
+        by = {}                                          # {(what is compared within, x, world): gains}
         for g in found:
             for world, v in zip(g["world"], g["gain"]):
-                by.setdefault((g["commonality"], world, g["per_class"] if key == "per_class" else 0), []).append((g[key], v))
-        x, y = zip(*((v[0][0], mean_sd([gain for _, gain in v])[0]) for v in by.values()))
-        if len(set(x)) > 1 and len(set(y)) > 1:
+                within = world[0] if key == "commonality" else (g["commonality"], world)
+                by.setdefault((within, g[key], world), []).append(v)
+        mean = {k: mean_sd(v)[0] for k, v in by.items()}
+        level = {w: mean_sd([m for k, m in mean.items() if k[0] == w])[0] for w, _, _ in mean}
+        x, y = zip(*((k[1], m - level[k[0]]) for k, m in mean.items()))
+        if len(set(x)) > 1 and max(y) - min(y) > 1e-12:
             rho = stats.spearmanr(x, y)
             notes.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
-                         f"(n = {len(x)}: means, each of {unit}).")
+                         f"(n = {len(x)} means, each {unit}).")
     return [block("COX − selftrain, points of test accuracy", "gain", notes), block("COX, test accuracy, %", "cox", []),
             block("selftrain, test accuracy, %", "selftrain", [])]
 

@@ -198,8 +198,8 @@ def test_commonality_by_hand():
     assert gains[2]["gain"] == pytest.approx([0.1, 0.1])
     gain, cox, alone = commonality.tables(records)
     assert gain["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "10.0 ± 0.0", "10.0"]]
-    assert "gain with commonality: +1.00" in gain["notes"][1] and "n = 2" in gain["notes"][1]      # one world at each
-    assert "number of pairs: +0.00" in gain["notes"][2] and "n = 4" in gain["notes"][2]
+    assert "gain with commonality: +1.00" in gain["notes"][1] and "n = 2 means" in gain["notes"][1]       # one world at each
+    assert len(gain["notes"]) == 2                                              # the number of pairs changes nothing here
     more = [{**r, "fingerprint": "another", "metrics": {**r["metrics"], "accuracy": 0.5 - (r["method"] == "cox") * r["per_class"] / 100}}
             for r in records]                                                    # a second world: negative, falls with the pairs
     both = commonality.gains(records + more)
@@ -207,7 +207,13 @@ def test_commonality_by_hand():
     means = {(c, w): np.mean([v for g in both if g["commonality"] == c for u, v in zip(g["world"], g["gain"]) if u == w])
              for c in (0.0, 1.0) for w in {w for g in both for w in g["world"]}}
     rho = stats.spearmanr([c for c, _ in means], list(means.values())).statistic
-    assert f"gain with commonality: {rho:+.2f}" in commonality.tables(records + more)[0]["notes"][1]
+    _, by_world, by_pairs = commonality.tables(records + more)[0]["notes"]
+    assert f"gain with commonality: {rho:+.2f}" in by_world and "n = 4 means" in by_world
+    rho = stats.spearmanr([2, 8] * 4, [0, 0, 0, 0, 0.03, -0.03, 0.03, -0.03]).statistic            # less the mean of each world
+    assert f"number of pairs: {rho:+.2f}" in by_pairs and "n = 8 means" in by_pairs
+    other = [{**r, "oom": "pen", "metrics": {**r["metrics"], "accuracy": r["metrics"]["accuracy"] + (r["method"] == "cox") * 0.5}}
+             for r in records if r["commonality"] == 0]                                # a modality of higher level plays no part
+    assert "gain with commonality: +0.87" in commonality.tables(records + other)[0]["notes"][1]
     assert alone["rows"][1][1:] == ["50.5 ± 0.7", "50.0"]                    # of the seeds that both have
 
 
