@@ -65,6 +65,9 @@ def mapped_test_items(run, connect, oom, ims, device):
     class centroids under the method's own guesses). `random` is untrained altogether.
     """
     args, known = run["meta"]["args"], connect["meta"]["args"]
+    head = torch.nn.Linear(run["arch"]["width"], len(run["class_names"]))                                # for --w-ce
+    head.load_state_dict(run["head"])
+    every = max(1, math.ceil(args["epochs"] / args["refreshes"]))                         # epochs between COX's refreshes
     torch.manual_seed(args["seed"])
     generator = torch.Generator().manual_seed(args["seed"])
     at, train = {i: r for r, i in enumerate(oom["ids"])}, bank.rows(oom, ("train",))
@@ -91,9 +94,6 @@ def mapped_test_items(run, connect, oom, ims, device):
                 y = torch.tensor([k for k in guess.unique().tolist() if (y_im == k).any()], dtype=torch.long)
                 z_pair = torch.stack([z[guess == k].mean(0) for k in y.tolist()])
                 im_pair = torch.stack([z_im[y_im == k].mean(0) for k in y.tolist()])
-            head = torch.nn.Linear(z.shape[1], len(run["class_names"]))
-            head.load_state_dict(run["head"])
-            every = max(1, math.ceil(args["epochs"] / args["refreshes"]))                     # epochs between COX's refreshes
             train_connection(c, optimizer, im_pair, z_pair[None], y, head.requires_grad_(False), generator=generator,
                              steps=math.ceil(args["epochs"] / every) * args["connect_steps"], beta=known["beta"],
                              w_ce=known["w_ce"])

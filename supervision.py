@@ -64,6 +64,17 @@ def find_pairs(ids, labels, ids_im, y_im, draw, generator):
     return has, found[has]
 
 
+def class_frequencies(known, y, classes):
+    """Frequencies (C,) of the classes among the IM side's labels `known` (N,), and which of them (C,) bool it lacks though the
+    labelled OOM items y (L,) have them: these keep their share of y."""
+    frequent, own = (torch.bincount(t, minlength=classes).to(known.device) / max(1, len(t)) for t in (known, y))
+    lacking = (frequent == 0) & (own > 0)
+    if lacking.any():
+        frequent = torch.where(lacking, own, frequent)
+        frequent = frequent / frequent.sum()
+    return frequent, lacking
+
+
 def literal_space(z, d_im, seed):
     """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then mapped at random.
 
@@ -102,7 +113,8 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
     ours = geometry(x, label, classes)
     known = torch.stack(list(theirs.values())).nanmean(0)                                  # over the modalities that show both
     if known.isnan().any():
-        lacking = [oom["class_names"][c] for c in range(classes) if known[c].isnan().sum() >= known[c].numel() // 2]
+        shown = set().union(*(set(inputs[m]["labels"][r].tolist()) for m, r in seen.items()))
+        lacking = [oom["class_names"][c] for c in range(classes) if c not in shown]
         raise bank.UserError(f"--init spectral names clusters by how the classes lie to each other in a known modality, and "
                              f"none shows {', '.join(lacking) or 'every two classes'} with a label; label some, or give "
                              f"--name-with 1")

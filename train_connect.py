@@ -174,7 +174,7 @@ def main(argv=None):
             train = train[~torch.isin(train, held)]
             print(f"  {len(held)} labelled items held out (--holdout)")
         of_class = torch.bincount(y, minlength=classes)
-        print(f"  {len(labelled)} labelled items, {of_class.min()}-{of_class.max()} per class; labels there are: {had}")
+        print(f"  {len(labelled)} labelled items, {of_class.min()}-{of_class.max()} per class, of {had} with a label")
         pairs, by_class = {}, []
         for m, known in zip(names, some.tolist()):
             drawn = args.pair_by_class and not known                                             # the data have none of it

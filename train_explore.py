@@ -31,7 +31,7 @@ from augment import augment, batch, embed
 from correspond import class_posteriors, held_out_gain, known_items, labels_alone, plain_vectors, whiten
 from flags import PARTS, Parser, known_device, leave_out, number
 from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
-from supervision import training_rows
+from supervision import class_frequencies, training_rows
 
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
 
@@ -141,13 +141,10 @@ def main(argv=None):
         heads[m].load_state_dict(connect["mapped_heads"][m])
     v = {m: map_items(connections[m], z_im[m]) for m in names}                               # (N_k, d) each
     y_im = {m: connect["mapped_labels"][m].to(device) for m in names}
-    known = torch.cat([y_im[m] for m in names])
-    frequent = torch.bincount(known, minlength=classes).float() / len(known)                     # (C,): all that selftrain
-    if len(y) and (lacking := (frequent == 0) & (torch.bincount(y, minlength=classes) > 0).to(device)).any():      # is told
+    frequent, lacking = class_frequencies(torch.cat([y_im[m] for m in names]), y, classes)    # all that selftrain is told of IM
+    if lacking.any():
         print(f"  no labelled item of {', '.join(names)} shows {', '.join(oom['class_names'][c] for c in lacking.nonzero())}: "
               f"{args.oom} readings cannot correspond to one of this class")
-        frequent = torch.where(lacking, torch.bincount(y, minlength=classes).to(known) / len(y), frequent)
-        frequent = frequent / frequent.sum()
     shares = None if args.shares == "free" else frequent
     common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))      # in every IM modality
     row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}

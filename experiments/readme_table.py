@@ -87,7 +87,8 @@ def test_lines(folder, *metrics):
     lines = ["", "| " + " | ".join(heads) + " |", "|" + ":--|" * words + "--:|" * (len(heads) - words)]
     return lines + ["| " + " | ".join([
         t["against"], *what[t["metric"]], t["setting"], str(t["n"]), f"{t['ahead']} of {t['columns']}", f"{100 * t['mean']:+.1f}",
-        show(t["t_p"]), show(t["wilcoxon_p"]), show(t.get("columns_p")), *(f"{100 * t['by_data'][d]:+.1f}" if d in t["by_data"] else "–" for d in datas)])
+        show(t["t_p"]), show(t["wilcoxon_p"]), show(t["columns_p"]),
+        *(f"{100 * t['by_data'][d]:+.1f}" if d in t["by_data"] else "–" for d in datas)])
         + " |" for t in found]
 
 
