@@ -28,7 +28,7 @@ import anchors
 import bank
 import baselines
 from augment import augment, batch, embed
-from correspond import class_posteriors, held_out_gain, known_items, labels_alone, plain_vectors, whiten
+from correspond import class_posteriors, coarse_and_fine, held_out_gain, known_items, labels_alone, plain_vectors, whiten
 from flags import PARTS, Parser, known_device, leave_out, number
 from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
 from supervision import class_frequencies, training_rows
@@ -163,12 +163,13 @@ def main(argv=None):
     y_common = y_im[names[0]][shared[names[0]]]
     witness, trust, predict = None, {}, None
     if soft and args.method in ("cox", "selftrain"):
-        raw = whiten(plain_vectors(oom, train), max(10, min(50, len(train) // 20))).to(device)
+        components = max(10, min(50, len(train) // 20))
+        raw = whiten(plain_vectors(oom, train), 2 * components).to(device)
         witness = labels_alone(y_of, frequent)
         seen = known_items([oom["ids"][r] for r in train.tolist()], y_of, common, [z_im[m][shared[m]] for m in names], y_common,
                            classes) if args.method == "cox" else None
         if seen:
-            trust = saved.get("trust") or held_out_gain(raw, y_of, seen, witness, rounds=args.rounds)
+            trust = saved.get("trust") or held_out_gain(raw[:, :components], y_of, seen, witness, rounds=args.rounds)
             print("  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; gain "
                   "{gain:+.3f} ± {error:.3f} nat".format(**trust) + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
         if trust.get("trusted"):
@@ -233,8 +234,8 @@ def main(argv=None):
                     heads[m] = fit_mapped_head(v[m], y_im[m], z_own[used], y_own[used], classes, w_mapped=args.w_mapped)
             if witness and (choosing or epoch == epochs):
                 z_train = torch.cat([z_own, z])[in_order]                                                        # (M, d)
-                q, expected = class_posteriors(torch.cat([raw, whiten(z_train, 20)], 1), y_of, witness, shares,
-                                               temper=args.temper, rounds=args.rounds)
+                views = coarse_and_fine(raw, whiten(z_train, 40), components)
+                q, expected = class_posteriors(views, y_of, witness, shares, temper=args.temper, rounds=args.rounds)
             if witness and epoch == epochs and args.refit and "exploration" not in without:
                 move_head(head, fit_head(z_train, q, classes, weight_decay=1e-2), args.refit)
             mask, label, confidence, posteriors = anchors.judge(z, head, [heads[m] for m in names], shares, args.gate)

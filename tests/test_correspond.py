@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from correspond import class_posteriors, correspond, held_out_gain, labels_alone, plain_vectors, shared_vectors, whiten
+from correspond import (class_posteriors, coarse_and_fine, correspond, held_out_gain, labels_alone, plain_vectors,
+                        shared_vectors, whiten)
 
 
 def shared_world(seed=0, m=300, classes=5, p=12, d=8, noise=0.3):
@@ -64,13 +65,16 @@ def test_correspondences_know_more_than_the_labels(seed):
     assert (x[20:] - expected[20:]).square().mean() < 0.9 * least              # closer than the true class's mean
 
 
-def test_without_im_data_it_is_gaussian_classes_with_a_common_covariance():
-    """One round without IM data: shrunk means, unit covariance, on float64 by hand."""
+@pytest.mark.parametrize("freedom", [2.0, 5.0, 1e5])
+def test_without_im_data_it_is_classes_with_a_common_covariance(freedom):
+    """One round without IM data: means, unit covariance and Student's t (1e5: a Gaussian) on float64 by hand."""
     z, _, y, shares = shared_world(1)
     y_z, _ = given(y, 25)
-    posterior, _ = correspond(z, y_z, **labels_alone(y_z, shares), rounds=1)
+    posterior, _ = correspond(z, y_z, **labels_alone(y_z, shares), rounds=1, freedom=freedom)
     means = torch.stack([z[:25][y[:25] == c].double().mean(0) for c in range(5)])
-    expected = (-0.5 * torch.cdist(z[25:].double(), means) ** 2).softmax(1).float()
+    far = torch.cdist(z[25:].double(), means) ** 2
+    expected = -0.5 * far if freedom > 1e4 else -(freedom + 8) / 2 * (1 + far / freedom).log()
+    expected = expected.softmax(1).float()
     torch.testing.assert_close(posterior[25:], expected, atol=1e-4, rtol=1e-3)
 
 
@@ -80,18 +84,41 @@ def test_class_posteriors_have_the_labels_and_the_class_frequencies(held):
     y_z, partner = given(y, 25)
     world = {"partner": partner, "x": x, "y": y, "shares": torch.bincount(y).float() / len(y)}
     skewed = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1])
-    q, expected = class_posteriors(z, y_z, world, skewed if held else None, temper=0.5)
-    plain, told = correspond(z, y_z, **world)
-    assert torch.equal(q[:25], F.one_hot(y[:25], 5).float()) and torch.equal(expected, told)
-    by_hand = plain[25:].clamp(min=1e-6).sqrt()                                                   # tempered by 0.5
+    q, expected = class_posteriors([z, z[:, :4]], y_z, world, skewed if held else None, temper=0.5)
+    (one, told), (two, also_told) = correspond(z, y_z, **world), correspond(z[:, :4], y_z, **world)
+    torch.testing.assert_close(expected, (told + also_told) / 2)
+    assert torch.equal(q[:25], F.one_hot(y[:25], 5).float())
+    plain = (one.clamp(min=1e-6) * two.clamp(min=1e-6)).sqrt()                         # the geometric mean of the two views
+    by_hand = plain[25:].sqrt()                                                                   # tempered by 0.5
     if held:
         bias = (q[25:] / by_hand).log()                                 # one a class, up to each item's own normalisation
         bias = bias - bias.mean(1, keepdim=True)
         torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-3, rtol=0)
-        mean = torch.softmax(plain[25:].clamp(min=1e-6).log() + 2 * bias[0], 1).mean(0)              # before the temper
+        mean = torch.softmax(plain[25:].log() + 2 * bias[0], 1).mean(0)              # before the temper
         torch.testing.assert_close(mean, skewed, atol=0.02, rtol=0)
     else:
         torch.testing.assert_close(q[25:], by_hand / by_hand.sum(1, keepdim=True))
+
+
+def test_readings_like_no_other_do_not_bend_the_fit():
+    """A few readings blown up a hundredfold: the others' classes stay as they were; with Gaussian tails they do not."""
+    z, x, y, shares = shared_world(8, m=600)
+    y_z, partner = given(y, 30)
+    broken = z.clone()
+    broken[-12:] *= 100
+    right = lambda z, freedom: (correspond(z, y_z, partner, x, y, shares, freedom=freedom)[0][30:-12].argmax(1)
+                                == y[30:-12]).float().mean().item()
+    assert right(broken, 5.0) > right(z, 5.0) - 0.03
+    assert right(broken, 1e5) < right(z, 1e5) - 0.1
+
+
+def test_views_take_fewer_and_more_components():
+    raw, learned = torch.randn(5, 20), torch.randn(5, 40)
+    views = coarse_and_fine(raw, learned, 10)
+    assert [v.shape[1] for v in views] == [25, 20, 50, 40]
+    assert torch.equal(views[0], torch.cat([raw[:, :5], learned[:, :20]], 1))
+    assert torch.equal(views[3], torch.cat([raw, learned[:, :20]], 1))
+    assert [v.shape[1] for v in coarse_and_fine(raw[:, :3], learned[:, :12], 10)] == [15, 13, 15, 15]      # all that there are
 
 
 def test_neither_chunks_nor_the_order_of_items_matter():
@@ -164,7 +191,7 @@ def test_the_control_knows_the_class_frequencies_too():
     y_z = torch.where(torch.arange(len(y)) < 32, y, -1)
     right = {}
     for name, frequent in (("known", shares), ("as drawn", torch.full((4,), 0.25))):
-        q, _ = class_posteriors(z, y_z, labels_alone(y_z, frequent), frequent)
+        q, _ = class_posteriors([z], y_z, labels_alone(y_z, frequent), frequent)
         right[name] = (q[32:].argmax(1) == y[32:]).float().mean().item()
     assert right["known"] > right["as drawn"] + 0.1
 
