@@ -151,7 +151,7 @@ def known_items(ids, y_z, ids_im, banks, y, classes, least=8):
 
 
 def labels_alone(y_z, shares):
-    """Arguments of `correspond` without IM items, its control: Gaussian classes from labels (M,) (-1: none) and readings, at
+    """Arguments of `correspond` without IM items, its control: classes of one spread from labels (M,) (-1: none) and readings, at
     the class frequencies `shares` (C,). The IM side's, as for COX: a gain over the control is then more than a prior."""
     classes = torch.arange(len(shares), device=y_z.device)
     return {"partner": y_z, "x": torch.zeros(len(shares), 1, device=y_z.device), "y": classes, "shares": shares, "offset": 1.0}
@@ -162,7 +162,7 @@ def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0
     `error`, how many both get `right` (`right_alone`), and whether one can be `trusted`: not worse by two errors.
 
     A fold of the labelled items at a time loses label and partner; each's posteriors are tempered to their best likelihood,
-    as Gaussian ones may be too sure. z (M, d) must not have been fitted to the labels.
+    as they may be too sure. z (M, d) must not have been fitted to the labels.
     """
     labelled = (y_z >= 0).nonzero().squeeze(1)
     y, fold = y_z[labelled], torch.empty_like(labelled)
