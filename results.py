@@ -187,7 +187,7 @@ def trust_table(records, columns):
 
 def connection_table(records, columns):
     """Fig. 5 in figures: the first and the last point of every connection, and the learner that it was made for."""
-    lines, falls, near = [], 0, 0
+    lines, falls, apart = [], 0, {}                                       # apart: head − learner in points, by data set
     for c, name in zip(columns, names(columns)):
         for k in sorted({condition(r) for r in records if (r["data"], r["oom"]) == c}):
             seeds = {r["seed"]: r["metrics"] for r in records if (r["data"], r["oom"], condition(r)) == (*c, k)}.values()
@@ -195,10 +195,11 @@ def connection_table(records, columns):
                 points = [sorted((p for p in s["connection"] if p["modality"] == m), key=lambda p: p["step"]) for s in seeds]
                 first, last = ([mean_sd([p[i][key] for p in points])[0] for key in ("mmd", "oom_accuracy")] for i in (0, -1))
                 warm = mean_sd([s["warm_accuracy"] for s in seeds])[0]
-                falls, near = falls + (first[0] >= 10 * last[0]), near + (last[1] >= warm - 0.05)
+                falls += first[0] >= 10 * last[0]
+                apart.setdefault(c[0], []).append(100 * (last[1] - warm))
                 lines.append([name, k, m, f"{first[0]:.3f}", f"{last[0]:.3f}", f"{first[0] / max(last[0], 1e-9):.1f}×",
                               *(percent([p[i]["oom_accuracy"] for p in points]) for i in (0, -1)),
-                              percent([s["warm_accuracy"] for s in seeds]), f"{100 * (last[1] - warm):+.1f}", str(len(seeds))])
+                              percent([s["warm_accuracy"] for s in seeds]), f"{apart[c[0]][-1]:+.1f}", str(len(seeds))])
     return {"title": "Connection (Fig. 5)", "rows": lines, "header": [
         "OOM", "setting", "IM", "MMD first", "MMD last", "falls by", "head first, %", "head last, %", "learner, %",
         "head − learner", "seeds"], "notes": [
@@ -206,21 +207,33 @@ def connection_table(records, columns):
         "items alone, before the first step of the connection and after its last; learner: the "
         "warm-started learner's own head.",
         f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below the "
-        f"learner for {near} of {len(lines)}."]}
+        f"learner for {sum(x >= -5 - 1e-9 for each in apart.values() for x in each)} of {len(lines)}, on average "
+        f"{by_data(apart, '+.1f')} points from it."]}
+
+
+def by_data(values, form):
+    """Mean of the values {data set: [numbers]}, and in brackets each data set's where there are several."""
+    mean = lambda x: format(sum(x) / len(x), form)
+    each = ", ".join(f"{data} {mean(x)}" for data, x in values.items())
+    return mean([v for x in values.values() for v in x]) + (f" ({each})" if len(values) > 1 else "")
 
 
 def gap_note(records, columns):
     """Fig. 6's claim counted over the columns of COX."""
-    found = []
+    found, left = 0, {}                                       # left: gap after over gap before, by data set
     for c in columns:
         for k in sorted({condition(r) for r in records}):
             a = [r["metrics"]["agreement"] for r in cell(records, (k, "cox"), c) if r["metrics"]["agreement"]]
             gaps = [[x[when]["gap"] for x in a if x[when]["gap"] is not None] for when in ("before", "after")]
             if all(gaps):
-                found.append([mean_sd(g)[0] for g in gaps])
-    wide = [(b, a) for b, a in found if b >= 0.10]
-    return f"COX: the gap before exploration is 10 points or more in {len(wide)} of {len(found)} columns; after it, it is at " \
-           f"most half of that in {sum(a <= b / 2 for b, a in wide)} of these." if found else ""
+                found, (first, last) = found + 1, (mean_sd(g)[0] for g in gaps)
+                if first >= 0.10:
+                    left.setdefault(c[0], []).append(last / first)
+    wide = sum(left.values(), [])
+    said = f"COX: the gap before exploration is 10 points or more in {len(wide)} of {found} columns"
+    said += f"; after it, it is at most half of that in {sum(x <= 0.5 + 1e-9 for x in wide)} of these, on average " \
+            f"{by_data(left, '.2f')} of it" if wide else ""
+    return f"{said}." if found else ""
 
 
 def heads_table(records, columns):

@@ -172,7 +172,7 @@ def test_fig5_table_by_hand():
     assert sonar[:2] == ["sonar", "semi, 10% labels"]
     assert sonar[2:] == ["rgb", "0.600", "0.030", "20.0×", f"15.0 ± {sd}", f"75.0 ± {sd}", "80.0 ± 0.0", "-5.0", "2"]
     assert pen[5] == "8.3×" and pen[9] == "-10.0"
-    assert "tenfold or more for 1 of 2" in block["notes"][1] and "learner for 1 of 2" in block["notes"][1]
+    assert "tenfold or more for 1 of 2" in block["notes"][1] and "learner for 1 of 2, on average -7.5 points" in block["notes"][1]
 
 
 def agreeing(r, before, after):
@@ -185,7 +185,11 @@ def test_fig6_is_counted_over_the_columns():
     records = [agreeing(record(0.5, oom=o), b, a) for o, b, a in
                (("a", 0.4, 0.1), ("b", 0.4, 0.3), ("c", 0.05, 0.0), ("d", 0.2, 0.1))]
     note = results.gap_note(records, [("toy", o) for o in "abcd"])
-    assert "10 points or more in 3 of 4 columns" in note and "in 2 of these" in note
+    assert "10 points or more in 3 of 4 columns" in note and "in 2 of these, on average 0.50 of it." in note
+    other = agreeing({**record(0.5, oom="a"), "data": "toy2"}, 0.2, 0.2)
+    note = results.gap_note([*records, other], [("toy", o) for o in "abcd"] + [("toy2", "a")])
+    assert "4 of 5 columns" in note and "on average 0.62 (toy 0.50, toy2 1.00) of it" in note
+    assert results.gap_note(records[2:3], [("toy", "c")]).endswith("in 0 of 1 columns.")
 
 
 def test_commonality_by_hand():
