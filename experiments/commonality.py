@@ -60,20 +60,28 @@ def tables(records):
 
 def curves(found):
     """The gain of COX over selftrain, what gains(records) found: over commonality, a line for each number of pairs per class,
-    and the other way round."""
-    figure, axes = grid(2, width=4.6, height=3.2)
-    for ax, x, other, words in ((axes[0], "commonality", "per_class", "pairs per class"),
-                                (axes[1], "per_class", "commonality", "commonality")):
+    and the other way round where a modality in a world has several; lines of different modalities say which."""
+    numbers = {}
+    for g in found:
+        for world in g["world"]:
+            numbers.setdefault(world, set()).add(g["per_class"])
+    figure, axes = grid(1 + any(len(n) > 1 for n in numbers.values()), width=4.6, height=3.2)
+    which = lambda some: ", ".join(sorted({oom for g in some for oom, _ in g["world"]}))
+    for ax, x, other, words in zip(axes, ("commonality", "per_class"), ("per_class", "commonality"),
+                                   ("pairs per class", "commonality")):
         lines = sorted({g[other] for g in found})
+        alike = len({which(g for g in found if g[other] == value) for value in lines}) == 1
         for colour_, value in zip(colormaps["viridis"](np.linspace(0, 0.85, len(lines))), lines):
             some = sorted((g for g in found if g[other] == value), key=lambda g: g[x])
             mean = [mean_sd(g["gain"]) for g in some]
             error = [100 * (s or 0) / math.sqrt(len(g["gain"])) for (_, s), g in zip(mean, some)]
             ax.errorbar([g[x] for g in some], [100 * m for m, _ in mean], error if any(error) else None, marker=".", lw=1.3,
-                        elinewidth=0.7, color=colour_, label=f"{value:g}")
+                        elinewidth=0.7, color=colour_, label=f"{value:g}" + ("" if alike else f" ({which(some)})"))
         ax.axhline(0, color="#999", lw=0.8)
         ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False)
     plain(axes[0], "", "commonality of the modalities", "COX − selftrain, points of accuracy")
+    if len(axes) == 1:
+        return figure
     plain(axes[1], "", "pairs per class", "")
     axes[1].set_xscale("log", base=2)
     ticks = sorted({g["per_class"] for g in found})

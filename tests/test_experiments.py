@@ -200,6 +200,11 @@ def test_commonality_by_hand():
     gains = commonality.gains(records)
     assert [(g["commonality"], g["per_class"], len(g["gain"])) for g in gains] == [(0, 2, 2), (0, 8, 2), (1, 2, 2), (1, 8, 1)]
     assert gains[2]["gain"] == pytest.approx([0.1, 0.1])
+    panels = commonality.curves(gains).axes
+    assert len(panels) == 2 and [t.get_text() for t in panels[0].get_legend().get_texts()] == ["2", "8"]
+    apart = [{**r, "oom": "b" if r["per_class"] == 8 else "a"} for r in records]            # another modality at each
+    panels = commonality.curves(commonality.gains(apart)).axes
+    assert len(panels) == 1 and [t.get_text() for t in panels[0].get_legend().get_texts()] == ["2 (a)", "8 (b)"]
     gain, cox, alone = commonality.tables(records)
     assert gain["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "10.0 ± 0.0", "10.0"]]
     assert "gain with commonality: +1.00" in gain["notes"][1] and "n = 2 means" in gain["notes"][1]       # one world at each
