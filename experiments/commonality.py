@@ -59,32 +59,32 @@ def tables(records):
 
 
 def curves(found):
-    """The gain of COX over selftrain, what gains(records) found: over commonality, a line for each number of pairs per class,
-    and the other way round where a modality in a world has several; lines of different modalities say which."""
-    numbers = {}
+    """The gain of COX over selftrain, what gains(records) found: over commonality, a line for each modality and number of pairs
+    per class, and the other way round for the modalities that have several numbers."""
+    by = {}                                                     # {(modality, commonality, pairs per class): gains}
     for g in found:
-        for world in g["world"]:
-            numbers.setdefault(world, set()).add(g["per_class"])
-    figure, axes = grid(1 + any(len(n) > 1 for n in numbers.values()), width=4.6, height=3.2)
-    which = lambda some: ", ".join(sorted({oom for g in some for oom, _ in g["world"]}))
-    for ax, x, other, words in zip(axes, ("commonality", "per_class"), ("per_class", "commonality"),
-                                   ("pairs per class", "commonality")):
-        lines = sorted({g[other] for g in found})
-        alike = len({which(g for g in found if g[other] == value) for value in lines}) == 1
-        for colour_, value in zip(colormaps["viridis"](np.linspace(0, 0.85, len(lines))), lines):
-            some = sorted((g for g in found if g[other] == value), key=lambda g: g[x])
-            mean = [mean_sd(g["gain"]) for g in some]
-            error = [100 * (s or 0) / math.sqrt(len(g["gain"])) for (_, s), g in zip(mean, some)]
-            ax.errorbar([g[x] for g in some], [100 * m for m, _ in mean], error if any(error) else None, marker=".", lw=1.3,
-                        elinewidth=0.7, color=colour_, label=f"{value:g}" + ("" if alike else f" ({which(some)})"))
+        for (oom, _), v in zip(g["world"], g["gain"]):
+            by.setdefault((oom, g["commonality"], g["per_class"]), []).append(v)
+    ooms = sorted({k[0] for k in by})
+    several = [oom for oom in ooms if len({k[2] for k in by if k[0] == oom}) > 1]
+    figure, axes = grid(1 + bool(several), width=4.6, height=3.2)
+    for ax, x, other, shown, words in zip(axes, (1, 2), (2, 1), (ooms, several), ("pairs per class", "commonality")):
+        values = sorted({k[other] for k in by if k[0] in shown})
+        for colour_, value in zip(colormaps["viridis"](np.linspace(0, 0.85, len(values))), values):
+            for oom, marker in zip(ooms, ".xs^v+*" * len(ooms)):
+                some = {k[x]: by[k] for k in sorted(by) if k[0] == oom and k[other] == value and oom in shown}
+                mean = [mean_sd(v) for v in some.values()]
+                error = [100 * (s or 0) / math.sqrt(len(v)) for (_, s), v in zip(mean, some.values())]
+                if some:
+                    ax.errorbar([*some], [100 * m for m, _ in mean], error if any(error) else None, marker=marker, lw=1.3,
+                                markersize=4, elinewidth=0.7, color=colour_, label=f"{value:g}" + f" ({oom})" * (len(ooms) > 1))
         ax.axhline(0, color="#999", lw=0.8)
         ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False)
     plain(axes[0], "", "commonality of the modalities", "COX − selftrain, points of accuracy")
-    if len(axes) == 1:
-        return figure
-    plain(axes[1], "", "pairs per class", "")
-    axes[1].set_xscale("log", base=2)
-    ticks = sorted({g["per_class"] for g in found})
-    axes[1].set_xticks(ticks, [str(t) for t in ticks])
-    axes[1].minorticks_off()
+    if several:
+        plain(axes[1], "", "pairs per class", "")
+        axes[1].set_xscale("log", base=2)
+        ticks = sorted({k[2] for k in by if k[0] in several})
+        axes[1].set_xticks(ticks, [str(t) for t in ticks])
+        axes[1].minorticks_off()
     return figure
