@@ -99,9 +99,10 @@ def blocks_and_figures(experiment, records):
                for d in sorted({r["data"] for r in rows})}
     name = lambda k: "-".join("".join(c if c.isalnum() else "-" for c in part) for part in reversed(k)).replace("--", "-")
     if experiment == "commonality":
-        return commonality.tables(records), {"gain": (
-            commonality.curves(commonality.gains(records)),
-            "Gain of COX over selftrain, which sees no other modality; mean over seeds, bars: standard error.")}
+        return commonality.tables(records), {name: (
+            commonality.curves(commonality.gains(records, metric)),
+            f"Gain of COX over selftrain, which sees no other modality, on {commonality.ON[metric]}; mean over seeds, bars: "
+            f"standard error.") for name, metric in (("gain", "accuracy"), ("gain-unlabelled", "unlabelled"))}
     if experiment == "fig5":
         return [results.connection_table(records, columns)], {name(k): (
             plots.connection_curves(rows), f"{', '.join(k)}. {report.CONNECT}") for k, rows in by_data.items()}

@@ -8,17 +8,19 @@ from matplotlib import colormaps
 from scipy import stats
 
 from plots import grid, plain
-from scores import mean_sd, percent
+from scores import mean_sd, percent, score
+
+ON = {"accuracy": "test items", "unlabelled": "the unlabelled training items"}
 
 
-def gains(records):
-    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, fingerprint, seed) that both have;
-    world is the first two of these, gain is COX − selftrain."""
+def gains(records, metric="accuracy"):
+    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, fingerprint, seed) that both have,
+    of one of `ON`; world is the first two of these, gain is COX − selftrain."""
     key = lambda r: (r.get("commonality"), r["per_class"])
     out = []
     for k in sorted({key(r) for r in records if r.get("commonality") is not None}):
-        of = {m: {(r["oom"], r.get("fingerprint", ""), r["seed"]): r["metrics"]["accuracy"]
-                  for r in records if key(r) == k and r["method"] == m} for m in ("cox", "selftrain")}
+        of = {m: {(r["oom"], r.get("fingerprint", ""), r["seed"]): score(r, metric) for r in records
+                  if key(r) == k and r["method"] == m and score(r, metric) is not None} for m in ("cox", "selftrain")}
         both = sorted(of["cox"].keys() & of["selftrain"].keys())
         if both:
             cox, alone = ([of[m][i] for i in both] for m in ("cox", "selftrain"))
@@ -28,16 +30,29 @@ def gains(records):
 
 
 def tables(records):
-    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), and both accuracies."""
+    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), on test items and on unlabelled ones,
+    and both accuracies on test items."""
     found = gains(records)
+    hidden = gains(records, "unlabelled")
+    words = "COX − selftrain, points of accuracy on {}"
+    return [block(words.format(ON["accuracy"]), "gain", found, notes(found)),
+            *([block(words.format(ON["unlabelled"]), "gain", hidden, notes(hidden))] if hidden else []),
+            block("COX, test accuracy, %", "cox", found), block("selftrain, test accuracy, %", "selftrain", found)]
+
+
+def block(title, key, found, notes=()):
+    """A table of what gains(records) found."""
     common, pairs = ([*sorted({g[k] for g in found})] for k in ("commonality", "per_class"))
-    mine = lambda c, n, key: [v for g in found if (g["commonality"], g["per_class"]) == (c, n) for v in g[key]]
-    block = lambda title, key, notes: {
-        "title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": notes,
-        "rows": [[f"{c:g}", *(percent(mine(c, n, key)) for n in pairs)] for c in common]}
+    mine = lambda c, n: [v for g in found if (g["commonality"], g["per_class"]) == (c, n) for v in g[key]]
+    return {"title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": [*notes],
+            "rows": [[f"{c:g}", *(percent(mine(c, n)) for n in pairs)] for c in common]}
+
+
+def notes(found):
+    """What a table of gains averages over, and whether the gain grows with commonality and with the pairs."""
     ooms = sorted({o for g in found for o, _ in g["world"]})
-    notes = [f"Mean ± sd over seeds, OOM modalities ({', '.join(ooms)}) and worlds (--data-seed), "
-             f"{' or '.join(map(str, sorted({len(g['gain']) for g in found})))} pairs of runs a cell."]
+    said = [f"Mean ± sd over seeds, OOM modalities ({', '.join(ooms)}) and worlds (--data-seed), "
+            f"{' or '.join(map(str, sorted({len(g['gain']) for g in found})))} pairs of runs a cell."]
     for words, key, unit in (("commonality", "commonality", "of a modality in a world, whose runs share encoders and test "
                               "items, less the mean of that modality"),
                              ("the number of pairs", "per_class", "of a modality in a world with one number of pairs, less "
@@ -52,15 +67,16 @@ def tables(records):
         x, y = zip(*((k[1], m - level[k[0]]) for k, m in mean.items()))
         if len(set(x)) > 1 and max(y) - min(y) > 1e-12:
             rho = stats.spearmanr(x, y)
-            notes.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
-                         f"(n = {len(x)} means, each {unit}).")
-    return [block("COX − selftrain, points of test accuracy", "gain", notes), block("COX, test accuracy, %", "cox", []),
-            block("selftrain, test accuracy, %", "selftrain", [])]
+            said.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
+                        f"(n = {len(x)} means, each {unit}).")
+    return said
 
 
 def curves(found):
     """The gain of COX over selftrain, what gains(records) found: over commonality, a line for each modality and number of pairs
-    per class, and the other way round for the modalities that have several numbers."""
+    per class, and the other way round for the modalities that have several numbers; None where nothing was found."""
+    if not found:
+        return None
     by = {}                                                     # {(modality, commonality, pairs per class): gains}
     for g in found:
         for (oom, _), v in zip(g["world"], g["gain"]):

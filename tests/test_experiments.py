@@ -224,6 +224,13 @@ def test_commonality_by_hand():
              for r in records if r["commonality"] == 0]                                # a modality of higher level plays no part
     assert "gain with commonality: +0.87" in commonality.tables(records + other)[0]["notes"][1]
     assert alone["rows"][1][1:] == ["50.5 ± 0.7", "50.0"]                    # of the seeds that both have
+    assert commonality.gains(records, "unlabelled") == [] and commonality.curves([]) is None
+    for r in records:                                                        # on unlabelled items COX loses two points
+        r["metrics"]["agreement"] = {"after": {"accuracy": 0.4 - 0.02 * (r["method"] == "cox") * r["commonality"]}}
+    test, hidden, *_ = commonality.tables(records)
+    assert test["title"].endswith("on test items") and test["rows"] == gain["rows"]
+    assert hidden["title"].endswith("on the unlabelled training items") and hidden["rows"][1] == ["1", "-2.0 ± 0.0", "-2.0"]
+    assert "gain with commonality: -1.00" in hidden["notes"][1]
 
 
 @pytest.mark.parametrize("experiment", collect.TITLES)
