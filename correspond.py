@@ -64,8 +64,8 @@ def shared_vectors(banks, components=80, ridge=0.1, most=200):
     return (x / x.square().mean().sqrt()).float()
 
 
-def correspond(z, y_z, partner, x, y, shares, *, rounds=6, weight=0.3, ridge=200.0, offset=0.25, floor=0.3, prior=2.0,
-               freedom=5.0, chunk=1024):
+def correspond(z, y_z, partner, x, y, shares, *, held=True, rounds=6, weight=0.3, ridge=200.0, offset=0.25, floor=0.3,
+               prior=2.0, freedom=5.0, chunk=1024):
     """Class posteriors (M, C) and expected IM vectors (M, p) of OOM items z (M, d) by soft correspondence with labelled IM
     items x (N, p), y (N,).
 
@@ -73,10 +73,10 @@ def correspond(z, y_z, partner, x, y, shares, *, rounds=6, weight=0.3, ridge=200
     IM items, z ~ t(x_i B + b + r_y, S), Student's t with `freedom` degrees of freedom, fitted as a Gaussian of unknown scale
     (Lange et al., JASA 1989): guesses at an item that is like none count little. The pairs (partner (M,): the IM item, -1
     where none is known) give the first B, by ridge; then in turns every other OOM item is spread over the IM items by their
-    posteriors, held to the class frequencies `shares` (C,), and B, the class offsets r (shrunk to 0 by `prior` items) and the
-    noise S are fitted to all, an item that is in no pair with `weight` (Nigam et al., Machine Learning 2000: many guesses must
-    not outvote the few pairs). y_z (M,): labels of OOM items, -1 where unknown; a labelled one is spread over its class alone.
-    z and x whitened.
+    posteriors, held to the class frequencies `shares` (C,) (not `held`: they are fitted as well), and B, the class offsets r
+    (shrunk to 0 by `prior` items) and the noise S are fitted to all, an item that is in no pair with `weight` (Nigam et al.,
+    Machine Learning 2000: many guesses must not outvote the few pairs). y_z (M,): labels of OOM items, -1 where unknown; a
+    labelled one is spread over its class alone. z and x whitened.
     """
     classes, d = len(shares), z.shape[1]
     paired, left_over = (partner >= 0).nonzero().squeeze(1), (partner < 0).nonzero().squeeze(1)
@@ -107,7 +107,10 @@ def correspond(z, y_z, partner, x, y, shares, *, rounds=6, weight=0.3, ridge=200
             posterior[r], expected[r] = q @ of_class, q @ x
             q = weight * (freedom + d) / (freedom + far) * q                               # what each guess counts in the fit
             use, total, scatter = use + q.sum(0), total + q.T @ z[r], scatter + (z[r] * q.sum(1)[:, None]).T @ z[r]
-        bias = bias + match_shares(posterior[unknown].clamp(min=1e-9).log(), shares)
+        if held:
+            bias = bias + match_shares(posterior[unknown].clamp(min=1e-9).log(), shares)
+        else:
+            bias = (posterior[unknown].mean(0).clamp(min=1e-6) / of_class.mean(0).clamp(min=1e-6)).log()
         cross = x[at].T @ (z_pair - b - offsets[y[at]]) + x.T @ (total - use[:, None] * (b + offsets[y]))
         weights = torch.linalg.solve(gram + x.T @ (x * use[:, None]) + eye, cross)
         plain = b + x @ weights
@@ -139,15 +142,35 @@ def class_posteriors(views, y_z, world, shares, *, temper=0.4, rounds=6):
     return out, sum(x for _, x in each) / len(each)
 
 
-def known_items(ids, y_z, ids_im, banks, y, classes, least=8):
-    """Arguments of `correspond` for the labelled IM items that all modalities show, ids_im [N], banks [(N, d_k)], y (N,), and
-    their pairs among the labelled OOM items ids [M]; None where there are fewer than `least`."""
+def common_items(ids, device="cpu"):
+    """The items that every IM modality shows, of {modality: ids [N_k]}: ids [N] in order, {modality: their rows (N,)}."""
+    common = sorted(set.intersection(*map(set, ids.values())))
+    row = {m: {i: r for r, i in enumerate(own)} for m, own in ids.items()}
+    return common, {m: torch.tensor([row[m][i] for i in common], dtype=torch.long, device=device) for m in ids}
+
+
+def known_items(ids, y_z, ids_im, banks, y, shares, class_names, least=8):
+    """Arguments of `correspond` for the labelled IM items that all modalities show, ids_im [N], banks {modality: (N, d_k)},
+    y (N,), and their pairs among the labelled OOM items ids [M], y_z (M,), at the class frequencies `shares` (C,); and what is
+    to be said of them, [str]. None where there are fewer than `least` pairs: these show nothing of how modalities correspond.
+
+    A class of labelled OOM items that no IM item has gets one like the mean of all partners, and its labelled items are paired
+    with it: it is then told by its offset alone, as by `labels_alone`.
+    """
     row = {i: r for r, i in enumerate(ids_im)}
     partner = torch.tensor([row.get(i, -1) for i in ids], device=y_z.device).where(y_z >= 0, -1)
-    if (partner >= 0).sum() < least:
-        return None
-    return {"partner": partner, "x": shared_vectors(banks), "y": y,
-            "shares": torch.bincount(y, minlength=classes).float() / len(y)}
+    pairs = int((partner >= 0).sum())
+    if pairs < least:
+        return None, [f"{pairs} labelled items have a pair in all of {', '.join(banks)}, {least} are needed: COX goes by labels and "
+                      f"agreement"]
+    lacking = sorted({*y_z[y_z >= 0].tolist()} - {*y.tolist()})
+    x = shared_vectors([*banks.values()])
+    mean = x[partner[partner >= 0]].mean(0)
+    for n, c in enumerate(lacking):
+        partner = partner.masked_fill(y_z == c, len(x) + n)
+    return {"partner": partner, "x": torch.cat([x, mean.expand(len(lacking), -1)]),
+            "y": torch.cat([y, torch.tensor(lacking, dtype=torch.long, device=y.device)]), "shares": shares}, [
+        f"no labelled item that all of {', '.join(banks)} show is {class_names[c]}: this the labels alone tell" for c in lacking]
 
 
 def labels_alone(y_z, shares):
@@ -177,5 +200,5 @@ def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0
         right.append((log_q.argmax(1) == y).float().mean().item())
         told.append(max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum))
     each = told[0] - told[1]
-    gain, error = each.mean().item(), each.std(correction=0).item() / len(y) ** 0.5
+    gain, error = each.mean().item(), each.std().item() / len(y) ** 0.5
     return {"gain": gain, "error": error, "right": right[0], "right_alone": right[1], "trusted": gain > -2 * error}

@@ -58,7 +58,7 @@ def features(state, oom, rows, device):
 
 def mapped_test_items(run, connect, oom, ims, device):
     """IM test items in the OOM feature space, by a run's connections: {modality: (v (n, d), labels (n,), ids [n])}; without
-    the modalities that have no labelled test item.
+    the modalities that have no labelled test item, or (unsup) no item of a class that the run names.
 
     COX has its last connections. A method that trains none is given what COX had: stage 2's, which go on for as many steps
     as COX's refreshes make, on this method's own features of the same labelled pairs (aligned: of all pairs; unsup: of
@@ -92,6 +92,8 @@ def mapped_test_items(run, connect, oom, ims, device):
             z_pair, y, im_pair = z, oom["labels"][rows], z_im[paired]
             if not len(rows):                                                                            # no pair at all
                 y = torch.tensor([k for k in guess.unique().tolist() if (y_im == k).any()], dtype=torch.long)
+                if not len(y):                                             # no class that it names has an item in m
+                    continue
                 z_pair = torch.stack([z[guess == k].mean(0) for k in y.tolist()])
                 im_pair = torch.stack([z_im[y_im == k].mean(0) for k in y.tolist()])
             train_connection(c, optimizer, im_pair, z_pair[None], y, head.requires_grad_(False), generator=generator,

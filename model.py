@@ -3,6 +3,7 @@
 Shapes: B batch, M OOM items, N labelled IM items, K IM modalities, C classes, d features of the learner, d_k of a bank.
 Equations and sections: "Towards Out-of-Modal Generalization without Instance-level Modal Correspondence".
 """
+import copy
 import math
 
 import torch
@@ -250,7 +251,7 @@ def warm_connection(connect, m, z_im, *, lr, weight_decay, trained=True):
     if trained:
         connection.load_state_dict(connect["connections"][m])
     optimizer = torch.optim.Adam(connection.parameters(), lr=lr, weight_decay=weight_decay)
-    optimizer.load_state_dict(connect["optimizers"][m])
+    optimizer.load_state_dict(copy.deepcopy(connect["optimizers"][m]))            # else it would go on in connect's own tensors
     return connection, optimizer
 
 

@@ -30,7 +30,8 @@ def condition(r):
         init, named = r["args"].get("init") or "literal", r["args"].get("name_with")
         return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
     labels = f"{r['per_class']} labels per class" if r["per_class"] else f"{100 * r['labels']:g}% labels"
-    return f"semi, {labels}" + (", paired by class" if r["paired"].startswith("by class") else "")
+    held = f", {100 * r['args']['holdout']:g}% of them held out" if r["args"].get("holdout") else ""
+    return f"semi, {labels}{held}" + (", paired by class" if r["paired"].startswith("by class") else "")
 
 
 def pairing(paired):

@@ -15,15 +15,21 @@ def choose_labelled(labels, count, per_class, generator, paired=None):
     """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each.
 
     Of each class the same number, one at least; what a class is short of, the larger ones give. Within a class those come
-    first that more IM modalities have a pair of, paired (M,) counts them: pairs may be few.
+    first that more IM modalities have a pair of, paired (M, K) bool: pairs may be few. A modality whose pairs all lie
+    elsewhere gets one in exchange for the last of its class.
     """
     order = torch.randperm(len(labels), generator=generator)
     if paired is not None:
-        order = order[paired[order].argsort(descending=True, stable=True)]
+        order = order[paired.sum(1)[order].argsort(descending=True, stable=True)]
     groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
     quota = per_class or max(1, round(count / len(groups)))
     while not per_class and sum(min(len(g), quota + 1) for g in groups) <= count and quota < max(map(len, groups)):
         quota += 1
+    for k in range(paired.shape[1] if paired is not None else 0):
+        own = [paired[g, k] for g in groups]
+        if not any(has[:quota].any() for has in own) and any(has.any() for has in own):
+            g, has = next((g, has) for g, has in zip(groups, own) if has.any())
+            g[quota - 1] = g[has.nonzero()[0, 0]]
     return torch.cat([g[:quota] for g in groups]).sort().values
 
 
@@ -65,14 +71,15 @@ def find_pairs(ids, labels, ids_im, y_im, draw, generator):
 
 
 def class_frequencies(known, y, classes):
-    """Frequencies (C,) of the classes among the IM side's labels `known` (N,), and which of them (C,) bool it lacks though the
-    labelled OOM items y (L,) have them: these keep their share of y."""
+    """Frequencies (C,) of the classes among the IM side's labels `known` (N,), and which classes (C,) bool no labelled OOM item,
+    y (L,), has though the IM side does: they are not expected of the sensor, 0. A class of y that the IM side lacks keeps its
+    share of y. Without any y: the IM side's alone."""
     frequent, own = (torch.bincount(t, minlength=classes).to(known.device) / max(1, len(t)) for t in (known, y))
-    lacking = (frequent == 0) & (own > 0)
-    if lacking.any():
-        frequent = torch.where(lacking, own, frequent)
-        frequent = frequent / frequent.sum()
-    return frequent, lacking
+    if not len(y):
+        return frequent, torch.zeros_like(own, dtype=torch.bool)
+    unseen = (frequent > 0) & (own == 0)
+    expected = torch.where(frequent == 0, own, frequent).masked_fill(unseen, 0.0)
+    return (expected / expected.sum() if (expected != frequent).any() else frequent), unseen
 
 
 def literal_space(z, d_im, seed):
@@ -103,14 +110,21 @@ def name_by_items(oom, rows, classes, per_class, generator):
 
 
 def name_by_clusters(oom, rows, inputs, classes, seed):
-    """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs {m: file};
+    """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs or banks {m: file};
     doubtful is what lies far from its cluster's centre."""
+    if len(rows) < classes:
+        raise bank.UserError(f"--init spectral makes {classes} clusters, one for a class, and there are only {len(rows)} training "
+                             f"items of the sensor; record more, or use --setting semi")
     x = batch(oom, rows, "cpu")[0]
+    values = lambda file, r: batch(file, r, "cpu")[0] if "x" in file else file["features"][r]
     label, embedding, centroids = spectral(x, classes, seed=seed)
     distance = (embedding - centroids[label]).norm(dim=1)
     seen = {m: (r := bank.rows(im, ("train",)))[im["labels"][r] >= 0] for m, im in inputs.items()}
-    theirs = {m: geometry(batch(inputs[m], r, "cpu")[0], inputs[m]["labels"][r], classes) for m, r in seen.items()}
+    theirs = {m: geometry(values(inputs[m], r), inputs[m]["labels"][r], classes) for m, r in seen.items()}
     ours = geometry(x, label, classes)
+    if ours.isnan().any():
+        raise bank.UserError(f"--init spectral: the {len(rows)} training items of the sensor do not fall into {classes} clusters, "
+                             f"one for a class; record more, or give --name-with 1")
     known = torch.stack(list(theirs.values())).nanmean(0)                                  # over the modalities that show both
     if known.isnan().any():
         shown = set().union(*(set(inputs[m]["labels"][r].tolist()) for m, r in seen.items()))

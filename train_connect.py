@@ -166,7 +166,7 @@ def main(argv=None):
         in_im = [set(ids_im[m]) for m in names]
         shown = torch.tensor([[oom["ids"][r] in ids for ids in in_im] for r in train.tolist()])          # (M, K): has a pair
         some = shown[oom["labels"][train] >= 0].any(0)                                                   # (K,)
-        chosen = choose_labelled(oom["labels"][train], args.labels * len(train), args.per_class, generator, shown.sum(1))
+        chosen = choose_labelled(oom["labels"][train], args.labels * len(train), args.per_class, generator, shown)
         labelled, y, held, had = train[chosen], oom["labels"][train[chosen]], train[:0], (oom["labels"][train] >= 0).sum()
         if args.holdout:
             aside = hold_out(y, args.holdout)
@@ -180,8 +180,8 @@ def main(argv=None):
             drawn = args.pair_by_class and not known                                             # the data have none of it
             has, paired = find_pairs([oom["ids"][r] for r in labelled.tolist()], y, ids_im[m], y_im[m], drawn, generator)
             if not len(has):
-                raise bank.UserError(f"no labelled {args.oom} item has a pair in {m}; give --pair-by-class, more --labels, or "
-                                     f"leave {m} out with --im in stage 1")
+                raise bank.UserError(f"no labelled {args.oom} item has a pair in {m}; give {'' if known else '--pair-by-class, '}"
+                                     f"more --labels, or leave {m} out with --im in stage 1")
             pairs[m] = (has, paired)
             by_class += [m] if drawn else []
             print(f"  {len(has)} pairs with {m}{', drawn within the class (--pair-by-class)' if drawn else ''}")
@@ -211,7 +211,8 @@ def main(argv=None):
             if args.name_with:
                 label, doubt, naming, said = name_by_items(oom, train, classes, args.name_with, generator)
             else:
-                inputs = {m: bank.load_inputs(args.runs, args.data, m)[0] for m in names}
+                inputs = {m: bank.load_inputs(args.runs, args.data, m)[0]                   # a pretrained perceptor: its bank
+                          if bank.inputs_path(args.runs, args.data, m).exists() else ims[m] for m in names}
                 label, doubt, naming, said = name_by_clusters(oom, train, inputs, classes, args.seed)
             print(f"  {said}")
             of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]

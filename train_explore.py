@@ -7,8 +7,8 @@ Reads   connect.pt of stage 2, RUNS/DATA/inputs/<oom>.pt and the feature banks (
 Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt (--tag T: METHOD-T.pt): learner, head, connections, heads
         h*_k, the agreement masks before and after (Fig. 6), one record per epoch
 Every method has the same learner, start, augmentation, steps, batches and learning rate:
-  cox       as many anchors as the heads h*_k agree on, the items whose correspondences with IM items are surest; labels
-            on A, their expected classes on D (Eqs. 13-15); every item's IM features are predicted as well
+  cox       as many anchors as the heads h*_k and the nearest IM items agree on, the items whose correspondences with IM
+            items are surest; labels on A, expected classes on D (Eqs. 13-15); every item's IM features are predicted as well
   selftrain the same losses, schedule and number of anchors, chosen by the same model of the readings without IM data
   erm       labelled items alone                          entmin    + entropy of the posteriors
   fixmatch  + confident pseudo-labels
@@ -28,7 +28,8 @@ import anchors
 import bank
 import baselines
 from augment import augment, batch, embed
-from correspond import class_posteriors, coarse_and_fine, held_out_gain, known_items, labels_alone, plain_vectors, whiten
+from correspond import (class_posteriors, coarse_and_fine, common_items, held_out_gain, known_items, labels_alone, plain_vectors,
+                        whiten)
 from flags import PARTS, Parser, known_device, leave_out, number
 from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
 from supervision import class_frequencies, training_rows
@@ -72,8 +73,9 @@ def get_args(argv=None):
     p.add_argument("--w-mapped", type=number(float, 0), default=1.0, help="cox: weight of a mapped IM item beside a labelled "
                    "OOM item in fitting the heads h*_k")
     p.add_argument("--gate", type=int, default=1, choices=[0, 1], help="cox: the learner's own head must agree as well")
-    p.add_argument("--shares", default="known", choices=["known", "free"], help="cox, selftrain: known: heads are held to the "
-                   "class frequencies of the IM items; free: they are not")
+    p.add_argument("--shares", default="known", choices=["known", "free"], help="cox, selftrain: known: heads and "
+                   "correspondences are held to the IM items' class frequencies, without the classes that no labelled reading has; "
+                   "free: they are not")
     p.add_argument("--without", type=leave_out, action="extend", default=[], metavar="PART,…",
                    help=f"cox, ablation: leave out some of {', '.join(PARTS)}; connection and warmup as in stage 2")
     baselines.add_flags(p)
@@ -141,20 +143,20 @@ def main(argv=None):
         heads[m].load_state_dict(connect["mapped_heads"][m])
     v = {m: map_items(connections[m], z_im[m]) for m in names}                               # (N_k, d) each
     y_im = {m: connect["mapped_labels"][m].to(device) for m in names}
-    frequent, lacking = class_frequencies(torch.cat([y_im[m] for m in names]), y, classes)    # all that selftrain is told of IM
-    if lacking.any():
-        print(f"  no labelled item of {', '.join(names)} shows {', '.join(oom['class_names'][c] for c in lacking.nonzero())}: "
-              f"{args.oom} readings cannot correspond to one of this class")
+    frequent, unseen = class_frequencies(torch.cat([y_im[m] for m in names]), y, classes)     # all that selftrain is told of IM
     shares = None if args.shares == "free" else frequent
-    common = sorted(set.intersection(*(set(connect["mapped_ids"][m]) for m in names)))      # in every IM modality
-    row_of = {m: {i: r for r, i in enumerate(connect["mapped_ids"][m])} for m in names}
-    shared = {m: torch.tensor([row_of[m][i] for i in common], dtype=torch.long, device=device) for m in names}
+    if unseen.any() and shares is not None and args.method in ("cox", "selftrain"):
+        print(f"  no labelled {args.oom} item shows {', '.join(oom['class_names'][c] for c in unseen.nonzero())}: no reading will "
+              f"be taken for one; label one if the sensor has recorded it, or give --shares free")
+    common, shared = common_items({m: connect["mapped_ids"][m] for m in names}, device)
     moco = baselines.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
                                       temperature=args.temperature).to(device) if args.method == "moco" else None
 
-    saved = bank.load(checkpoint) if checkpoint.exists() and not args.force else {}               # of a stopped run
-    if saved and (saved["meta"]["args"] != settings or saved["meta"]["made_from"] != made_from):
+    saved = bank.load(checkpoint) if checkpoint.exists() else {}                                  # of a stopped run
+    if saved and (saved["meta"]["args"] != settings or saved["meta"]["made_from"] != made_from or
+                  args.force and not saved.get("forced")):
         saved = {}
+    start -= saved.get("seconds", 0.0)
 
     # ------------------------------------------- soft correspondences: what names the readings, and how far it is trusted
     named = args.setting == "semi" or bool(connect["naming"])                # the heads know class names: their word counts
@@ -165,9 +167,13 @@ def main(argv=None):
     if soft and args.method in ("cox", "selftrain"):
         components = max(10, min(50, len(train) // 20))
         raw = whiten(plain_vectors(oom, train), 2 * components).to(device)
-        witness = labels_alone(y_of, frequent)
-        seen = known_items([oom["ids"][r] for r in train.tolist()], y_of, common, [z_im[m][shared[m]] for m in names], y_common,
-                           classes) if args.method == "cox" else None
+        witness, seen = labels_alone(y_of, frequent), None
+        if args.method == "cox" and common:
+            seen, said = known_items([oom["ids"][r] for r in train.tolist()], y_of, common,
+                                     {m: z_im[m][shared[m]] for m in names}, y_common, frequent, oom["class_names"])
+            print("".join(f"  {line}\n" for line in said), end="")
+        for world in filter(None, (witness, seen)):
+            world["held"] = shares is not None
         if seen:
             trust = saved.get("trust") or held_out_gain(raw[:, :components], y_of, seen, witness, rounds=args.rounds)
             print("  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; gain "
@@ -204,6 +210,9 @@ def main(argv=None):
         generator.set_state(saved["generator"])
         print(f"  going on from epoch {begin_epoch} ({checkpoint})")
 
+    def accuracy(rows):
+        return (head(embed(learner, oom, rows, device)[0]).argmax(1).cpu() == oom["labels"][rows]).float().mean().item()
+
     progress = tqdm(total=epochs * epoch_steps, initial=begin_epoch * epoch_steps, desc=args.method, mininterval=1,
                     disable=None)
     for epoch in range(begin_epoch, epochs + 1):
@@ -211,6 +220,7 @@ def main(argv=None):
             state = {name: part.state_dict() for name, part in parts.items()}
             bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in anchors.EMERGENT},
                                    "before": before, "history": history, "epoch": epoch, "trust": trust,
+                                   "forced": args.force, "seconds": time.time() - start,
                                    "rng": torch.get_rng_state(), "generator": generator.get_state()}, **facts, quiet=True)
 
         # ------------------------------------------------- anchors: agreement, emergent correspondence, refresh (6-9)
@@ -238,6 +248,8 @@ def main(argv=None):
                 q, expected = class_posteriors(views, y_of, witness, shares, temper=args.temper, rounds=args.rounds)
             if witness and epoch == epochs and args.refit and "exploration" not in without:
                 move_head(head, fit_head(z_train, q, classes, weight_decay=1e-2), args.refit)
+                if history and len(val):
+                    history[-1]["val_accuracy"] = accuracy(val)
             mask, label, confidence, posteriors = anchors.judge(z, head, [heads[m] for m in names], shares, args.gate)
             snapshot = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
                         "prediction": head(z).argmax(1).cpu()}
@@ -300,8 +312,7 @@ def main(argv=None):
             progress.update()
         record = {"epoch": epoch + 1, "loss": total / epoch_steps, **{k: t.item() for k, t in terms.items()}}
         if len(val):
-            guess = head(embed(learner, oom, val, device)[0]).argmax(1).cpu()
-            record["val_accuracy"] = (guess == oom["labels"][val]).float().mean().item()
+            record["val_accuracy"] = accuracy(val)
         history.append(record)
         progress.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
     progress.close()

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from correspond import (class_posteriors, coarse_and_fine, correspond, held_out_gain, labels_alone, plain_vectors,
-                        shared_vectors, whiten)
+import supervision
+from correspond import (class_posteriors, coarse_and_fine, common_items, correspond, held_out_gain, known_items, labels_alone,
+                        plain_vectors, shared_vectors, whiten)
 
 
 def shared_world(seed=0, m=300, classes=5, p=12, d=8, noise=0.3):
@@ -194,6 +195,50 @@ def test_the_control_knows_the_class_frequencies_too():
         q, _ = class_posteriors([z], y_z, labels_alone(y_z, frequent), frequent)
         right[name] = (q[32:].argmax(1) == y[32:]).float().mean().item()
     assert right["known"] > right["as drawn"] + 0.1
+
+
+def test_a_class_that_no_known_item_has_is_told_by_the_labels():
+    """Without an item of its own its readings would go to other classes, and its share to all readings."""
+    z, x, y, shares = shared_world(9, m=600)
+    z = z + 2 * (y == 4)[:, None]                                                        # plain for the labels
+    y_z, _ = given(y, 60)
+    known, ids = (y != 4).nonzero().squeeze(1), [f"{i:03}" for i in range(600)]
+    banks = {"rgb": x[known], "touch": x[known] @ torch.linalg.qr(torch.randn(12, 12))[0]}
+    seen, said = known_items(ids, y_z, [ids[i] for i in known], banks, y[known], shares, list("abcde"))
+    assert said == ["no labelled item that all of rgb, touch show is e: this the labels alone tell"]
+    assert len(seen["x"]) == len(known) + 1 and seen["y"][-1] == 4 and torch.equal(seen["shares"], shares)
+    torch.testing.assert_close(seen["x"][-1], seen["x"][seen["partner"][(y_z >= 0) & (y_z != 4)]].mean(0))
+    assert (seen["partner"][y_z == 4] == len(known)).all() and (seen["partner"][60:] == -1).all()
+    q = correspond(z, y_z, **seen)[0][60:]
+    assert (q.argmax(1) == 4)[y[60:] == 4].float().mean() > 0.9 and q[y[60:] != 4, 4].mean() < 0.05
+
+
+def test_fewer_than_eight_pairs_show_nothing_and_this_is_said():
+    z, x, y, shares = shared_world(0)
+    ids = [str(i) for i in range(300)]
+    for count in (7, 8):
+        seen, said = known_items(ids, given(y, count)[0], ids, {"rgb": x}, y, shares, list("abcde"))
+        assert (seen is None) == (count == 7)
+        assert said == (["7 labelled items have a pair in all of rgb, 8 are needed: COX goes by labels and agreement"] * (count == 7))
+
+
+def test_classes_that_the_sensor_does_not_record():
+    """It shows three of five classes: at their frequencies on the IM side readings are forced into the other two; fewer where the
+    readings tell the frequencies; none where it is known that there are none."""
+    z, x, y, equal = shared_world(11, m=900)
+    shown = (y < 3).nonzero().squeeze(1)
+    y_z, partner = given(y, 30)
+    guess = lambda shares, **held: correspond(z[shown], y_z[shown], partner[shown], x, y, shares, **held)[0].argmax(1)
+    forced, free, known = guess(equal), guess(equal, held=False), guess(supervision.class_frequencies(y, y_z[shown][:18], 5)[0])
+    other = lambda g: (g > 2).float().mean().item()
+    right = lambda g: (g[18:] == y[shown][18:]).float().mean().item()
+    assert other(forced) > 0.2 and other(free) < 0.7 * other(forced) and other(known) == 0
+    assert right(forced) + 0.05 < right(free) < right(known) - 0.05
+
+
+def test_common_items_are_those_of_every_modality():
+    ids, rows = common_items({"rgb": ["c", "a", "b"], "touch": ["b", "d", "c"]})
+    assert ids == ["b", "c"] and {m: r.tolist() for m, r in rows.items()} == {"rgb": [2, 0], "touch": [0, 2]}
 
 
 def test_a_long_series_of_one_length_is_averaged_down():

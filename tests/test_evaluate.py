@@ -438,6 +438,8 @@ def test_unsup_runs_of_other_starts_are_not_averaged():
     blocks = results.tables([record(0.3, init="literal", **unsup), record(0.5, init="spectral", name_with=0, **unsup),
                              record(0.7, init="spectral", name_with=1, **unsup)])
     assert [r[0] for r in blocks[0]["rows"]] == ["unsup", "unsup, spectral", "unsup, spectral, names by 1 per class"]
+    assert scores.condition(record(0.5, holdout=0.3)) == "semi, 10% labels, 30% of them held out"
+    assert scores.condition(record(0.5, holdout=0.0)) == scores.condition(record(0.5)) == "semi, 10% labels"
     assert len(next(b for b in blocks if b["title"].startswith("Without labels"))["notes"]) == 3
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical, Normal, kl_divergence
 
+import model
 from model import (
     match_shares,
     Connection,
@@ -539,3 +540,23 @@ def test_a_head_fitted_to_posteriors_is_the_optimum_of_their_cross_entropy():
     residual = (head(z).softmax(-1) - p).double()                                       # its gradient is 0 at the optimum
     x = ((z - head.mean) / head.std).double()
     assert (residual.T @ x / 200).abs().max() < 1e-3 and residual.mean(0).abs().max() < 1e-3
+
+
+def test_a_warm_connection_leaves_what_it_was_read_from_alone():
+    """One connect.pt serves every method of a seed: what one trains on must not be the next one's start."""
+    z_im = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    first = model.Connection(d_im=5, d=8)
+    optimizer = torch.optim.Adam(first.parameters())
+    first.standardise(z_im)
+    arguments = lambda: (z_im, torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(20, dtype=torch.long),
+                         torch.nn.Linear(8, 2).requires_grad_(False))
+    keywords = dict(steps=3, beta=1e-4, w_ce=0.0)
+    model.train_connection(first, optimizer, *arguments(), generator=torch.Generator().manual_seed(2), **keywords)
+    connect = {"arch": {"width": 8}, "connections": {"rgb": first.state_dict()}, "optimizers": {"rgb": optimizer.state_dict()}}
+    mapped = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        connection, going_on = model.warm_connection(connect, "rgb", z_im, lr=1e-3, weight_decay=0.0)
+        model.train_connection(connection, going_on, *arguments(), generator=torch.Generator().manual_seed(2), **keywords)
+        mapped.append(model.map_items(connection, z_im))
+    assert torch.equal(*mapped) and connect["optimizers"]["rgb"]["state"][0]["step"] == 3

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import augment
 import bank
 import evaluate
 import extract_features
@@ -342,6 +343,22 @@ def test_held_out_items_are_for_validation_alone(folder, runs):
     assert set(bank.load(run_dir(runs) / "connect.pt")["labelled"]) == known | set(connect["held"])
     accuracy = np.array([r["val_accuracy"] for r in erm["history"]]) * 3                # of the three items held out
     np.testing.assert_allclose(accuracy, accuracy.round(), atol=1e-6)
+
+
+def test_the_last_validation_is_of_the_saved_model(folder, runs):
+    """selftrain's head moves after the last epoch."""
+    stage("train_connect", folder, runs, "--force --holdout 0.4 --per-class 10")
+    stage("train_explore", folder, runs, "--force --method selftrain --epochs 2 --refit 1")
+    connect, saved = bank.load(run_dir(runs) / "connect.pt"), bank.load(run_dir(runs) / "selftrain.pt")
+    oom = bank.load_inputs(runs, folder, "imu")[0]
+    held = torch.tensor([i for i, name in enumerate(oom["ids"]) if name in set(connect["held"])])
+    learner = model.Learner(**saved["arch"])
+    learner.load_state_dict(saved["learner"])
+    with torch.no_grad():
+        z = augment.embed(learner, oom, held, "cpu")[0]
+        guess = (z @ saved["head"]["weight"].T + saved["head"]["bias"]).argmax(1)
+    assert len(held) == 12 and saved["history"][-1]["val_accuracy"] == (guess == oom["labels"][held]).float().mean().item()
+    stage("train_connect", folder, runs, "--force")
 
 
 def test_a_class_keeps_at_least_one_item_to_train_on():
@@ -879,7 +896,8 @@ def test_the_draw_depends_on_the_labels_by_class_alone():
     partly = torch.where(torch.arange(200) % 2 == 0, labels, -1)
     assert (partly[draw(partly)] >= 0).all()
     assert len(supervision.choose_labelled(labels, 0, 3, torch.Generator())) == 12
-    assert torch.equal(one, supervision.choose_labelled(labels, 20, 0, torch.Generator().manual_seed(3), torch.full((200,), 2)))
+    paired = torch.ones(200, 2, dtype=torch.bool)
+    assert torch.equal(one, supervision.choose_labelled(labels, 20, 0, torch.Generator().manual_seed(3), paired))
 
 
 @pytest.mark.parametrize("sizes, count, drawn", [((30, 8, 4), 42, (30, 8, 4)), ((30, 8, 4), 21, (9, 8, 4)),
@@ -891,11 +909,24 @@ def test_what_a_small_class_is_short_of_the_larger_ones_give(sizes, count, drawn
 
 
 def test_items_with_pairs_are_drawn_first():
-    labels, paired = torch.arange(60) % 3, torch.zeros(60, dtype=torch.long)
-    paired[torch.tensor([3, 30, 7])] = torch.tensor([1, 2, 1])                               # classes 0, 0 and 1
+    labels, paired = torch.arange(60) % 3, torch.zeros(60, 2, dtype=torch.bool)
+    paired[torch.tensor([3, 30, 30, 7]), torch.tensor([0, 0, 1, 1])] = True                  # classes 0, 0 and 1
     for seed in range(5):
         chosen = supervision.choose_labelled(labels, 0, 1, torch.Generator().manual_seed(seed), paired).tolist()
         assert 7 in chosen and 30 in chosen and 3 not in chosen and len(chosen) == 3
+
+
+def test_no_modality_is_left_without_pairs_where_it_has_any():
+    """Each item has rgb and language, or touch alone: the draw would take none of the latter."""
+    labels, touch = torch.arange(60) % 3, torch.arange(60) >= 54
+    paired = torch.stack([~touch, ~touch, touch], 1)
+    for seed in range(5):
+        draw = lambda p: supervision.choose_labelled(labels, 0, 2, torch.Generator().manual_seed(seed), p)
+        plain, chosen = draw(paired[:, :2]), draw(paired)
+        assert paired[chosen].any(0).all() and not paired[plain][:, 2].any() and paired[chosen][:, 2].sum() == 1
+        assert torch.bincount(labels[chosen]).tolist() == [2, 2, 2] and len(chosen.unique()) == 6
+    with_none = torch.stack([~touch, torch.zeros_like(touch)], 1)
+    assert len(supervision.choose_labelled(labels, 0, 2, torch.Generator(), with_none)) == 6
 
 
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):
@@ -1304,6 +1335,25 @@ def test_a_stopped_run_goes_on_to_the_same_bits(runs, folder, monkeypatch, metho
     assert not checkpoint.exists()
 
 
+def test_a_forced_run_goes_on_as_well_but_not_from_what_it_is_to_replace(runs, folder, monkeypatch):
+    flags = "--method erm --epochs 4 --refreshes 4"
+    checkpoint, save = run_dir(runs) / "erm.checkpoint.pt", bank.save
+
+    def save_and_stop(*args, **kwargs):
+        save(*args, **kwargs)
+        raise Stop
+
+    for first, then, goes_on in (("--force", "--force", True), ("", "--force", False)):
+        (run_dir(runs) / "erm.pt").unlink(missing_ok=True)
+        monkeypatch.setattr(bank, "save", save_and_stop)
+        with pytest.raises(Stop):
+            stage("train_explore", folder, runs, flags, first)
+        monkeypatch.undo()
+        assert checkpoint.exists()
+        assert ("going on from epoch 1" in stage("train_explore", folder, runs, flags, then)) == goes_on
+        assert not checkpoint.exists()
+
+
 def test_the_refresh_of_a_connection_keeps_stage_2s_weights(runs, folder, tmp_path, monkeypatch):
     told, train = [], train_explore.train_connection
     monkeypatch.setattr(train_explore, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
@@ -1419,8 +1469,7 @@ def test_a_class_that_only_the_new_sensor_shows_is_named_and_kept(tmp_path):
     runs = tmp_path / "runs"
     stage("extract_features", own, runs, "--bind-epochs 1")
     stage("train_connect", own, runs, "--pair-by-class")
-    out = stage("train_explore", own, runs, "--method selftrain --rounds 3 --epochs 6 --refreshes 2")
-    assert "no labelled item of language, rgb shows pen" in out
+    stage("train_explore", own, runs, "--method selftrain --rounds 3 --epochs 6 --refreshes 2")
     saved = bank.load(run_dir(runs) / "selftrain.pt")
     assert (saved["after"]["prediction"] == CLASSES.index("pen")).any()
 
@@ -1475,6 +1524,20 @@ def test_clusters_start_the_unsupervised_case(folder, runs, flags):
     stage("train_explore", folder, runs, "--setting unsup --method cox --force")
 
 
+def test_clusters_are_named_by_banks_where_no_inputs_were_written(folder, runs, tmp_path):
+    """A pretrained perceptor's modalities have a bank alone."""
+    shutil.copytree(runs, tmp_path / "again")
+    for m in ("rgb", "language"):
+        bank.inputs_path(tmp_path / "again", folder, m).unlink()
+    out = stage("train_connect", folder, tmp_path / "again", "--setting unsup --init spectral --force")
+    assert "named by the geometry of 2 known modalities" in out
+
+
+def test_fewer_readings_than_classes_have_no_clusters():
+    with pytest.raises(UserError, match="3 clusters, one for a class, and there are only 2 training items"):
+        supervision.name_by_clusters({}, torch.arange(2), {}, 3, 0)
+
+
 # ---------------------------------------------------------------------------------------- soft correspondences
 
 
@@ -1514,6 +1577,40 @@ def test_correspondences_are_checked_on_held_out_pairs_and_left_out_on_demand(tm
     record = json.loads((run_dir(runs, data="shared", oom="touch") / "cox.json").read_text())
     assert record["metrics"]["trust"] == trust
     assert "What the known modalities tell" in (tmp_path / "report" / "table.md").read_text()
+
+
+def test_a_class_that_the_sensor_never_recorded_is_not_forced_on_its_readings(tmp_path):
+    """`gauge` shows three classes, `touch` two of them; --shares free makes no such statement."""
+    own, runs = write_shared_folder(tmp_path / "shared", n=240), tmp_path / "runs"
+    rows = read_manifest(own)
+    write_manifest(own, [[*r[:4], "" if r[2] == CLASSES[2] else r[4]] for r in rows], ("id", "split", "label", "gauge", "touch"))
+    stage("extract_features", own, runs, oom="touch")
+    stage("train_connect", own, runs, "--labels 0.3", oom="touch")
+    for method in ("cox", "selftrain"):
+        out = stage("train_explore", own, runs, f"--method {method} --epochs 8 --refreshes 2", oom="touch")
+        assert f"no labelled touch item shows {CLASSES[2]}: no reading will be taken for one" in out
+        saved = bank.load(run_dir(runs, data="shared", oom="touch") / f"{method}.pt")
+        assert (saved["after"]["prediction"] == 2).float().mean() < 0.02
+        free = stage("train_explore", own, runs, f"--method {method} --epochs 1 --refreshes 1 --shares free --tag free", oom="touch")
+        assert "no reading will be" not in free
+
+
+def test_too_few_pairs_for_correspondences_are_said(tmp_path):
+    own, runs = write_shared_folder(tmp_path / "shared"), tmp_path / "runs"
+    stage("extract_features", own, runs, oom="touch")
+    stage("train_connect", own, runs, "--per-class 2", oom="touch")
+    assert "6 labelled items have a pair in all of gauge, 8 are needed" in stage("train_explore", own, runs, oom="touch")
+
+
+def test_class_frequencies_by_hand():
+    im, none = torch.tensor([0] * 6 + [1] * 3 + [2]), torch.zeros(4, dtype=torch.bool)
+    told = lambda y: supervision.class_frequencies(im, torch.tensor(y, dtype=torch.long), 4)
+    for y, expected, unseen in (([0, 1, 2], [0.6, 0.3, 0.1, 0], []), ([], [0.6, 0.3, 0.1, 0], []),
+                                ([0, 1], [2 / 3, 1 / 3, 0, 0], [2]), ([0, 1, 2, 3], [0.48, 0.24, 0.08, 0.2], []),
+                                ([0, 3], [0.6 / 1.1, 0, 0, 0.5 / 1.1], [1, 2])):
+        shares, absent = told(y)
+        torch.testing.assert_close(shares, torch.tensor(expected))
+        assert torch.equal(absent, none.index_fill(0, torch.tensor(unseen, dtype=torch.long), True))
 
 
 def test_im_features_are_predicted_better_with_every_epoch(tmp_path):
