@@ -91,6 +91,8 @@ def correspond(z, y_z, partner, x, y, shares, *, held=True, rounds=6, weight=0.3
     left = of_pair.T @ (z_pair - b - x[at] @ weights)
     offsets, noise = offset * left / of_pair.sum(0)[:, None].clamp(min=1), torch.eye(d, device=z.device)
     bias, posterior = torch.zeros(classes, device=z.device), z.new_zeros(len(z), classes)
+    if held:
+        bias[shares == 0] = -20.0                                                         # never, from the first turn on
     posterior[paired] = of_pair
     expected = z.new_empty(len(z), x.shape[1])
     expected[paired] = x[at]

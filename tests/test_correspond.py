@@ -234,6 +234,10 @@ def test_classes_that_the_sensor_does_not_record():
     right = lambda g: (g[18:] == y[shown][18:]).float().mean().item()
     assert other(forced) > 0.2 and other(free) < 0.7 * other(forced) and other(known) == 0
     assert right(forced) + 0.05 < right(free) < right(known) - 0.05
+    at = torch.full((900,), -1).scatter(0, shown, torch.arange(len(shown)))[partner[shown]]                # as if they were not there
+    gone, _ = correspond(z[shown], y_z[shown], at, x[shown], y[shown], torch.full((3,), 1 / 3))
+    whole, _ = correspond(z[shown], y_z[shown], partner[shown], x, y, torch.tensor([1, 1, 1, 0, 0]) / 3)
+    torch.testing.assert_close(whole[:, :3], gone, atol=1e-4, rtol=1e-3)
 
 
 def test_common_items_are_those_of_every_modality():
