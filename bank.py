@@ -23,6 +23,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def run(main, argv=None):
     """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2."""
     try:
         main(argv)
-    except UserError as error:
+    except (UserError, OSError) as error:              # OSError: what the system refuses, with the file and its reason
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -136,6 +137,17 @@ def alive(pid):
     return True
 
 
+def writable(folder):
+    """Make a folder to write to, before anything is computed for it. UserError where that is not allowed."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written to ({os.strerror(e.errno)}); name another folder") from None
+
+
 def write_atomic(path, write):
     """Call write(temporary path), then rename: `path` is either whole or absent, whenever the process dies.
 
@@ -143,7 +155,7 @@ def write_atomic(path, write):
     file. What killed writers of the same path left behind is removed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable(path.parent)
     for old in path.parent.iterdir():
         pid = old.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
         if old.name == f".{path.name}.{pid}.tmp" and pid.isdecimal() and not alive(int(pid)):
@@ -155,6 +167,10 @@ def write_atomic(path, write):
         with open(folder / path.name, "rb") as f:
             os.fsync(f.fileno())
         os.replace(folder / path.name, path)
+    except (OSError, RuntimeError) as e:                            # RuntimeError: torch.save on a full disk
+        reason = os.strerror(e.errno) if getattr(e, "errno", None) else str(e).split("\n")[0][:80]
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise UserError(f"{path} cannot be written ({reason}; {free:.0f} MB are free); make room, or write elsewhere") from e
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -208,13 +224,13 @@ def check_chain(path, meta, made_from, fingerprint=None):
     """
     if fingerprint is not None and meta["fingerprint"] != fingerprint:
         raise UserError(f"{path} was made from other data than the inputs now in place (fingerprint "
-                        f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again with --force, or use "
-                        f"another --runs")
+                        f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again by {meta['stage']}.py --force, or "
+                        f"use another --runs")
     for source, d in made_from.items():
         was = meta["made_from"].get(source)
         if was is not None and was != d:
-            raise UserError(f"{path} was made from an earlier {source}; make it again with --force, or use another "
-                            f"--runs")
+            raise UserError(f"{path} was made from an earlier {source}; make it again by {meta['stage']}.py --force, "
+                            f"or use another --runs")
 
 
 def finished(path, args, made_from, fingerprint, force):
@@ -262,6 +278,11 @@ def load_banks(runs, data, perceptor, oom, *, first=""):
     missing = sorted(set(expected) - set(files))
     if missing:                                                        # stage 1 was stopped between two banks
         raise UserError(f"{folders[0]} lacks the bank of {', '.join(missing)}{then}")
+    together = [m for m in files if files[m]["meta"].get("perceptor") == "bind"]
+    for m in together[1:]:
+        if files[m]["meta"]["args"] != files[together[0]]["meta"]["args"]:
+            raise UserError(f"{paths[m]} and {paths[together[0]].name} were not trained together: stage 1 was stopped between them, "
+                            f"or other flags were given; make them again by extract_features.py --force")
     made_from = {f"banks/{m}": files[m]["meta"]["digest"] for m in files}
     if choice:
         made_from["choice of IM modalities"] = choice["meta"]["digest"]

@@ -153,8 +153,9 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
             "before": agreement(before["agree"], before["prediction"], truth, before["label"]),
             "after": agreement(before["agree"], after["prediction"], truth),
             "after_own": agreement(after["agree"], after["prediction"], truth, after["label"])}
-    if run.get("trust"):
-        metrics["trust"] = run["trust"]
+    for k in ("trust", "fallback"):                                         # stage 3's check, and why it left correspondences out
+        if run.get(k):
+            metrics[k] = run[k]
     if task == "retrieval":
         own = (z, oom["labels"][test], [oom["ids"][r] for r in test.tolist()])
         metrics["retrieval"] = {m: {"out": retrieval(own, other, len(oom["class_names"])),
@@ -162,6 +163,8 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
                                 for m, other in mapped_test_items(run, connect, oom, ims, device).items()}
     semi, train = args["setting"] == "semi", len(bank.rows(oom, ("train",)))
     share = known["labels"] if not known["per_class"] else round(connect["meta"]["n_labelled"] / train, 4)
+    if connect["meta"]["n_labelled"] == (oom["labels"][bank.rows(oom, ("train",))] >= 0).sum():
+        share = 1.0                                                                           # all that there are
     by_class = sorted({m for im in ims.values() for m in im["meta"].get("paired_by_class", [])})
     return {"data": bank.data_name(data),
             **{k: args[k] for k in ("perceptor", "setting", "oom", "seed")},
@@ -208,6 +211,8 @@ def main(argv=None):
     args = get_args(argv)
     args.data = list({bank.data_name(d): d for d in args.data}.values())    # named twice, it counts once
     records, clouds, seen = [], {}, {}
+    if args.out:
+        bank.writable(args.out)
 
     # ----------------------------------------------------------------------------------- evaluate what is new
     for data in args.data:

@@ -154,6 +154,8 @@ def check_items(name, data, modality, rows, tested=False):
             raise bank.UserError(f"{name}: all {modality} items of the {row}s of split {part}, {n} in number, are missing, "
                                  f"broken or silent and left out{why}; replace some of the files (without --on-error skip and "
                                  f"--on-silence skip the first is named)")
+        if part == "test" and any(data.split[i] == "test" for i in rows):
+            raise bank.UserError(f"{name}: no row of split test that has a {modality} item has a label{why}; label some of them")
         raise bank.UserError(f"{name}: no {row} of split {part} has a {modality} item{why}; fill its cell in some of them, or "
                              f"set the split of some {row}s that have one to {part}")
 
@@ -189,7 +191,8 @@ def main(argv=None):
     for fact in data.facts:
         print(f"  {fact}")
     if args.oom and args.oom not in data.modalities:
-        raise bank.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}")
+        raise bank.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}"
+                             + ("; one is learnt at a time, the others are known or left out with --im" if "," in args.oom else ""))
     ims = args.im.split(",") if args.im else [m for m in data.modalities if m != args.oom]
     for m in ims:
         if m not in data.modalities or m == args.oom:
@@ -218,6 +221,7 @@ def main(argv=None):
                              f"modality that it must not see; give it, or --im {','.join(frozen)}")
 
     # -------------------------------------------------------------------- the learner's inputs, one file per modality
+    bank.writable(args.runs)
     shape = {"image_size": args.image_size, "series_length": args.series_length, "frames": args.frames, "mels": args.mels}
     silence = {"on_silence": "skip"} if args.on_silence == "skip" else {}
     files = {}
@@ -235,6 +239,8 @@ def main(argv=None):
                       fingerprint=data.fingerprint, args=known, source=data.source, media=complain.finish(bank.media_path(args.runs, args.data, m)), dated=False)
         files[m] = bank.load(path)
         print(f"  {m}: {files[m]['kind']} {tuple(files[m]['x'].shape)} {str(files[m]['x'].dtype)[6:]}{told(files[m], m, args)}")
+        if files[m]["kind"] == "series" and files[m]["x"].shape[1] > files[m]["x"].shape[2]:
+            print(f"    more channels ({files[m]['x'].shape[1]}) than steps: arrays are (channels, time); if these are not, transpose")
 
     # ---------------------------------------------------------------------------- banks of the pretrained perceptor
     folder = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom, trained=True)
@@ -283,6 +289,9 @@ def main(argv=None):
         target = next((m for m, role in zip(frozen, prefer) if choice[m][1] == role), frozen[0])
         settings |= {"dim": banks[target]["features"].shape[1], "target": target}
         made_from[f"banks/{target}"] = banks[target]["meta"]["digest"]
+    stale = [p for p in folder.glob("*.pt") if p.stem not in trained]
+    if stale:
+        raise bank.UserError(f"{stale[0]} is a bank that --im {','.join(ims)} leaves out; remove it, or use another --runs")
     done = [bank.finished(folder / f"{m}.pt", settings, made_from, data.fingerprint, args.force) for m in trained]
     if not all(done):
         print(f"training {'bind' if target is None else 'encoders'} on {', '.join(trained)}"
@@ -299,9 +308,6 @@ def main(argv=None):
                                            "encoder": {k: v.cpu() for k, v in encoders[m].state_dict().items()}},
                       stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=settings,
                       made_from=made_from, perceptor="bind", paired_by_class=by_class, dated=False)
-    stale = [p for p in folder.glob("*.pt") if p.stem not in trained]
-    if stale:
-        raise bank.UserError(f"{stale[0]} is a bank that --im {','.join(ims)} leaves out; remove it, or use another --runs")
     log = bank.media_path(args.runs, args.data, "").with_name("extract_features.log")    # not in the files: see bank.save
     log.parent.mkdir(exist_ok=True)
     with open(log, "a", encoding="utf-8") as f:

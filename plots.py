@@ -95,11 +95,11 @@ def method_names(rows):
     return sorted({r["method"] for r in rows}, key=order)
 
 
-def colour(method):
-    """The method's colour; a run with a --tag has a paler one of its own."""
-    base, _, tag = method.partition("-")
-    fade = 0.35 + 0.4 * (sum(map(ord, tag)) % 7) / 6 if tag else 0.0
-    return tuple((1 - fade) * c + fade for c in to_rgb(COLOUR[base]))
+def colours(methods):
+    """{method: its colour}; runs with a --tag have paler ones, unlike one another as far as there are enough."""
+    tagged = sorted(m for m in methods if "-" in m)
+    paler = dict(zip(tagged, colormaps["Set3"](np.arange(len(tagged)) % 12)[:, :3]))
+    return {m: tuple(paler.get(m, to_rgb(COLOUR[m.partition("-")[0]]))) for m in methods}
 
 
 def method_bars(rows, metric="accuracy", words="test accuracy"):
@@ -116,6 +116,7 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
     figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * widest)), 0.8 + 2.6 * len(lines)), layout="constrained")
     wide = legend_columns(figure, methods)
     figure.set_figheight(figure.get_figheight() + 0.15 * (math.ceil(len(methods) / wide) - 1))
+    colour = colours(methods)
     width, top = 0.85 / len(methods), 100 * max(score(r, metric) for r in rows)
     limit = 105 if top > 40 else 1.25 * top + 0.1
     for ax, line in zip(figure.subplots(len(lines), squeeze=False)[:, 0], lines):
@@ -126,7 +127,7 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
                 if values:
                     a, s = mean_sd(values)
                     at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]
-            ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=colour(m), label=m, capsize=2,
+            ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=colour[m], label=m, capsize=2,
                    error_kw={"lw": 0.8})
             for x, a, s in zip(at, mean, sd):
                 ax.text(x, a + s + limit / 105, f"{a:.{0 if top > 10 else 1}f}", ha="center", fontsize=7 if widest < 6 else 5.5)
@@ -148,6 +149,7 @@ def training_curves(rows):
     if not keys:
         return None
     figure, axes = grid(len(keys), width=4.6, height=3.0)
+    colour = colours(method_names(rows))
     for ax, key in zip(axes, keys):
         for m in method_names(rows):
             runs = [[h[key] for h in r["history"]] for r in rows
@@ -155,7 +157,7 @@ def training_curves(rows):
             if runs:
                 n = min(map(len, runs))
                 mean = [sum(r[e] for r in runs) / len(runs) * (100 if key != "loss" else 1) for e in range(n)]
-                ax.plot(range(1, n + 1), mean, color=colour(m), label=m, lw=1.8 if m == "cox" else 1.2,
+                ax.plot(range(1, n + 1), mean, color=colour[m], label=m, lw=1.8 if m == "cox" else 1.2,
                         marker="." if n < 3 else "")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         plain(ax, x="epoch", y="validation accuracy, %" if key != "loss" else "loss (each method's own)")

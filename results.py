@@ -269,6 +269,10 @@ def column_notes(records, columns):
             notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
                          f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
                          f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
+            why = [r["metrics"]["fallback"] for r in rows if r["metrics"].get("fallback")]
+            if why:
+                notes.append(f"{c[0]} {c[1]}, {k}: COX without correspondences in {len(why)} of "
+                             f"{sum(r['method'].startswith('cox') for r in rows)} runs: {why[0].partition(': ')[0]}.")
             added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
             if added:
                 sources = sorted({r["added"] for r in rows if r.get("added")})

@@ -14,6 +14,12 @@ export RUNS=${RUNS:-runs}                     # everything is written under it
 export PERCEPTOR=${PERCEPTOR:-bind}           # or imagebind, languagebind, hf:MODEL, rgb=hf:MODEL,audio=imagebind
 [ "$SETTING" = unsup ] && methods="random moco ssl cox" || methods="random erm selftrain cox"
 METHODS=${METHODS:-$methods}                  # also: entmin fixmatch moco ssl aligned; METHOD-TAG: --tag TAG
+for method in $METHODS; do
+    case " random erm entmin ssl moco fixmatch selftrain cox aligned " in
+    *" ${method%%-*} "*) ;;
+    *) echo "error: METHODS: there is no method ${method%%-*}; python train_explore.py --help lists them" >&2; exit 2 ;;
+    esac
+done
 SEEDS=${SEEDS:-0 1 2}
 export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3
 # EXPLORE_method, EXPLORE_method_tag (- becomes _): further flags of stage 3 for this method, for this run, if exported
@@ -36,6 +42,7 @@ job() {  # job NAME COMMAND...: output to the log, one line on the screen, the e
     local file="$log/$1.log"
     if OMP_NUM_THREADS=$threads "${@:2}" >"$file" 2>&1; then
         echo "  $1: $(grep -E 'already done|done in' "$file" | tail -n 1 | sed 's/ Next:.*//')"
+        grep -E 'COX goes by|agreement alone|no reading will be' "$file" | sed 's/^ */    /' || true
     else
         { echo "error: $1 failed; the last lines of $file:"; tail -n 5 "$file"; } >&2
         return 1

@@ -37,6 +37,12 @@ def what_first(args, data):
     seeded = {**chain, "setting": setting, "seed": seed}
     filters = ("oom", "perceptor", "setting", "method", "seed")
     asked = " ".join(f"--{k} {' '.join(map(str, v))}" for k in filters if (v := getattr(args, k)))
+    there = sorted({p.name[4:] for p in base.glob("*/oom-*")})
+    unknown = [m for m in args.method or () if m.partition("-")[0] not in METHODS]
+    if unknown:
+        return f"--method {unknown[0]}: there are {', '.join(METHODS)}, and METHOD-TAG for a run with --tag"
+    if args.oom and there and not set(args.oom) & set(there):
+        return f"--oom {' '.join(args.oom)}: {base} has runs of {', '.join(there)}"
     if not (base / "inputs").is_dir():
         first = bank.command("extract_features.py", **chain)
     elif not any(base.glob(f"*/oom-{oom if args.oom else '*'}/{setting}/seed{seed}/connect.pt")):

@@ -29,7 +29,8 @@ def condition(r):
     if r["setting"] == "unsup":
         init, named = r["args"].get("init") or "literal", r["args"].get("name_with")
         return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
-    labels = f"{r['per_class']} labels per class" if r["per_class"] else f"{100 * r['labels']:g}% labels"
+    labels = f"{r['per_class']} labels per class" if r["per_class"] else \
+        "all labels" if r["labels"] == 1 else f"{100 * r['labels']:g}% labels"
     held = f", {100 * r['args']['holdout']:g}% of them held out" if r["args"].get("holdout") else ""
     return f"semi, {labels}{held}" + (", paired by class" if r["paired"].startswith("by class") else "")
 

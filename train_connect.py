@@ -119,6 +119,7 @@ def main(argv=None):
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
     if bank.finished(path, settings, made_from, fingerprint, args.force):
         return
+    bank.writable(path.parent)
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     classes, names = len(oom["class_names"]), sorted(ims)

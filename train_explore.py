@@ -113,6 +113,7 @@ def main(argv=None):
              "args": settings, "made_from": made_from}
     if bank.finished(path, settings, made_from, facts["fingerprint"], args.force):
         return
+    bank.writable(folder)
     if args.setting == "unsup" and args.method in ("erm", "entmin", "fixmatch", "selftrain"):
         raise bank.UserError(f"--method {args.method} needs labels: use --setting semi, or one of cox, moco, ssl, "
                              f"random, aligned")
@@ -163,7 +164,7 @@ def main(argv=None):
     y_of = torch.full((len(train),), -1).masked_scatter(is_labelled, y).to(device)                  # (M,), -1: unlabelled
     in_order = torch.cat([(y_of >= 0).nonzero(), (y_of < 0).nonzero()]).squeeze(1).argsort()         # labelled, unlabelled -> train
     y_common = y_im[names[0]][shared[names[0]]]
-    witness, trust, predict = None, {}, None
+    witness, trust, fallback, predict = None, {}, "", None
     if soft and args.method in ("cox", "selftrain"):
         components = max(10, min(50, len(train) // 20))
         raw = whiten(plain_vectors(oom, train), 2 * components).to(device)
@@ -172,12 +173,16 @@ def main(argv=None):
             seen, said = known_items([oom["ids"][r] for r in train.tolist()], y_of, common,
                                      {m: z_im[m][shared[m]] for m in names}, y_common, frequent, oom["class_names"])
             print("".join(f"  {line}\n" for line in said), end="")
+            fallback = "" if seen else said[0]
         for world in filter(None, (witness, seen)):
             world["held"] = shares is not None
         if seen:
             trust = saved.get("trust") or held_out_gain(raw[:, :components], y_of, seen, witness, rounds=args.rounds)
             print("  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; gain "
-                  "{gain:+.3f} ± {error:.3f} nat".format(**trust) + ("" if trust["trusted"] else ": COX goes by labels and agreement"))
+                  "{gain:+.3f} ± {error:.3f} nat".format(**trust))
+            if not trust["trusted"]:
+                fallback = "correspondences do worse on held-out pairs than labels alone: COX goes by labels and agreement"
+                print(f"  {fallback}")
         if trust.get("trusted"):
             witness = seen
             predict = torch.nn.Linear(learner.width, seen["x"].shape[1]).to(device) if args.w_im else None
@@ -192,7 +197,8 @@ def main(argv=None):
     print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(labelled)} labelled, {len(unlabelled)} "
           f"unlabelled, {epochs} epochs of {epoch_steps} steps, {device}")
     if args.method == "cox" and not common:
-        print(f"  no instance is in all of {', '.join(names)}: agreement alone, without emergent correspondences")
+        fallback = f"no instance is in all of {', '.join(names)}: agreement alone, without emergent correspondences"
+        print(f"  {fallback}")
 
     # ----------------------------------------------------------------------------- go on from the checkpoint, if any
     before, history, sets, begin_epoch = None, [], {}, 0
@@ -324,7 +330,7 @@ def main(argv=None):
         "class_names": oom["class_names"], "connections": {m: state(c) for m, c in connections.items()},
         "mapped_heads": {m: state(h) for m, h in heads.items()},
         "mapped": {m: t.cpu() for m, t in v.items()}, "unlabelled": [oom["ids"][r] for r in unlabelled.tolist()],
-        "before": before, "after": snapshot, "history": history, "trust": trust,
+        "before": before, "after": snapshot, "history": history, "trust": trust, "fallback": fallback,
     }, **facts, paired=connect["meta"]["paired"], labels=connect["meta"]["args"]["labels"], n_labelled=len(labelled),
         seconds=round(time.time() - start, 1))
     checkpoint.unlink(missing_ok=True)

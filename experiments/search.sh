@@ -56,7 +56,7 @@ while read -r method flags; do
     last=$method runs+=" $method-$n"
     export "EXPLORE_${method}_$n=$flags"
 done <<<"${grid#$'\n'}"
-for data in $DATA; do for oom in $(columns "$data"); do share "$base" "$RUNS" "$data" "$oom"; done; done
+share_columns "$base" "$RUNS"
 more[1]+=" --holdout ${HOLDOUT:-0.3}"
 every_column semi $runs
 "$PYTHON" experiments/search.py --data $DATA --runs "$RUNS" --seed $SEEDS --perceptor "$PERCEPTOR" --out "$OUT" ${OOM:+--oom $OOM}

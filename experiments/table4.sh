@@ -20,7 +20,7 @@ for setting in ${SETTING:-semi}; do
     if [ "$setting" = unsup ] && [ -z "${METHODS:-}" ]; then              # another stage 2, so a tree of its own
         RUNS=${trees[0]}/without-warmup
         trees+=("$RUNS")
-        for data in $DATA; do for oom in $(columns "$data"); do share "${trees[0]}" "$RUNS" "$data" "$oom"; done; done
+        share_columns "${trees[0]}" "$RUNS"
         more[1]+=" --without warmup"
         every_column unsup cox-without-warmup
         RUNS=${trees[0]} more[1]=${user[1]}

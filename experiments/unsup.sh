@@ -9,7 +9,7 @@ base=$RUNS trees=()
 for start in literal spectral named; do
     RUNS=$base/unsup-$start
     trees+=("$RUNS")
-    for data in $DATA; do for oom in $(columns "$data"); do share "$base" "$RUNS" "$data" "$oom"; done; done
+    share_columns "$base" "$RUNS"
     case $start in
     literal) more[1]="${user[1]} --init literal" ;;
     spectral) more[1]="${user[1]} --init spectral" ;;

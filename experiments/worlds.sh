@@ -43,22 +43,32 @@ settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
     EXTRACT+=" ${more[0]}" CONNECT+=" ${more[1]}" EXPLORE+=" ${more[2]}"
 }
 
-columns() {  # columns DATA: the modalities that take their turn as the new sensor
-    if [ -n "${OOM:-}" ]; then echo "$OOM"
-    elif [ "$(basename "$1")" = digits ]; then echo rgb pen audio
-    else "$PYTHON" -c "import sys, readers; print(*readers.read(sys.argv[1]).modalities)" "$1"
+columns() {  # columns DATA: the modalities that take their turn as the new sensor, a line each
+    if [ -n "${OOM:-}" ]; then printf '%s\n' $OOM
+    elif [ "$(basename "$1")" = digits ]; then printf '%s\n' rgb pen audio
+    else "$PYTHON" -c "import sys, bank, readers
+bank.run(lambda data: print(*readers.read(data).modalities, sep='\n'), sys.argv[1])" "$1"
     fi
 }
 
 every_column() {  # every_column SETTING METHODS...: these methods on every column by run.sh; a failure does not stop the others
-    local data oom setting=$1; shift
+    local data oom found setting=$1; shift
     for data in $DATA; do
-        for oom in $(columns "$data"); do
+        found=$(columns "$data") || { failed+=" $(basename "$data")"; continue; }
+        while IFS= read -r -u 3 oom; do
             settings "$data" "$oom"
             echo "==== $(basename "$data"), $oom, $setting: $*"
             DATA=$data OOM=$oom SETTING=$setting METHODS=$* EXTRACT=$EXTRACT CONNECT=$CONNECT EXPLORE=$EXPLORE \
                 EVALUATE="${EVALUATE:---task classification}" bash run.sh || failed+=" $(basename "$data")/$oom/$setting"
-        done
+        done 3<<< "$found"
+    done
+}
+
+share_columns() {  # share_columns FROM TO: share() of every column; a data set that cannot be read is left to every_column
+    local data oom found
+    for data in $DATA; do
+        found=$(columns "$data" 2> /dev/null) || continue
+        while IFS= read -r -u 3 oom; do share "$1" "$2" "$data" "$oom"; done 3<<< "$found"
     done
 }
 
@@ -74,6 +84,6 @@ share() {  # share FROM TO DATA OOM: stage 1's files of the tree FROM serve the 
 
 collect() {  # collect FLAGS...: the experiment's table, plot and report from all finished runs that match
     "$PYTHON" experiments/collect.py "$experiment" --data $DATA ${OOM:+--oom $OOM} --seed $SEEDS --perceptor "$PERCEPTOR" \
-        --runs "$RUNS" --out "$OUT" ${ADD:+--add $ADD} ${ADD_METHODS:+--add-method $ADD_METHODS} "$@"
+        --runs "$RUNS" --out "$OUT" ${ADD:+--add $ADD} ${ADD_METHODS:+--add-method $ADD_METHODS} "$@" || [ -n "$failed" ] || exit 2
     [ -z "$failed" ] || { echo "error: not finished:$failed; the same command goes on from there" >&2; exit 1; }
 }

@@ -130,7 +130,7 @@ def read(folder, frames=8, columns=None, **unknown):
             elif m in checked and form != first[1] and not (form[:2] == first[1][:2] and None in (form[2], first[1][2])):
                 line, other = rows[first[0]]
                 fail(i, f"{m} {cell!r} is {_words(form)}, but row {line} has {_words(first[1])}",
-                     "make all files of a column alike")
+                     "make all files of a column alike" + ("; arrays are (channels, time)" if form[0] == "series" else ""))
         kinds[m] = kinds[m] or (first and first[1][0])
         if kinds[m] is None and m in checked:   # no file tells what the column is
             i = min(i for n, i in wrong if n == m)
@@ -203,6 +203,8 @@ def _table(manifest):
 
 
 def _header(manifest, record):
+    if len(record) == 1 and (other := next((c for c in ";\t|" if c in record[0]), None)):
+        raise UserError(f"{manifest}, row 1: the cells are separated by {other!r}; save the table with commas between them")
     for name in REQUIRED:
         if name not in record:
             raise UserError(f"{manifest}, row 1: column {name} is missing; "

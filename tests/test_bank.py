@@ -124,7 +124,7 @@ def test_a_writer_that_fails_midway_leaves_the_old_file_or_none(tmp_path, monkey
         raise error
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(type(error)):
+    with pytest.raises(UserError if isinstance(error, RuntimeError) else type(error), match="|x.pt cannot be written .disk full"):
         save(path, {"features": torch.zeros(1000)})
     assert os.listdir(tmp_path) == (["x.pt"] if old else [])  # no temporary file either
     assert (path.read_bytes() if path.exists() else None) == before
@@ -281,14 +281,14 @@ def test_damaged_bank_among_good_ones_is_named(tmp_path):
 
 
 def test_check_chain():
-    meta = {"fingerprint": "a" * 64, "made_from": {"inputs/rgb": "1", "banks/depth": "2"}}
+    meta = {"stage": "train_connect", "fingerprint": "a" * 64, "made_from": {"inputs/rgb": "1", "banks/depth": "2"}}
     assert bank.check_chain("x.pt", meta, {"inputs/rgb": "1", "banks/depth": "2"}, "a" * 64) is None
     assert bank.check_chain("x.pt", meta, {}, None) is None
     complaint(
         lambda: bank.check_chain("x.pt", meta, {"banks/depth": "3"}, "a" * 64),
         "x.pt",
         "banks/depth",
-        "--force",
+        "train_connect.py --force",
     )
     complaint(
         lambda: bank.check_chain("x.pt", meta, {}, "b" * 64),
@@ -471,3 +471,19 @@ def test_a_missing_file_is_answered_by_a_command_that_makes_it(tmp_path, monkeyp
     with pytest.raises(bank.UserError, match=f"run first: python train_connect.py --data toy --oom imu --perceptor clip "
                                              f"--setting semi --seed 3 --runs {tmp_path}"):
         bank.load_seed(tmp_path, "toy", "clip", "imu", "semi", 3)
+
+
+def test_what_cannot_be_written_to_is_said_before_anything_is_computed(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(UserError, match="cannot be written to .*; name another folder"):
+            bank.writable(folder)
+    bank.writable(tmp_path / "new" / "runs")
+    assert os.listdir(tmp_path / "new" / "runs") == []
+
+    def main(argv):
+        open(tmp_path / "nothing", "rb")
+    with pytest.raises(SystemExit) as stop:
+        bank.run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and "nothing" in said and said.count("\n") == 1

@@ -369,6 +369,10 @@ def test_nothing_found_says_what_to_run(tmp_path):
         evaluate.main(say("--oom", "sonar", "--seed", "3"))
     with pytest.raises(bank.UserError, match="run first: python train_explore.py .*--method moco"):
         evaluate.main(say("--method", "moco", "--table"))
+    with pytest.raises(bank.UserError, match="--method coxx: there are random, erm,"):
+        evaluate.main(say("--method", "coxx"))
+    with pytest.raises(bank.UserError, match="--oom sonr: .*toy has runs of sonar"):
+        evaluate.main(say("--oom", "sonr"))
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -439,6 +443,7 @@ def test_unsup_runs_of_other_starts_are_not_averaged():
                              record(0.7, init="spectral", name_with=1, **unsup)])
     assert [r[0] for r in blocks[0]["rows"]] == ["unsup", "unsup, spectral", "unsup, spectral, names by 1 per class"]
     assert scores.condition(record(0.5, holdout=0.3)) == "semi, 10% labels, 30% of them held out"
+    assert scores.condition(record(0.5, labels=1.0)) == "semi, all labels"
     assert scores.condition(record(0.5, holdout=0.0)) == scores.condition(record(0.5)) == "semi, 10% labels"
     assert len(next(b for b in blocks if b["title"].startswith("Without labels"))["notes"]) == 3
 
@@ -638,3 +643,19 @@ def test_plane_is_deterministic_and_ordered():
     assert (axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all()
     assert plots.plane(torch.randn(3, 1))[1].shape == (1, 2)
     assert plots.plane(torch.randn(1, 4))[1].shape == (4, 2)
+
+
+def test_runs_with_a_tag_have_colours_of_their_own():
+    methods = ["erm", "cox", *(f"cox-{tag}" for tag in ("kl-literal", "without-connection", "without-emergent", "kl-matched",
+                                                         "without-exploration", "refresh-once", "no-im", "two", "soft"))]
+    colours = plots.colours(methods)
+    assert list(colours) == methods and len(set(colours.values())) == len(methods)
+    assert plots.colours(["cox"])["cox"] == colours["cox"]
+
+
+def test_why_cox_left_correspondences_out_stands_under_the_table():
+    records = [record(0.5, seed=s) for s in range(3)] + [record(0.4, method="erm", seed=s) for s in range(3)]
+    records[1]["metrics"]["fallback"] = "3 labelled items have a pair in all of rgb, 8 are needed: COX goes by labels and agreement"
+    notes = results.column_notes(records, [("toy", "sonar")])
+    assert ("toy sonar, semi, 10% labels: COX without correspondences in 1 of 3 runs: 3 labelled items have a pair in all of rgb, "
+            "8 are needed.") in notes

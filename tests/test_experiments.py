@@ -32,7 +32,8 @@ def sh(tmp_path):
     """sh(experiment, fails="", **environment): the shell file with a python that only notes its arguments (and fails where
     they contain `fails`): (finished process, [its arguments, a line a call])."""
     log, fake = tmp_path / "log", tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then echo rgb video; exit; fi\necho "$*" >> "{log}"\n'
+    fake.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then case "$3" in bad) echo error: bad >&2; exit 2 ;; esac\n'
+                    f'printf "rgb\\nvideo\\n"; exit; fi\necho "$*" >> "{log}"\n'
                     'case " $* " in *"$FAILS"*) [ -z "$FAILS" ] || { echo broken; exit 2; } ;; esac\necho done in 0 s\n')
     fake.chmod(0o755)
 
@@ -84,6 +85,18 @@ def test_a_failure_is_named_and_does_not_stop_the_other_columns(sh):
     assert done.returncode == 1 and "not finished: digits/pen/semi" in done.stderr
     assert len(of(lines, "train_explore.py", "--oom audio")) == 2 and not of(lines, "train_explore.py", "--oom pen")
     assert of(lines, "experiments/collect.py")                            # what is there is shown
+
+
+def test_a_data_set_that_cannot_be_read_is_named(sh):
+    for experiment in ("table2", "table4"):
+        done, lines = sh(experiment, DATA="bad synth", SEEDS="0")
+        assert done.returncode == 1 and "error: bad" in done.stderr and "not finished: bad;" in done.stderr
+        assert of(lines, "evaluate.py", "--data synth") and lines[-1].startswith("experiments/collect.py")
+
+
+def test_a_misspelt_method_is_refused_before_anything_is_run(sh):
+    done, lines = sh("table2", DATA="digits", OOM="pen", METHODS="erm coxx")
+    assert done.returncode == 1 and "there is no method coxx" in done.stderr and not of(lines, "extract_features.py")
 
 
 def test_table4_gives_every_ablation_a_row_of_its_own(sh, tmp_path):

@@ -571,10 +571,11 @@ def test_a_modality_whose_train_items_are_all_left_out_is_named(folder, weights,
 def test_a_sensor_without_a_labelled_test_item_is_refused_before_anything_is_encoded(folder, weights, tmp_path):
     own, rows = Path(shutil.copytree(folder, tmp_path / "toy")), read_table(folder)
     write_table(own, [rows[0], *([*r[:2], "" if r[1] == "test" else r[2], *r[3:]] for r in rows[1:])])         # no test label
-    message = ("no labelled row of split test has a touch item", "stage 4", "set the split")
-    refused(own, tmp_path / "runs", weights, "--oom touch", parts=message)
+    refused(own, tmp_path / "runs", weights, "--oom touch", parts=("no row of split test that has a touch item has a label",
+                                                                   "stage 4", "label some of them"))
     write_table(own, [rows[0], *([*r[:6], "" if r[1] == "test" else r[6]] for r in rows[1:])])                 # no test cell
-    refused(own, tmp_path / "runs", weights, "--oom touch", parts=message)
+    refused(own, tmp_path / "runs", weights, "--oom touch", parts=("no labelled row of split test has a touch item", "stage 4",
+                                                                   "set the split"))
     assert not fake_perceptor.encoded and not (tmp_path / "runs").exists()
     extract(own, tmp_path / "runs", weights, "--oom audio", "--im rgb,touch")                                  # an IM modality may
     fake_perceptor.encoded.clear()

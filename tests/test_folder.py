@@ -357,3 +357,12 @@ def test_real_folders(name, parts, classes, kinds, observed):
         inputs = readers.media.learner_inputs(
             kinds[modality], readers.Items(data, modality, rows[:20]), [True] * 20, image_size=32)
         assert len(inputs["x"]) == 20
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_another_separator_is_named(tmp_path, mark):
+    write(tmp_path)
+    table = tmp_path / "manifest.csv"
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b",", mark.encode()).replace(b"\n", b"\r\n"))
+    with pytest.raises(UserError, match=f"row 1: the cells are separated by {mark!r}".replace("\\", "\\\\")):
+        readers.read(str(tmp_path))

@@ -482,7 +482,17 @@ def test_im_chooses_modalities(folder, tmp_path):
     stage("train_connect", folder, tmp_path)
     stage("train_explore", folder, tmp_path)
     assert bank.load(run_dir(tmp_path) / "cox.pt")["im"] == ["rgb"]
-    refused("extract_features", folder, tmp_path, "--im language", parts=("rgb.pt", "--im"))
+    rgb = bank.bank_dir(tmp_path, folder, "bind", "imu") / "rgb.pt"
+    before = rgb.read_bytes()
+    refused("extract_features", folder, tmp_path, "--im language --force", parts=("rgb.pt", "--im"))
+    assert rgb.read_bytes() == before and os.listdir(rgb.parent) == ["rgb.pt"]               # refused before any training
+
+
+def test_banks_of_two_trainings_are_not_mixed(runs, folder, tmp_path):
+    stage("extract_features", folder, tmp_path, "--seed 1")
+    other, here = (bank.bank_dir(t, folder, "bind", "imu") / "rgb.pt" for t in (tmp_path, runs))
+    shutil.copy(other, here)
+    refused("train_connect", folder, runs, "--force", parts=("rgb.pt and language.pt", "not trained together", "--force"))
 
 
 def test_synth_by_name(tmp_path):
@@ -672,6 +682,11 @@ def test_other_flags_are_refused_without_force(runs, folder, name, flag):
     assert digests(runs) == before
     stage(name, folder, runs, flag, "--force")
     assert digests(runs) != before
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused("extract_features", folder, tmp_path / "file", parts=("file", "cannot be written to"))
 
 
 def test_stage_2_redone_makes_stage_3_stale(runs, folder):
