@@ -172,7 +172,7 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
             "labels": share if semi else 0.0, "per_class": known["per_class"] if semi else 0,
             "n_labelled": meta["n_labelled"], "paired": meta["paired"], "perceptor_paired_by_class": by_class,
             "fingerprint": meta["fingerprint"], "made_from": {method: meta["digest"]},
-            "commonality": oom["meta"].get("source", {}).get("commonality"),
+            **{name: oom["meta"].get("source", {}).get(k) for name, k in (("commonality", "commonality"), ("data_seed", "seed"))},
             "metrics": metrics, "history": run["history"], "seconds": meta["seconds"],
             "connect_seconds": connect["meta"].get("seconds"),
             "command": " ".join(["python", *meta["argv"]]),

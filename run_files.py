@@ -9,7 +9,7 @@ from scores import METHODS, condition, order
 
 COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
            "paired", "metrics")
-PROVENANCE = ("commonality", "fingerprint", "args", "seconds", "connect_seconds", "added")
+PROVENANCE = ("commonality", "data_seed", "fingerprint", "args", "seconds", "connect_seconds", "added")
 
 
 def find(args, data, suffix):

@@ -14,12 +14,12 @@ ON = {"accuracy": "test items", "unlabelled": "the unlabelled training items"}
 
 
 def gains(records, metric="accuracy"):
-    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, fingerprint, seed) that both have,
+    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, --data-seed, seed) that both have,
     of one of `ON`; world is the first two of these, gain is COX − selftrain."""
     key = lambda r: (r.get("commonality"), r["per_class"])
     out = []
     for k in sorted({key(r) for r in records if r.get("commonality") is not None}):
-        of = {m: {(r["oom"], r.get("fingerprint", ""), r["seed"]): score(r, metric) for r in records
+        of = {m: {(r["oom"], str(r.get("data_seed", r.get("fingerprint"))), r["seed"]): score(r, metric) for r in records
                   if key(r) == k and r["method"] == m and score(r, metric) is not None} for m in ("cox", "selftrain")}
         both = sorted(of["cox"].keys() & of["selftrain"].keys())
         if both:
@@ -53,23 +53,41 @@ def notes(found):
     ooms = sorted({o for g in found for o, _ in g["world"]})
     said = [f"Mean ± sd over seeds, OOM modalities ({', '.join(ooms)}) and worlds (--data-seed), "
             f"{' or '.join(map(str, sorted({len(g['gain']) for g in found})))} pairs of runs a cell."]
-    for words, key, unit in (("commonality", "commonality", "of a modality in a world, whose runs share encoders and test "
-                              "items, less the mean of that modality"),
-                             ("the number of pairs", "per_class", "of a modality in a world with one number of pairs, less "
-                              "the mean of that modality in that world")):
-        by = {}                                          # {(what is compared within, x, world): gains}
-        for g in found:
-            for world, v in zip(g["world"], g["gain"]):
-                within = world[0] if key == "commonality" else (g["commonality"], world)
-                by.setdefault((within, g[key], world), []).append(v)
-        mean = {k: mean_sd(v)[0] for k, v in by.items()}
-        level = {w: mean_sd([m for k, m in mean.items() if k[0] == w])[0] for w, _, _ in mean}
-        x, y = zip(*((k[1], m - level[k[0]]) for k, m in mean.items()))
-        if len(set(x)) > 1 and max(y) - min(y) > 1e-12:
-            rho = stats.spearmanr(x, y)
-            said.append(f"Rank correlation of the gain with {words}: {rho.statistic:+.2f}, p = {rho.pvalue:.3g} "
-                        f"(n = {len(x)} means, each {unit}).")
+    for words, key, other, unit in (
+            ("commonality", "commonality", "per_class", "of a modality in a world at one commonality, compared within modality "
+             "and world, which shares labels and latents, at equal numbers of pairs"),
+            ("the number of pairs", "per_class", "commonality", "of a modality in a world with one number of pairs, compared "
+             "within modality, world and commonality")):
+        rho, p, n = trend(found, key, other, apart=key == "per_class")
+        if n:
+            said.append(f"Rank correlation of the gain with {words}: {rho:+.2f}, p = {p:.3g} ({n} means, each {unit}; p by "
+                        f"exchanging these).")
     return said
+
+
+def trend(found, key, other, apart, exchanges=20000):
+    """Whether the gain grows with `key` ("commonality" or "per_class") within worlds: (Spearman's rho, two-sided p, number of
+    means). Gains are averaged over seeds, less their mean over `key` at the same (modality, --data-seed, `other`); then over
+    `other`, or not (`apart`). p: how often rho is as large when the means of each group are exchanged at random."""
+    cells, groups = {}, {}
+    for g in found:
+        for world, v in zip(g["world"], g["gain"]):
+            cells.setdefault((world, g[other]), {}).setdefault(g[key], []).append(v)
+    for (world, o), by in cells.items():
+        mean = {x: mean_sd(v)[0] for x, v in by.items()}
+        level = mean_sd([*mean.values()])[0]
+        if len(mean) > 1:
+            for x, m in mean.items():
+                groups.setdefault((world, o) if apart else world, {}).setdefault(x, []).append(m - level)
+    x = np.concatenate([[0.0], *(sorted(by) for by in groups.values())])[1:]
+    y = [np.round([mean_sd(by[k])[0] for k in sorted(by)], 12) for by in groups.values()]
+    if not groups or np.ptp(np.concatenate(y)) == 0:
+        return 0.0, 1.0, 0
+    standard = lambda r: (r - r.mean()) / r.std() / len(r) ** 0.5
+    x, ranks = standard(stats.rankdata(x)), np.split(standard(stats.rankdata(np.concatenate(y))), np.cumsum([*map(len, y)])[:-1])
+    rng, rho = np.random.default_rng(0), x @ np.concatenate(ranks)
+    exchanged = np.concatenate([rng.permuted(np.tile(r, (exchanges, 1)), axis=1) for r in ranks], 1) @ x
+    return rho, (1 + (abs(exchanged) >= abs(rho) - 1e-9).sum()) / (1 + exchanges), len(x)
 
 
 def curves(found):

@@ -220,22 +220,20 @@ def test_commonality_by_hand():
     assert len(panels) == 1 and [t.get_text() for t in panels[0].get_legend().get_texts()] == ["2 (a)", "8 (b)"]
     gain, cox, alone = commonality.tables(records)
     assert gain["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "10.0 ± 0.0", "10.0"]]
-    assert "gain with commonality: +1.00" in gain["notes"][1] and "n = 2 means" in gain["notes"][1]       # one world at each
+    assert "gain with commonality: +1.00, p = 1 (2 means" in gain["notes"][1]
     assert len(gain["notes"]) == 2                                              # the number of pairs changes nothing here
-    more = [{**r, "fingerprint": "another", "metrics": {**r["metrics"], "accuracy": 0.5 - (r["method"] == "cox") * r["per_class"] / 100}}
+    more = [{**r, "data_seed": 1, "metrics": {**r["metrics"], "accuracy": 0.5 - (r["method"] == "cox") * r["per_class"] / 100}}
             for r in records]                                                    # a second world: negative, falls with the pairs
     both = commonality.gains(records + more)
     assert [len(g["gain"]) for g in both] == [4, 4, 4, 2] and len({w for g in both for w in g["world"]}) == 2
-    means = {(c, w): np.mean([v for g in both if g["commonality"] == c for u, v in zip(g["world"], g["gain"]) if u == w])
-             for c in (0.0, 1.0) for w in {w for g in both for w in g["world"]}}
-    rho = stats.spearmanr([c for c, _ in means], list(means.values())).statistic
+    rho = stats.spearmanr([0, 1, 0, 1], [-0.05, 0.05, 0, 0]).statistic                  # less the mean of each world
     _, by_world, by_pairs = commonality.tables(records + more)[0]["notes"]
-    assert f"gain with commonality: {rho:+.2f}" in by_world and "n = 4 means" in by_world
-    rho = stats.spearmanr([2, 8] * 4, [0, 0, 0, 0, 0.03, -0.03, 0.03, -0.03]).statistic            # less the mean of each world
-    assert f"number of pairs: {rho:+.2f}" in by_pairs and "n = 8 means" in by_pairs
+    assert f"gain with commonality: {rho:+.2f}" in by_world and "(4 means" in by_world
+    rho = stats.spearmanr([2, 8] * 4, [0, 0, 0, 0, 0.03, -0.03, 0.03, -0.03]).statistic            # apart by commonality
+    assert f"number of pairs: {rho:+.2f}" in by_pairs and "(8 means" in by_pairs
     other = [{**r, "oom": "pen", "metrics": {**r["metrics"], "accuracy": r["metrics"]["accuracy"] + (r["method"] == "cox") * 0.5}}
-             for r in records if r["commonality"] == 0]                                # a modality of higher level plays no part
-    assert "gain with commonality: +0.87" in commonality.tables(records + other)[0]["notes"][1]
+             for r in records if r["commonality"] == 0]                                # with one commonality alone it plays no part
+    assert "gain with commonality: +1.00, p = 1 (2 means" in commonality.tables(records + other)[0]["notes"][1]
     assert alone["rows"][1][1:] == ["50.5 ± 0.7", "50.0"]                    # of the seeds that both have
     assert commonality.gains(records, "unlabelled") == [] and commonality.curves([]) is None
     for r in records:                                                        # on unlabelled items COX loses two points
@@ -244,6 +242,22 @@ def test_commonality_by_hand():
     assert test["title"].endswith("on test items") and test["rows"] == gain["rows"]
     assert hidden["title"].endswith("on the unlabelled training items") and hidden["rows"][1] == ["1", "-2.0 ± 0.0", "-2.0"]
     assert "gain with commonality: -1.00" in hidden["notes"][1]
+
+
+def test_the_trend_within_worlds_is_found_through_the_differences_between_them():
+    """Six worlds of very different levels, each with a gain that grows by a point a step; p against its definition."""
+    rng = np.random.default_rng(0)
+    found = [{"commonality": c, "per_class": 8, "world": [("audio", w)] * 2, "gain": [w + 0.01 * c + 0.002 * rng.standard_normal()] * 2}
+             for c in range(5) for w in range(6)]
+    rho, p, n = commonality.trend(found, "commonality", "per_class", apart=False)
+    level = {w: np.mean([g["gain"][0] for g in found if g["world"][0][1] == w]) for w in range(6)}
+    within = [g["gain"][0] - level[g["world"][0][1]] for g in found]
+    assert rho == pytest.approx(stats.spearmanr([g["commonality"] for g in found], within).statistic) and rho > 0.9
+    assert p < 1e-3 and n == 30
+    small = [g for g in found if g["commonality"] < 3 and g["world"][0][1] == 0]          # three means: six orders, two as extreme
+    assert commonality.trend(small, "commonality", "per_class", apart=False)[1] == pytest.approx(1 / 3, abs=0.02)
+    shuffled = [{**g, "commonality": (3 * i + 1) % 5} for i, g in enumerate(found)]
+    assert commonality.trend(shuffled, "commonality", "per_class", apart=False)[1] > 0.05
 
 
 @pytest.mark.parametrize("experiment", collect.TITLES)
