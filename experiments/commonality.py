@@ -113,7 +113,7 @@ def curves(found):
                     ax.errorbar([*some], [100 * m for m, _ in mean], error if any(error) else None, marker=marker, lw=1.3,
                                 markersize=4, elinewidth=0.7, color=colour_, label=f"{value:g}" + f" ({oom})" * (len(ooms) > 1))
         ax.axhline(0, color="#999", lw=0.8)
-        ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False)
+        ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     plain(axes[0], "", "commonality of the modalities", "COX − selftrain, points of accuracy")
     if several:
         plain(axes[1], "", "pairs per class", "")
