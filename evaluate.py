@@ -235,7 +235,7 @@ def main(argv=None):
             record = None if args.force else read_record(path.with_suffix(".json"))
             new = record is None or record["made_from"] != {method: run["meta"]["digest"]}
             wanted = ("warm_accuracy", *(["retrieval"] if args.task == "retrieval" else []))
-            new = new or any(k not in record["metrics"] for k in wanted)
+            new = new or any(k not in record["metrics"] for k in wanted) or "data_seed" not in record    # an earlier version's
             if new:
                 judged = judged or judge_connections(connect, oom, ims, test, args.device)
                 record = evaluate(run, connect, oom, ims, test, judged, data, args.device, args.task)

@@ -3,6 +3,7 @@
 Tables take records, each what METHOD.json holds (evaluate.py): tables(records) -> blocks {title, header, rows, notes};
 markdown(blocks).
 """
+import collections
 import json
 import math
 
@@ -247,6 +248,13 @@ def heads_table(records, columns):
             "notes": ["A weak head explains a weak result."]}
 
 
+def fallback(metrics):
+    """Why a run of COX went without correspondences, None where it had them (or was told to leave them out)."""
+    if not metrics.get("trust", {}).get("trusted", True):
+        return "they do worse on held-out pairs than labels alone"
+    return metrics["fallback"].partition(": ")[0] if metrics.get("fallback") else None
+
+
 def column_notes(records, columns):
     """The lines under the main table: what each column is, what was not averaged, whose flags differ."""
     n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
@@ -269,10 +277,12 @@ def column_notes(records, columns):
             notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
                          f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
                          f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
-            why = [r["metrics"]["fallback"] for r in rows if r["metrics"].get("fallback")]
-            if why:
-                notes.append(f"{c[0]} {c[1]}, {k}: COX without correspondences in {len(why)} of "
-                             f"{sum(r['method'].startswith('cox') for r in rows)} runs: {why[0].partition(': ')[0]}.")
+            for method in sorted({r["method"] for r in rows if r["method"].partition("-")[0] == "cox"}):
+                mine = [r["metrics"] for r in rows if r["method"] == method]
+                why = collections.Counter(filter(None, map(fallback, mine)))
+                if why:
+                    notes.append(f"{c[0]} {c[1]}, {k}: {method} without correspondences in {sum(why.values())} of {len(mine)} runs: "
+                                 f"{'; '.join(f'{reason} ({n})' if len(why) > 1 else reason for reason, n in why.items())}.")
             added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
             if added:
                 sources = sorted({r["added"] for r in rows if r.get("added")})

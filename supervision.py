@@ -16,7 +16,7 @@ def choose_labelled(labels, count, per_class, generator, paired=None):
 
     Of each class the same number, one at least; what a class is short of, the larger ones give. Within a class those come
     first that more IM modalities have a pair of, paired (M, K) bool: pairs may be few. A modality whose pairs all lie
-    elsewhere gets one in exchange for the last of its class.
+    elsewhere gets one in exchange for an item that no other modality needs.
     """
     order = torch.randperm(len(labels), generator=generator)
     if paired is not None:
@@ -25,12 +25,17 @@ def choose_labelled(labels, count, per_class, generator, paired=None):
     quota = per_class or max(1, round(count / len(groups)))
     while not per_class and sum(min(len(g), quota + 1) for g in groups) <= count and quota < max(map(len, groups)):
         quota += 1
+    drawn = [g[:quota].clone() for g in groups]
     for k in range(paired.shape[1] if paired is not None else 0):
-        own = [paired[g, k] for g in groups]
-        if not any(has[:quota].any() for has in own) and any(has.any() for has in own):
-            g, has = next((g, has) for g, has in zip(groups, own) if has.any())
-            g[quota - 1] = g[has.nonzero()[0, 0]]
-    return torch.cat([g[:quota] for g in groups]).sort().values
+        for g, own in zip(groups, drawn):
+            spare, shown = g[quota:], paired[torch.cat(drawn)].sum(0)                          # (K,): pairs with each modality
+            spare = spare[paired[spare, k]]
+            if not shown[k] and len(spare):
+                left = shown - paired[own].int() + paired[spare[0]].int()                      # (Q, K): with each given up for it
+                free = ((left > 0) | (shown == 0)).all(1).nonzero()
+                if len(free):
+                    own[free[-1, 0]] = spare[0]
+    return torch.cat(drawn).sort().values
 
 
 def hold_out(labels, share):

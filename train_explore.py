@@ -81,7 +81,7 @@ def get_args(argv=None):
     baselines.add_flags(p)
     p.add_argument("--seed", type=number(int, 0), default=0, help="as in stage 2; order and augmentation here")
     p.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    p.add_argument("--force", action="store_true", help="redo finished work")
+    p.add_argument("--force", action="store_true", help="redo finished work; stopped, the same command goes on with it")
     return p.parse_args(argv)
 
 

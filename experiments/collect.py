@@ -60,6 +60,10 @@ def read_records(args):
                 if args.experiment != "table3" or "retrieval" in record["metrics"]:      # else --add may have it
                     records.append(record)
     records += added_records(args, records)
+    seed_of = {r["fingerprint"]: r["data_seed"] for r in records if r.get("data_seed") is not None}
+    for r in records:                                            # an earlier version's record of the same world does not say it
+        if r.get("fingerprint") in seed_of:
+            r["data_seed"] = seed_of[r["fingerprint"]]
     if args.experiment == "commonality" and not commonality.gains(records):
         raise bank.UserError("no commonality at which both cox and selftrain are finished")
     if not records:

@@ -57,28 +57,28 @@ def notes(found):
             ("commonality", "commonality", "per_class", "of a modality in a world at one commonality, compared within modality "
              "and world, which shares labels and latents, at equal numbers of pairs"),
             ("the number of pairs", "per_class", "commonality", "of a modality in a world with one number of pairs, compared "
-             "within modality, world and commonality")):
-        rho, p, n = trend(found, key, other, apart=key == "per_class")
+             "within modality and world at equal commonality")):
+        rho, p, n = trend(found, key, other)
         if n:
             said.append(f"Rank correlation of the gain with {words}: {rho:+.2f}, p = {p:.3g} ({n} means, each {unit}; p by "
                         f"exchanging these).")
     return said
 
 
-def trend(found, key, other, apart, exchanges=20000):
+def trend(found, key, other, exchanges=20000):
     """Whether the gain grows with `key` ("commonality" or "per_class") within worlds: (Spearman's rho, two-sided p, number of
     means). Gains are averaged over seeds, less their mean over `key` at the same (modality, --data-seed, `other`); then over
-    `other`, or not (`apart`). p: how often rho is as large when the means of each group are exchanged at random."""
+    `other`, which shares labels and latents. p: how often rho is as large when the means of each world are exchanged."""
     cells, groups = {}, {}
     for g in found:
         for world, v in zip(g["world"], g["gain"]):
             cells.setdefault((world, g[other]), {}).setdefault(g[key], []).append(v)
-    for (world, o), by in cells.items():
+    for (world, _), by in cells.items():
         mean = {x: mean_sd(v)[0] for x, v in by.items()}
         level = mean_sd([*mean.values()])[0]
         if len(mean) > 1:
             for x, m in mean.items():
-                groups.setdefault((world, o) if apart else world, {}).setdefault(x, []).append(m - level)
+                groups.setdefault(world, {}).setdefault(x, []).append(m - level)
     x = np.concatenate([[0.0], *(sorted(by) for by in groups.values())])[1:]
     y = [np.round([mean_sd(by[k])[0] for k in sorted(by)], 12) for by in groups.values()]
     if not groups or np.ptp(np.concatenate(y)) == 0:

@@ -124,7 +124,8 @@ def test_a_writer_that_fails_midway_leaves_the_old_file_or_none(tmp_path, monkey
         raise error
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(UserError if isinstance(error, RuntimeError) else type(error), match="|x.pt cannot be written .disk full"):
+    disk = isinstance(error, RuntimeError)
+    with pytest.raises(UserError if disk else type(error), match="x.pt cannot be written .disk full" if disk else None):
         save(path, {"features": torch.zeros(1000)})
     assert os.listdir(tmp_path) == (["x.pt"] if old else [])  # no temporary file either
     assert (path.read_bytes() if path.exists() else None) == before

@@ -656,6 +656,12 @@ def test_runs_with_a_tag_have_colours_of_their_own():
 def test_why_cox_left_correspondences_out_stands_under_the_table():
     records = [record(0.5, seed=s) for s in range(3)] + [record(0.4, method="erm", seed=s) for s in range(3)]
     records[1]["metrics"]["fallback"] = "3 labelled items have a pair in all of rgb, 8 are needed: COX goes by labels and agreement"
-    notes = results.column_notes(records, [("toy", "sonar")])
-    assert ("toy sonar, semi, 10% labels: COX without correspondences in 1 of 3 runs: 3 labelled items have a pair in all of rgb, "
-            "8 are needed.") in notes
+    say = lambda: [n for n in results.column_notes(records, [("toy", "sonar")]) if "without correspondences" in n]
+    assert say() == ["toy sonar, semi, 10% labels: cox without correspondences in 1 of 3 runs: 3 labelled items have a pair in all "
+                     "of rgb, 8 are needed."]
+    records[0]["metrics"]["trust"] = {"trusted": False}                       # an earlier version's record does not say why
+    records.append(record(0.4, method="cox-without-emergent"))
+    assert say()[0].endswith("cox without correspondences in 2 of 3 runs: they do worse on held-out pairs than labels alone (1); "
+                             "3 labelled items have a pair in all of rgb, 8 are needed (1).") and len(say()) == 1
+    records[2]["metrics"]["trust"] = {"trusted": True}
+    assert "2 of 3" in say()[0]

@@ -942,6 +942,12 @@ def test_no_modality_is_left_without_pairs_where_it_has_any():
         assert torch.bincount(labels[chosen]).tolist() == [2, 2, 2] and len(chosen.unique()) == 6
     with_none = torch.stack([~touch, torch.zeros_like(touch)], 1)
     assert len(supervision.choose_labelled(labels, 0, 2, torch.Generator(), with_none)) == 6
+    imu = (torch.arange(60) >= 48) & ~touch
+    two = torch.stack([~touch & ~imu, ~touch & ~imu, imu, touch], 1)                         # two that the draw would leave out
+    for per_class in (1, 2, 4):
+        for seed in range(4):
+            chosen = supervision.choose_labelled(labels, 0, per_class, torch.Generator().manual_seed(seed), two)
+            assert two[chosen].any(0).all() and torch.bincount(labels[chosen]).tolist() == [per_class] * 3
 
 
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):
@@ -1477,7 +1483,7 @@ def test_a_class_without_a_label_can_get_no_name_and_this_is_said(tmp_path):
     assert "no item of pen has a label" in out and "these play no part: --per-class" in out
 
 
-def test_a_class_that_only_the_new_sensor_shows_is_named_and_kept(tmp_path):
+def test_a_class_that_only_the_new_sensor_shows_is_kept(tmp_path):
     """Pens have labels among the readings alone: the heads are not held to their share of 0 on the IM side."""
     own = write_folder(tmp_path / "toy", separate=("imu",))
     write_manifest(own, [[*r[:2], "" if r[1] == "train" and not r[4] and r[2] == "pen" else r[2], *r[3:]] for r in read_manifest(own)])
