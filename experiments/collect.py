@@ -105,8 +105,8 @@ def blocks_and_figures(experiment, records):
     if experiment == "commonality":
         return commonality.tables(records), {name: (
             commonality.curves(commonality.gains(records, metric)),
-            f"Gain of COX over selftrain, which sees no other modality, on {commonality.ON[metric]}; mean over seeds, bars: "
-            f"standard error.") for name, metric in (("gain", "accuracy"), ("gain-unlabelled", "unlabelled"))}
+            f"Gain of COX over selftrain, which sees no other modality: points of {commonality.ON[metric]}; mean over seeds, bars: "
+            f"standard error.") for name, metric in zip(("gain", "gain-unlabelled", "gain-instance"), commonality.ON)}
     if experiment == "fig5":
         return [results.connection_table(records, columns)], {name(k): (
             plots.connection_curves(rows), f"{', '.join(k)}. {report.CONNECT}") for k, rows in by_data.items()}
@@ -148,6 +148,7 @@ def main(argv=None):
     sources = sorted({r["added"] for r in records if "added" in r})
     command += f"; {len(records) - len(mine)} more of {', '.join(sources)}" if sources else ""
     spare = {k for k, experiment in (("connection", "fig5"), ("retrieval", "table3")) if experiment != args.experiment}
+    spare -= {"retrieval"} if args.experiment == "commonality" else set()
     spare_of = {"semi": {*spare, "confusion", "per_class"}, "unsup": spare}                        # METHOD.json has them
     slim = [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare_of[r["setting"]]}} for r in records]
     run_files.write_tables(out, slim, blocks)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# When does a second modality help, and how many pairs does it take? The gain of COX over selftrain on `synth`, over
-# its --commonality and the labelled pairs per class.
+# When does a second modality help, and how many pairs does it take? The gain of COX over selftrain on `synth`, in
+# accuracy and in finding the very instance, over its --commonality and the labelled pairs per class.
 #
 #   COMMONALITY="0 0.25 0.5 0.75 1"  PAIRS="2 4 8 16 32"  OOM=audio
 #
 # Other variables: worlds.sh. Writes experiments/results/commonality/.
-OOM=${OOM:-audio} DATA=synth
+OOM=${OOM:-audio} DATA=synth EVALUATE="--task retrieval"
 . "$(dirname "$0")/worlds.sh"
 base=$RUNS trees=()
 for c in ${COMMONALITY:-0 0.25 0.5 0.75 1}; do

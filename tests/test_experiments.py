@@ -117,6 +117,7 @@ def test_table4_gives_every_ablation_a_row_of_its_own(sh, tmp_path):
 def test_commonality_takes_a_tree_each_and_stage_1_once_a_world(sh, tmp_path):
     done, lines = sh("commonality", COMMONALITY="0 1", PAIRS="2 8", CONNECT="--width 8")
     assert done.returncode == 0, done.stderr
+    assert len(of(lines, "evaluate.py", "--task retrieval")) == 4
     for c in "01":
         for n in "28":
             tree = f"--runs {tmp_path}/runs/commonality/{c}-{n}"
@@ -239,9 +240,14 @@ def test_commonality_by_hand():
     for r in records:                                                        # on unlabelled items COX loses two points
         r["metrics"]["agreement"] = {"after": {"accuracy": 0.4 - 0.02 * (r["method"] == "cox") * r["commonality"]}}
     test, hidden, *_ = commonality.tables(records)
-    assert test["title"].endswith("on test items") and test["rows"] == gain["rows"]
-    assert hidden["title"].endswith("on the unlabelled training items") and hidden["rows"][1] == ["1", "-2.0 ± 0.0", "-2.0"]
+    assert test["title"].endswith("accuracy on test items") and test["rows"] == gain["rows"]
+    assert hidden["title"].endswith("accuracy on the unlabelled training items") and hidden["rows"][1] == ["1", "-2.0 ± 0.0", "-2.0"]
     assert "gain with commonality: -1.00" in hidden["notes"][1]
+    for r in records:                                                        # of finding the instance it gains three
+        r["metrics"]["retrieval"] = {"rgb": {"out": {"instance": {"r10": 0.2 + 0.03 * (r["method"] == "cox") * r["commonality"]}}}}
+    found = commonality.tables(records)[2]
+    assert "R@10 of the very instance" in found["title"] and len(commonality.tables(records)) == 5
+    assert found["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "3.0 ± 0.0", "3.0"]]
 
 
 def test_the_trend_within_worlds_is_found_through_the_differences_between_them():
