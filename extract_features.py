@@ -236,7 +236,8 @@ def main(argv=None):
             rows = [r for r in rows if r not in complain.left_out]
             check_items(where, data, m, rows, tested=m == args.oom)
             bank.save(path, {**made, **columns(data, rows)}, stage="extract_features", data=data.name,
-                      fingerprint=data.fingerprint, args=known, source=data.source, media=complain.finish(bank.media_path(args.runs, args.data, m)), dated=False)
+                      fingerprint=data.fingerprint, args=known, source=data.source, dated=False,
+                      media=complain.finish(bank.media_path(args.runs, args.data, m)))
         files[m] = bank.load(path)
         print(f"  {m}: {files[m]['kind']} {tuple(files[m]['x'].shape)} {str(files[m]['x'].dtype)[6:]}{told(files[m], m, args)}")
         if files[m]["kind"] == "series" and files[m]["x"].shape[1] > files[m]["x"].shape[2]:
