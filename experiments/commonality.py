@@ -31,20 +31,26 @@ def gains(records, metric="accuracy"):
 
 
 def tables(records):
-    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), on each of `ON`, and both accuracies on
-    test items."""
-    each = {metric: gains(records, metric) for metric in ON}
-    return [*(block(f"COX − selftrain, points of {ON[metric]}", "gain", found, notes(found))
-              for metric, found in each.items() if found),
-            *(block(f"{name}, test accuracy, %", m, each["accuracy"]) for name, m in (("COX", "cox"), ("selftrain", "selftrain")))]
+    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), on each of `ON`, of all modalities and
+    of each by itself, and both accuracies on test items."""
+    each, out = {metric: gains(records, metric) for metric in ON}, []
+    for metric, found in each.items():
+        title = f"COX − selftrain, points of {ON[metric]}"
+        if found:
+            out.append(block(title, "gain", found, notes(found)))
+            if len({oom for g in found for oom, _ in g["world"]}) > 1:
+                out.append(block(f"{title}, by modality", "gain", found, by=lambda oom, n: f"{oom}, {n} per class"))
+    return out + [block(f"{m}, test accuracy, %", m.lower(), each["accuracy"]) for m in ("COX", "selftrain")]
 
 
-def block(title, key, found, notes=()):
-    """A table of what gains(records) found."""
-    common, pairs = ([*sorted({g[k] for g in found})] for k in ("commonality", "per_class"))
-    mine = lambda c, n: [v for g in found if (g["commonality"], g["per_class"]) == (c, n) for v in g[key]]
-    return {"title": title, "header": ["commonality", *(f"{n} per class" for n in pairs)], "notes": [*notes],
-            "rows": [[f"{c:g}", *(percent(mine(c, n)) for n in pairs)] for c in common]}
+def block(title, key, found, notes=(), by=lambda oom, n: f"{n} per class"):
+    """A table of what gains(records) found, a column for each that `by` names by modality and pairs per class."""
+    cells = {}
+    for g in found:
+        for (oom, _), v in zip(g["world"], g[key]):
+            cells.setdefault((g["per_class"], by(oom, g["per_class"])), {}).setdefault(g["commonality"], []).append(v)
+    rows = [[f"{c:g}", *(percent(cells[k].get(c, [])) for k in sorted(cells))] for c in sorted({g["commonality"] for g in found})]
+    return {"title": title, "header": ["commonality", *(name for _, name in sorted(cells))], "notes": [*notes], "rows": rows}
 
 
 def notes(found):
@@ -102,15 +108,21 @@ def curves(found):
     several = [oom for oom in ooms if len({k[2] for k in by if k[0] == oom}) > 1]
     figure, axes = grid(1 + bool(several), width=4.6, height=3.2)
     for ax, x, other, shown, words in zip(axes, (1, 2), (2, 1), (ooms, several), ("pairs per class", "commonality")):
-        values = sorted({k[other] for k in by if k[0] in shown})
-        for colour_, value in zip(colormaps["viridis"](np.linspace(0, 0.85, len(values))), values):
-            for oom, marker in zip(ooms, ".xs^v+*" * len(ooms)):
-                some = {k[x]: by[k] for k in sorted(by) if k[0] == oom and k[other] == value and oom in shown}
-                mean = [mean_sd(v) for v in some.values()]
-                error = [100 * (s or 0) / math.sqrt(len(v)) for (_, s), v in zip(mean, some.values())]
-                if some:
-                    ax.errorbar([*some], [100 * m for m, _ in mean], error if any(error) else None, marker=marker, lw=1.3,
-                                markersize=4, elinewidth=0.7, color=colour_, label=f"{value:g}" + f" ({oom})" * (len(ooms) > 1))
+        lines = {line: {k[x]: by[k] for k in sorted(by) if (k[other], k[0]) == line}
+                 for line in sorted({(k[other], k[0]) for k in by if k[0] in shown})}              # a line for each of these
+        values = sorted({value for value, _ in lines})
+        one = len(values) == 1
+        shades = colormaps["viridis"](np.linspace(0, 0.85, len(lines if one else values)))
+        for n, ((value, oom), some) in enumerate(lines.items()):
+            mean = [mean_sd(v) for v in some.values()]
+            error = [100 * (s or 0) / math.sqrt(len(v)) for (_, s), v in zip(mean, some.values())]
+            ax.errorbar([*some], [100 * m for m, _ in mean], error if any(error) else None, marker=".xs^v+*"[ooms.index(oom) % 7],
+                        lw=1.3, markersize=4, elinewidth=0.7, color=shades[n if one else values.index(value)],
+                        label=f"{value:g}" + f" ({oom})" * (len(ooms) > 1))
+        if one and len(lines) > 2:                                                  # what the modalities gain on the average
+            at = sorted(set.intersection(*map(set, lines.values())))
+            mean = [mean_sd([mean_sd(some[a])[0] for some in lines.values()])[0] for a in at]
+            ax.errorbar(at, [100 * m for m in mean], color="black", lw=2.5, label=f"{values[0]:g} (mean)")
         ax.axhline(0, color="#999", lw=0.8)
         ax.legend(title=words, title_fontsize=7, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     plain(axes[0], "", "commonality of the modalities", "COX − selftrain, points")

@@ -219,6 +219,15 @@ def test_commonality_by_hand():
     apart = [{**r, "oom": "b" if r["per_class"] == 8 else "a"} for r in records]            # another modality at each
     panels = commonality.curves(commonality.gains(apart)).axes
     assert len(panels) == 1 and [t.get_text() for t in panels[0].get_legend().get_texts()] == ["2 (a)", "8 (b)"]
+    three = [{**r, "oom": m, "per_class": 2, "metrics": {**r["metrics"], "accuracy": r["metrics"]["accuracy"] * (1 + n)}}
+             for n, m in enumerate("abc") for r in records if r["per_class"] == 2]
+    axes = commonality.curves(commonality.gains(three)).axes[0]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["2 (a)", "2 (b)", "2 (c)", "2 (mean)"]
+    assert [line.get_ydata() for line in axes.lines if str(line.get_color()) == "black"][0] == pytest.approx([0, 20])
+    assert len({str(line.get_color()) for line in axes.lines if line.get_marker() in ".xs"}) == 3
+    by_modality = commonality.tables(three)[1]
+    assert by_modality["header"] == ["commonality", *(f"{m}, 2 per class" for m in "abc")]
+    assert by_modality["rows"][1] == ["1", "10.0 ± 0.0", "20.0 ± 0.0", "30.0 ± 0.0"]
     gain, cox, alone = commonality.tables(records)
     assert gain["rows"] == [["0", "0.0 ± 0.0", "0.0 ± 0.0"], ["1", "10.0 ± 0.0", "10.0"]]
     assert "gain with commonality: +1.00, p = 1 (2 means" in gain["notes"][1]
