@@ -13,8 +13,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import results  # noqa: E402
-import scores   # noqa: E402
+import paired_tests  # noqa: E402
+import results       # noqa: E402
+import scores        # noqa: E402
 
 DRAWN = {"digits"}                                  # its rows are drawn within a class: no instance is to be found
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -33,6 +34,11 @@ def bold_best(values, texts):
     """The texts, bold where the value (None: takes no part) is the highest as printed."""
     best = max((round(v, 3) for v in values if v is not None), default=None)
     return [f"**{t}**" if v is not None and round(v, 3) == best else t for v, t in zip(values, texts)]
+
+
+def show(p):
+    """A p-value; – for None."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def words(r):
@@ -78,7 +84,6 @@ def test_lines(folder, *metrics):
         return []
     found = [t for t in json.loads((folder / "tests.json").read_text()) if t["metric"] in (metrics or ("accuracy",))
              and ("-" not in t["against"] or t["against"] == "selftrain-plain")]
-    show = lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
     datas = sorted({d for t in found for d in t["by_data"]}) if metrics else []
     what = {"accuracy": ["test"], "unlabelled": ["unlabelled items"]} if metrics else {"accuracy": []}
     heads = ["COX −", *(["accuracy on"] if metrics else []), "setting", "n", "columns ahead", "points", "p (t)", "p (Wilcoxon)",
@@ -93,24 +98,38 @@ def test_lines(folder, *metrics):
 
 
 def retrieval_lines(records):
-    """Mean over columns and seeds of R@1 and R@5, OOM -> IM, a row for each method."""
+    """R@1 and R@5, OOM -> IM, a row for each method: mean over the columns, ± sd over the seeds that have all of them; COX - it
+    with the p of paired_tests.py, over the runs and over the columns."""
     if not records:
         return []
     keys = [(level, k) for level in ("category", "instance") for k in ("r1", "r5")]
-    lines = ["", "| retrieval, OOM → IM | category R@1 | R@5 | instance R@1 | R@5 |", "|:--|--:|--:|--:|--:|"]
+    pair = "COX − it (p, p of columns)"
+    lines = ["", f"| retrieval, OOM → IM | category R@1 | R@5 | {pair}, R@1 | instance R@1 | R@5 | {pair}, R@1 |",
+             "|:--|--:|--:|--:|--:|--:|--:|"]
     name = lambda level, k: f"retrieval.out.{level}.{k}"
+    of_level = {"category": records, "instance": [r for r in records if r["data"] not in DRAWN]}
 
-    def mean(some, metric):
-        v = [x for r in some if not (".instance." in metric and r["data"] in DRAWN) and (x := scores.score(r, metric)) is not None]
-        return scores.mean_sd(v)[0] if v else None
+    def means(some, metric):
+        """Of each seed that has all the columns of these records: the mean over them."""
+        found = {(r["data"], r["oom"], words(r), r["seed"]): v for r in some if (v := scores.score(r, metric)) is not None}
+        columns, seeds = {k[:3] for k in found}, sorted({k[3] for k in found})
+        return [sum(found[*c, s] for c in columns) / len(columns) for s in seeds if all((*c, s) in found for c in columns)]
     methods = sorted({r["method"] for r in records}, key=scores.order)
-    values = {m: [mean([r for r in records if r["method"] == m], name(*k)) for k in keys] for m in methods}
-    best = [max(v[i] or 0 for m, v in values.items() if m != "aligned") for i in range(len(keys))]
-    for m, found in values.items():
-        lines.append(f"| {m} | " + " | ".join("–" if v is None else f"**{100 * v:.1f}**" if v == b and m != "aligned" else f"{100 * v:.1f}"
-                                              for v, b in zip(found, best)) + " |")
-    chance = [mean(records, name(level, k.replace("r", "chance_r"))) for level, k in keys]
-    return [*lines, "| chance | " + " | ".join("–" if c is None else f"{100 * c:.2g}" for c in chance) + " |"]
+    cells, compared = {}, {}
+    for level, k in keys:
+        values = {m: means([r for r in of_level[level] if r["method"] == m], name(level, k)) for m in methods}
+        best = [scores.mean_sd(v)[0] if v and m != "aligned" else None for m, v in values.items()]
+        cells[level, k] = dict(zip(methods, bold_best(best, [scores.percent(v) for v in values.values()])))
+    for level in of_level:
+        compared[level] = {t["against"]: f"{100 * t['mean']:+.1f} ({show(t['t_p'])}, {show(t['columns_p'])})"
+                           for t in paired_tests.tests(of_level[level], name(level, "r1")) if t["setting"] == "semi"}
+    for m in methods:
+        lines.append("| " + " | ".join([m, *(c for level in of_level for c in (
+            cells[level, "r1"][m], cells[level, "r5"][m], compared[level].get(m, "–")))]) + " |")
+    chance = {(level, k): means(of_level[level], name(level, k.replace("r", "chance_r"))) for level, k in keys}
+    chance = {key: f"{100 * scores.mean_sd(v)[0]:.2g}" if v else "–" for key, v in chance.items()}
+    return [*lines, "| " + " | ".join(["chance", *(c for level in of_level for c in (
+        chance[level, "r1"], chance[level, "r5"], "–"))]) + " |"]
 
 
 def put(page, lines):
@@ -128,7 +147,8 @@ def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
              "`selftrain` has COX's losses, schedule and model of the readings without other modalities, `selftrain-plain` takes "
              "the learner's confidence alone. Gap: COX's accuracy on unlabelled items whose modalities agree minus that on the "
              "others, before and after exploration. The digits' pairs are drawn within a class, the other worlds' are true; instance "
-             "R@1 is of the others. p (t), p (Wilcoxon): over the n runs; p (columns): over the means of the columns, whose runs "
+             "R@1 is of the others. Retrieval: mean over sensors and IM modalities, of the seeds that have all sensors. p (t), p "
+             "(Wilcoxon): over the n runs; p (columns): over the means of the columns, whose runs "
              "share their test items.  ",
              "  \n".join(line for _, line in sources.values() if line)]
     unsup = {}

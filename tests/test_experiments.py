@@ -416,20 +416,24 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "99.9" not in page
     assert "| erm | test | semi | 2 | 1 of 1 | +11.0 | 0.058 | 0.5 | – | +11.0 |" in page and "unlabelled" not in page
     shared = {"out": {"category": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}, "instance": None}}
-    three = [record(0.5, method=m) for m in ("erm", "cox")]
-    for r, extra in zip(three, (0.0, 0.125)):
+    three = [record(0.5, method=m, seed=s) for s in range(2) for m in ("erm", "cox")]
+    for r, extra in zip(three, (0.0, 0.125, 0.0, 0.25)):
         r["metrics"]["retrieval"] = {m: {"out": {"category": {**shared["out"]["category"], "r1": a + extra}, "instance": None}}
                                      for m, a in (("rgb", 0.5), ("imu", 0.25))}
     at_instance = {**shared["out"], "instance": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}}
-    drawn = [record(0.5, method="cox", data="digits")]                              # partners drawn within a class: no instances
-    drawn[0]["metrics"]["retrieval"] = {"rgb": {"out": {**at_instance, "category": {**shared["out"]["category"], "r1": 0.5}}}}
+    drawn = [record(0.5, method="cox", data="digits", seed=s) for s in range(3)]    # partners drawn within a class: no instances
+    for r in drawn:
+        r["metrics"]["retrieval"] = {"rgb": {"out": {**at_instance, "category": {**shared["out"]["category"], "r1": 0.5}}}}
     write("table3", three + drawn)
     unsup = [{**record(0.12 + 0.01 * s, setting="unsup", seed=s), "condition": "unsup, spectral"} for s in range(2)]
     write("unsup", [{k: v for k, v in r.items() if k != "args"} for r in unsup])                  # as evaluate.py writes them
     readme_table.main(readme, tmp_path)
     text = readme.read_text()
-    assert "| erm | 37.5 | **75.0** | – | – |" in text and "| cox | **50.0** | **75.0** | – | – |" in text
-    assert "| chance | 10 | 50 | – | – |" in text and "| toy | sonar | unsup, spectral |" in text and "toy sonar, spectral: COX" in text
+    p = f"{stats.ttest_1samp([0.125, 0.25], 0).pvalue:.2g}"
+    assert f"| erm | 37.5 ± 0.0 | **75.0 ± 0.0** | +18.8 ({p}, –) | – | – | – |" in text
+    sd = f"{np.std([50, 56.25], ddof=1):.1f}"                                       # of the two seeds that have both columns
+    assert f"| cox | **53.1 ± {sd}** | **75.0 ± 0.0** | – | – | – | – |" in text
+    assert "| chance | 10 | 50 | – | – | – | – |" in text and "| toy | sonar | unsup, spectral |" in text and "toy sonar, spectral: COX" in text
 
 
 def test_unsup_runs_three_starts_in_trees_of_their_own(sh, tmp_path):
