@@ -46,12 +46,16 @@ def words(r):
     return r.get("condition") or scores.condition(r)
 
 
-def over_seeds(records, ooms, value):
-    """Of each seed that has all of `ooms`: the mean over them of value(record); None values leave a seed out."""
+def column(r):
+    return r["data"], r["oom"], words(r)
+
+
+def over_seeds(records, columns, value):
+    """Of each seed that has all of `columns`: the mean over them of value(record); None values leave a seed out."""
     by = {}
     for r in records:
-        by.setdefault(r["seed"], {})[r["oom"]] = value(r)
-    return [sum(v.values()) / len(v) for _, v in sorted(by.items()) if set(v) == set(ooms) and None not in v.values()]
+        by.setdefault(r["seed"], {})[column(r)] = value(r)
+    return [sum(v.values()) / len(v) for _, v in sorted(by.items()) if set(v) == set(columns) and None not in v.values()]
 
 
 def accuracy_lines(sources):
@@ -67,11 +71,12 @@ def accuracy_lines(sources):
              "|:--|:--|:--|" + "--:|" * (len(methods) + 2)]
     for (data, condition), by in sorted(rows.items(), key=lambda r: (r[0][1], r[0])):
         ooms = sorted({r["oom"] for records in by.values() for r in records})
-        accuracy = [over_seeds(by.get(m, []), ooms, lambda r: r["metrics"]["accuracy"]) for m in methods]
+        columns = {(data, oom, condition) for oom in ooms}
+        accuracy = [over_seeds(by.get(m, []), columns, lambda r: r["metrics"]["accuracy"]) for m in methods]
         most = max(map(len, accuracy), default=0)
         means = [scores.mean_sd(v)[0] if v and len(v) == most and m != "aligned" else None for m, v in zip(methods, accuracy)]
         fewer = [f" (n = {len(v)})" if 0 < len(v) < most else "" for v in accuracy]
-        gap = lambda when: over_seeds(by.get("cox", []), ooms, lambda r: (r["metrics"]["agreement"] or {}).get(when, {}).get("gap"))
+        gap = lambda when: over_seeds(by.get("cox", []), columns, lambda r: (r["metrics"]["agreement"] or {}).get(when, {}).get("gap"))
         lines.append("| " + " | ".join([data, ", ".join(ooms), condition.removeprefix("semi, "),
                                         *bold_best(means, [scores.percent(v) + n for v, n in zip(accuracy, fewer)]),
                                         *(scores.percent(gap(when)) for when in ("before", "after"))]) + " |")
@@ -98,38 +103,41 @@ def test_lines(folder, *metrics):
 
 
 def retrieval_lines(records):
-    """R@1 and R@5, OOM -> IM, a row for each method: mean over the columns, ± sd over the seeds that have all of them; COX - it
-    with the p of paired_tests.py, over the runs and over the columns."""
+    """R@1 and R@5, OOM -> IM, a row for each method: mean over its columns, ± sd over the seeds that have all of them; COX - it
+    with the p of paired_tests.py, over the runs and over the columns. Below: COX's instances by data set, times chance."""
+    records = [r for r in records if r["setting"] == "semi"]
     if not records:
         return []
-    keys = [(level, k) for level in ("category", "instance") for k in ("r1", "r5")]
-    pair = "COX − it (p, p of columns)"
-    lines = ["", f"| retrieval, OOM → IM | category R@1 | R@5 | {pair}, R@1 | instance R@1 | R@5 | {pair}, R@1 |",
-             "|:--|--:|--:|--:|--:|--:|--:|"]
-    name = lambda level, k: f"retrieval.out.{level}.{k}"
-    of_level = {"category": records, "instance": [r for r in records if r["data"] not in DRAWN]}
-
-    def means(some, metric):
-        """Of each seed that has all the columns of these records: the mean over them."""
-        found = {(r["data"], r["oom"], words(r), r["seed"]): v for r in some if (v := scores.score(r, metric)) is not None}
-        columns, seeds = {k[:3] for k in found}, sorted({k[3] for k in found})
-        return [sum(found[*c, s] for c in columns) / len(columns) for s in seeds if all((*c, s) in found for c in columns)]
     methods = sorted({r["method"] for r in records}, key=scores.order)
-    cells, compared = {}, {}
-    for level, k in keys:
-        values = {m: means([r for r in of_level[level] if r["method"] == m], name(level, k)) for m in methods}
-        best = [scores.mean_sd(v)[0] if v and m != "aligned" else None for m, v in values.items()]
-        cells[level, k] = dict(zip(methods, bold_best(best, [scores.percent(v) for v in values.values()])))
-    for level in of_level:
-        compared[level] = {t["against"]: f"{100 * t['mean']:+.1f} ({show(t['t_p'])}, {show(t['columns_p'])})"
-                           for t in paired_tests.tests(of_level[level], name(level, "r1")) if t["setting"] == "semi"}
-    for m in methods:
-        lines.append("| " + " | ".join([m, *(c for level in of_level for c in (
-            cells[level, "r1"][m], cells[level, "r5"][m], compared[level].get(m, "–")))]) + " |")
-    chance = {(level, k): means(of_level[level], name(level, k.replace("r", "chance_r"))) for level, k in keys}
-    chance = {key: f"{100 * scores.mean_sd(v)[0]:.2g}" if v else "–" for key, v in chance.items()}
-    return [*lines, "| " + " | ".join(["chance", *(c for level in of_level for c in (
-        chance[level, "r1"], chance[level, "r5"], "–"))]) + " |"]
+    true = [r for r in records if r["data"] not in DRAWN]
+
+    def means(some, level, k):
+        return over_seeds(some, {column(r) for r in some}, lambda r: scores.score(r, f"retrieval.out.{level}.{k}"))
+    pair = "COX − it (p, p of columns), R@1"
+    head = f"| retrieval, OOM → IM | category R@1 | R@5 | {pair} | instance R@1 | R@5 | {pair} |"
+    rows = {m: [m] for m in (*methods, "chance")}
+    for level, some in (("category", records), ("instance", true)):
+        for k in ("r1", "r5"):
+            values = [means([r for r in some if r["method"] == m], level, k) for m in methods]
+            most = max(map(len, values))
+            best = [scores.mean_sd(v)[0] if v and len(v) == most and m != "aligned" else None for m, v in zip(methods, values)]
+            chance = means([r for r in some if r["method"] == "cox"], level, k.replace("r", "chance_r"))
+            for m, cell in zip(rows, [*bold_best(best, [scores.percent(v, most) for v in values]),
+                                      f"{100 * scores.mean_sd(chance)[0]:.2g}" if chance else "–"]):
+                rows[m].append(cell)
+        ahead = {t["against"]: f"{100 * t['mean']:+.1f} ({show(t['t_p'])}, {show(t['columns_p'])})"
+                 for t in paired_tests.tests(some, f"retrieval.out.{level}.r1")}
+        for m, cells in rows.items():
+            cells.append(ahead.get(m, "–"))
+    found = []
+    for data in sorted({r["data"] for r in true}):
+        cox, other = ([r for r in true if (r["data"], r["method"]) == (data, m)] for m in ("cox", "selftrain"))
+        ours, theirs, chance = (means(some, "instance", k) for some, k in ((cox, "r1"), (other, "r1"), (cox, "chance_r1")))
+        if ours and theirs:
+            found.append(f"{data} {scores.percent(ours)} against {scores.percent(theirs)}, "
+                         f"{scores.mean_sd(ours)[0] / scores.mean_sd(chance)[0]:.0f} times chance")
+    return ["", head, "|:--|--:|--:|--:|--:|--:|--:|", *("| " + " | ".join(cells) + " |" for cells in rows.values()),
+            *(["", f"Instance R@1 by data set, COX against `selftrain`: {'; '.join(found)}."] if found else [])]
 
 
 def put(page, lines):

@@ -436,6 +436,26 @@ def test_readme_table_is_made_from_the_json(tmp_path):
     assert "| chance | 10 | 50 | – | – | – | – |" in text and "| toy | sonar | unsup, spectral |" in text and "toy sonar, spectral: COX" in text
 
 
+def test_readme_retrieval_of_instances():
+    """Mean over the columns, spread over the seeds that have them all, fewer seeds marked and not bold, drawn pairs left out."""
+    def shown(data, method, seed, r1, oom="sonar"):
+        at = lambda v: {"r1": v, "r5": 0.75, "chance_r1": 0.02, "chance_r5": 0.1}
+        r = record(0.5, method=method, seed=seed, data=data, oom=oom)
+        r["metrics"]["retrieval"] = {"rgb": {"out": {"category": at(0.5), "instance": at(r1)}}}
+        return r
+    records = [shown("toy", m, s, v + 0.02 * s, oom) for m, v in (("selftrain", 0.1), ("cox", 0.3)) for s in range(2)
+               for oom in ("sonar", "imu")]
+    records += [shown("toy", "erm", 0, 0.9, oom) for oom in ("sonar", "imu")]                          # one seed of two
+    records += [shown("digits", m, s, 1.0) for m in ("selftrain", "cox", "erm") for s in range(2)]
+    lines = readme_table.retrieval_lines(records)
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[4:] for line in lines if line.startswith("|")}
+    sd = f"{np.std([30, 32], ddof=1):.1f}"
+    assert cells["cox"] == [f"**31.0 ± {sd}**", "**75.0 ± 0.0**", "–"] and cells["chance"] == ["2", "10", "–"]
+    assert cells["selftrain"] == [f"11.0 ± {sd}", "**75.0 ± 0.0**", "+20.0 (–, –)"]                    # all differences alike
+    assert cells["erm"] == ["90.0 (n = 1)", "75.0 (n = 1)", "-60.0 (–, –)"]
+    assert lines[-1].endswith(f"COX against `selftrain`: toy 31.0 ± {sd} against 11.0 ± {sd}, 16 times chance.")
+
+
 def test_unsup_runs_three_starts_in_trees_of_their_own(sh, tmp_path):
     done, lines = sh("unsup", DATA="digits", OOM="rgb")
     assert done.returncode == 0, done.stderr
