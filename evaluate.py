@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 
-import bank
-import report
-import results
-from augment import embed
-from flags import Parser, known_device
-from metrics import accuracy, agreement, class_metrics, retrieval
-from model import Head, Learner, map_items, train_connection, warm_connection
-from run_files import find, read_record, what_first, write_tables, write_text
-from scores import condition, order, score
+from cox_oom import files
+from cox_oom.report import page
+from cox_oom.report import tables
+from cox_oom.augment import embed
+from cox_oom.run import Parser, known_device
+from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
+from cox_oom.model import Head, Learner, map_items, train_connection, warm_connection
+from cox_oom.report.records import find, read_record, what_first, write_tables, write_text
+from cox_oom.report.scores import condition, order, score
 
 
 def get_args(argv=None):
@@ -70,14 +70,14 @@ def mapped_test_items(run, connect, oom, ims, device):
     every = max(1, math.ceil(args["epochs"] / args["refreshes"]))                         # epochs between COX's refreshes
     torch.manual_seed(args["seed"])
     generator = torch.Generator().manual_seed(args["seed"])
-    at, train = {i: r for r, i in enumerate(oom["ids"])}, bank.rows(oom, ("train",))
+    at, train = {i: r for r, i in enumerate(oom["ids"])}, files.rows(oom, ("train",))
     out = {}
     for m in run["im"]:
-        test = bank.rows(ims[m], ("test",))
+        test = files.rows(ims[m], ("test",))
         test = test[ims[m]["labels"][test] >= 0]
         if not len(test):
             continue
-        z_im, y_im = bank.features_of(ims[m], connect["mapped_ids"][m]), connect["mapped_labels"][m]
+        z_im, y_im = files.features_of(ims[m], connect["mapped_ids"][m]), connect["mapped_labels"][m]
         c, optimizer = warm_connection(connect, m, z_im, lr=args["lr"], weight_decay=args["weight_decay"],
                                        trained=args["method"] != "random")
         if args["method"] == "cox":
@@ -116,7 +116,7 @@ def apply_head(state, z):
 def load_run(args, data, folder):
     """What all methods of one seed share, by their folder: OOM inputs, banks, connect.pt, the digests they have now."""
     perceptor, oom, setting, seed = folder.parts[-4:]
-    return bank.load_seed(args.runs, data, perceptor, oom[4:], setting, int(seed[4:]), keys=("learner", "im_heads", "curve"),
+    return files.load_seed(args.runs, data, perceptor, oom[4:], setting, int(seed[4:]), keys=("learner", "im_heads", "curve"),
                           first=f"python extract_features.py --data {data} --oom {oom[4:]}")
 
 
@@ -125,7 +125,7 @@ def judge_connections(connect, oom, ims, test, device):
     on v[k]."""
     im_heads = {}
     for m, state in connect["im_heads"].items():
-        r = bank.rows(ims[m], ("test",))
+        r = files.rows(ims[m], ("test",))
         r = r[ims[m]["labels"][r] >= 0]
         im_heads[m] = accuracy(apply_head(state, ims[m]["features"][r]), ims[m]["labels"][r])
     z, guess = features(connect, oom, test, device)
@@ -140,7 +140,7 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
     method = "-".join(filter(None, (args["method"], args.get("tag"))))
     z, guess = features(run, oom, test, device)
     metrics = class_metrics(guess, oom["labels"][test], oom["class_names"])
-    val = bank.rows(oom, ("val",))
+    val = files.rows(oom, ("val",))
     val = val[oom["labels"][val] >= 0]
     if len(val):
         metrics["val_accuracy"] = accuracy(features(run, oom, val, device)[1], oom["labels"][val])
@@ -161,12 +161,12 @@ def evaluate(run, connect, oom, ims, test, judged, data, device, task):
         metrics["retrieval"] = {m: {"out": retrieval(own, other, len(oom["class_names"])),
                                     "back": retrieval(other, own, len(oom["class_names"]))}
                                 for m, other in mapped_test_items(run, connect, oom, ims, device).items()}
-    semi, train = args["setting"] == "semi", len(bank.rows(oom, ("train",)))
+    semi, train = args["setting"] == "semi", len(files.rows(oom, ("train",)))
     share = known["labels"] if not known["per_class"] else round(connect["meta"]["n_labelled"] / train, 4)
-    if connect["meta"]["n_labelled"] == (oom["labels"][bank.rows(oom, ("train",))] >= 0).sum():
+    if connect["meta"]["n_labelled"] == (oom["labels"][files.rows(oom, ("train",))] >= 0).sum():
         share = 1.0                                                                           # all that there are
     by_class = sorted({m for im in ims.values() for m in im["meta"].get("paired_by_class", [])})
-    return {"data": bank.data_name(data),
+    return {"data": files.data_name(data),
             **{k: args[k] for k in ("perceptor", "setting", "oom", "seed")},
             "method": method,
             "labels": share if semi else 0.0, "per_class": known["per_class"] if semi else 0,
@@ -198,9 +198,9 @@ def cloud(args, data, folder, methods):
     """Features for the report's planes, of one seed: IM banks, the learner's OOM test items, mapped items."""
     oom, ims, connect, _ = load_run(args, data, folder)
     method = next(m for m in ("cox", *sorted(methods, key=order, reverse=True)) if m in methods)
-    run = bank.load(folder / f"{method}.pt")
-    test = bank.rows(oom, ("test",))
-    shown = {m: bank.rows(im, ("train",)) for m, im in ims.items()}
+    run = files.load(folder / f"{method}.pt")
+    test = files.rows(oom, ("test",))
+    shown = {m: files.rows(im, ("train",)) for m, im in ims.items()}
     return {"method": method, "seed": int(folder.name[4:]), "classes": oom["class_names"],
             "im": {m: (ims[m]["features"][r], ims[m]["labels"][r]) for m, r in shown.items()},
             "oom": (features(run, oom, test, args.device)[0], oom["labels"][test]),
@@ -209,29 +209,29 @@ def cloud(args, data, folder, methods):
 
 def main(argv=None):
     args = get_args(argv)
-    args.data = list({bank.data_name(d): d for d in args.data}.values())    # named twice, it counts once
+    args.data = list({files.data_name(d): d for d in args.data}.values())    # named twice, it counts once
     records, clouds, seen = [], {}, {}
     if args.out:
-        bank.writable(args.out)
+        files.writable(args.out)
 
     # ----------------------------------------------------------------------------------- evaluate what is new
     for data in args.data:
         found = find(args, data, ".pt")
         kept = [f for f in find(args, data, ".json") if f not in found] if args.table else []
         if not found and not kept:
-            raise bank.UserError(what_first(args, data))
+            raise files.UserError(what_first(args, data))
         for folder, method in found:
             if folder not in seen:
                 oom, ims, connect, made_from = load_run(args, data, folder)
-                test = bank.rows(oom, ("test",))
+                test = files.rows(oom, ("test",))
                 test = test[oom["labels"][test] >= 0]
                 if not len(test):
-                    raise bank.UserError(f"{bank.inputs_path(args.runs, data, folder.parts[-3][4:])} has no "
+                    raise files.UserError(f"{files.inputs_path(args.runs, data, folder.parts[-3][4:])} has no "
                                          f"labelled test row; mark some as test and extract again")
                 judged, seen[folder] = None, []
             path = folder / f"{method}.pt"
-            run = bank.load(path, keys=("learner", "head", "before", "after", "history"))
-            bank.check_chain(path, run["meta"], made_from, oom["meta"]["fingerprint"])
+            run = files.load(path, keys=("learner", "head", "before", "after", "history"))
+            files.check_chain(path, run["meta"], made_from, oom["meta"]["fingerprint"])
             record = None if args.force else read_record(path.with_suffix(".json"))
             new = record is None or record["made_from"] != {method: run["meta"]["digest"]}
             wanted = ("warm_accuracy", *(["retrieval"] if args.task == "retrieval" else []))
@@ -248,7 +248,7 @@ def main(argv=None):
             path = folder / f"{method}.json"
             record = read_record(path)
             if record is None:
-                raise bank.UserError(f"{path} is damaged or of another version, its .pt is gone; remove it")
+                raise files.UserError(f"{path} is damaged or of another version, its .pt is gone; remove it")
             print(f"taken as it is: {path} ({method}.pt is gone, so nothing can be checked or drawn)")
             records.append(record)
     if not args.table:
@@ -259,19 +259,19 @@ def main(argv=None):
     # --------------------------------------------------------------------------------------- table and report
     for folder, done in seen.items():                                       # of each row the lowest seed
         r = done[0]
-        data = next(d for d in args.data if bank.data_name(d) == r["data"])
+        data = next(d for d in args.data if files.data_name(d) == r["data"])
         key = (r["data"], r["perceptor"], r["oom"], condition(r))
         clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in done])
-    base = Path(args.runs) / (bank.data_name(args.data[0]) if len(args.data) == 1 else "")
+    base = Path(args.runs) / (files.data_name(args.data[0]) if len(args.data) == 1 else "")
     out = Path(args.out) if args.out else base / ("report-retrieval" if args.task == "retrieval" else "report")
-    blocks = results.tables(records, args.task)
+    blocks = tables.tables(records, args.task)
     write_tables(out, records, blocks)
     command = " ".join(["python", *(["evaluate.py", *argv] if argv else sys.argv)])
-    page = report.page(blocks, records, clouds, command, args.task)
-    write_text(out / "report.html", page)
-    print("\n" + results.markdown(blocks))
-    print(f"wrote {out}/table.md, table.csv, table.json and report.html ({len(page) / 1e6:.1f} MB)")
+    html = page.page(blocks, records, clouds, command, args.task)
+    write_text(out / "report.html", html)
+    print("\n" + tables.markdown(blocks))
+    print(f"wrote {out}/table.md, table.csv, table.json and report.html ({len(html) / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
-    bank.run(main)
+    files.run(main)

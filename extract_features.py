@@ -19,19 +19,19 @@ import time
 import torch
 from tqdm import tqdm
 
-import bank
-import perceptors
-import readers
-from flags import Parser, known_device, number
-from perceptors import bind, embed, weights
-from readers import ahead, media
+from cox_oom import files
+from cox_oom import perceptors
+from cox_oom import data as datasets
+from cox_oom.run import Parser, known_device, number
+from cox_oom.perceptors import bind, embed, weights
+from cox_oom.data import ahead, media
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def get_args(argv=None):
     p = Parser(__doc__, epilog="Next: python train_connect.py --data D --oom M")
-    p.add_argument("--data", required=True, help=f"a folder with manifest.csv, or one of {', '.join(readers.NAMES)}")
+    p.add_argument("--data", required=True, help=f"a folder with manifest.csv, or one of {', '.join(datasets.NAMES)}")
     p.add_argument("--root", help="where a named data set lies, as its publishers lay it out (docs/data/)")
     p.add_argument("--mosei-classes", help="mosei only: emotion, emotion6 or sentiment7")
     p.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set's reader "
@@ -82,7 +82,7 @@ def told(file, modality, args):
     meta = file["meta"]
     counts = [f"{n} {p} ({'kept' if p == 'silent' and 'on_silence' not in meta['args'] else 'left out'})"
               for p, n in meta.get("media", {}).items()]
-    return ", ".join(["", *counts]) + (f": see {bank.media_path(args.runs, args.data, modality)}" if counts else "")
+    return ", ".join(["", *counts]) + (f": see {files.media_path(args.runs, args.data, modality)}" if counts else "")
 
 
 class Progress(ahead.Items):
@@ -107,7 +107,7 @@ def read_inputs(data, modality, rows, folder, shape, workers, complain):
             row = rows[e.item]
             cell = data.cells[modality][row]
             where = os.path.join(folder or "", cell) if isinstance(cell, str) else modality
-            raise bank.UserError(f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty "
+            raise files.UserError(f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty "
                                  f"the cell") from None
         except media.NoTrainItem:
             check_items(folder, data, modality, [r for r in rows if r not in complain.left_out])
@@ -119,21 +119,21 @@ def left_over(path, fingerprint):
     folder = next(p for p in path.parents if (p / "inputs").is_dir() or p.parent == p)
     made = (p for p in folder.rglob("*.pt") if p.parent.name != "inputs" and p.name != "im.pt" and
             p.parent.suffix != ".parts")
-    return path.exists() and bank.load(path)["meta"]["fingerprint"] != fingerprint and not any(made)
+    return path.exists() and files.load(path)["meta"]["fingerprint"] != fingerprint and not any(made)
 
 
 def columns(data, rows):
     """What inputs and banks say of their rows."""
     return {"ids": [data.ids[i] for i in rows], "class_names": data.class_names,
             "labels": torch.tensor([data.labels[i] for i in rows]),
-            "split": torch.tensor([bank.SPLITS.index(data.split[i]) for i in rows])}
+            "split": torch.tensor([files.SPLITS.index(data.split[i]) for i in rows])}
 
 
 def pairs(flag, given):
     """{key: value} of a flag's KEY=VALUEs."""
     for text in given:
         if "=" not in text:
-            raise bank.UserError(f"{flag} {text}: write KEY=VALUE")
+            raise files.UserError(f"{flag} {text}: write KEY=VALUE")
     return dict(text.partition("=")[::2] for text in given)
 
 
@@ -151,12 +151,12 @@ def check_items(name, data, modality, rows, tested=False):
         filled = set(seen(data, modality)) | set(data.absent.get(modality, ()))
         n = len(filled & set(of_part))
         if n:
-            raise bank.UserError(f"{name}: all {modality} items of the {row}s of split {part}, {n} in number, are missing, "
+            raise files.UserError(f"{name}: all {modality} items of the {row}s of split {part}, {n} in number, are missing, "
                                  f"broken or silent and left out{why}; replace some of the files (without --on-error skip and "
                                  f"--on-silence skip the first is named)")
         if part == "test" and any(data.split[i] == "test" for i in rows):
-            raise bank.UserError(f"{name}: no row of split test that has a {modality} item has a label{why}; label some of them")
-        raise bank.UserError(f"{name}: no {row} of split {part} has a {modality} item{why}; fill its cell in some of them, or "
+            raise files.UserError(f"{name}: no row of split test that has a {modality} item has a label{why}; label some of them")
+        raise files.UserError(f"{name}: no {row} of split {part} has a {modality} item{why}; fill its cell in some of them, or "
                              f"set the split of some {row}s that have one to {part}")
 
 
@@ -164,11 +164,11 @@ def weights_of(name, role, args, path):
     """Digest of the files that a perceptor reads for a role; None where a bank is there and the weights are not."""
     try:
         found = perceptors.module(name).weight_files([role], perceptors.model_of(name, args.weights))
-    except bank.UserError:
+    except files.UserError:
         if path.exists() and not args.weights:
             return None
         raise
-    return bank.digest({f: weights.sha256(p) for f, p in found.items()})
+    return files.digest({f: weights.sha256(p) for f, p in found.items()})
 
 
 def main(argv=None):
@@ -177,29 +177,29 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------------------------------------ data
     if args.perceptor == "bind" and not args.oom:
-        raise bank.UserError("--perceptor bind needs --oom: its encoders are trained on the other modalities alone")
+        raise files.UserError("--perceptor bind needs --oom: its encoders are trained on the other modalities alone")
     if args.bind_width < 8 or args.bind_width % 8:
-        raise bank.UserError(f"--bind-width {args.bind_width}: give a multiple of 8 (its layers are normalised in groups)")
+        raise files.UserError(f"--bind-width {args.bind_width}: give a multiple of 8 (its layers are normalised in groups)")
     synth = {"commonality": args.commonality, "seed": args.data_seed}
-    options = synth if args.data == "synth" else {"frames": args.frames} if "frames" in readers.options(args.data) else {}
+    options = synth if args.data == "synth" else {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
     options |= pairs("--option", args.option)
     if args.mosei_classes:
         options["classes"] = args.mosei_classes
-    if args.im and not readers.is_name(args.data):                          # of a folder's columns these alone are checked
+    if args.im and not datasets.is_name(args.data):                          # of a folder's columns these alone are checked
         options["columns"] = [*args.im.split(","), args.oom]
-    data = readers.read(args.data, root=args.root, **options)
+    data = datasets.read(args.data, root=args.root, **options)
     for fact in data.facts:
         print(f"  {fact}")
     if args.oom and args.oom not in data.modalities:
-        raise bank.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}"
+        raise files.UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}"
                              + ("; one is learnt at a time, the others are known or left out with --im" if "," in args.oom else ""))
     ims = args.im.split(",") if args.im else [m for m in data.modalities if m != args.oom]
     for m in ims:
         if m not in data.modalities or m == args.oom:
-            raise bank.UserError(f"--im {m}: choose among {', '.join(x for x in data.modalities if x != args.oom)}")
+            raise files.UserError(f"--im {m}: choose among {', '.join(x for x in data.modalities if x != args.oom)}")
     if not ims:
-        raise bank.UserError(f"{args.data} has only {args.oom}: COX needs at least one other modality to learn from")
-    counts = ", ".join(f"{data.split.count(s)} {s}" for s in bank.SPLITS)
+        raise files.UserError(f"{args.data} has only {args.oom}: COX needs at least one other modality to learn from")
+    counts = ", ".join(f"{data.split.count(s)} {s}" for s in files.SPLITS)
     print(f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, "
           f"fingerprint {data.fingerprint[:8]}")
     used, where = [*ims, *([args.oom] if args.oom else [])], args.root or args.data
@@ -217,43 +217,43 @@ def main(argv=None):
     trained = [m for m in ims if choice[m] is None]
     frozen = [m for m in ims if choice[m]]
     if trained and not args.oom:
-        raise bank.UserError(f"--perceptor {args.perceptor} has no encoder for {trained[0]}; one trained here needs --oom, the "
+        raise files.UserError(f"--perceptor {args.perceptor} has no encoder for {trained[0]}; one trained here needs --oom, the "
                              f"modality that it must not see; give it, or --im {','.join(frozen)}")
 
     # -------------------------------------------------------------------- the learner's inputs, one file per modality
-    bank.writable(args.runs)
+    files.writable(args.runs)
     shape = {"image_size": args.image_size, "series_length": args.series_length, "frames": args.frames, "mels": args.mels}
     silence = {"on_silence": "skip"} if args.on_silence == "skip" else {}
-    files = {}
+    inputs = {}
     for m in [*trained, *([args.oom] if args.oom else [])]:
-        path = bank.inputs_path(args.runs, args.data, m)
+        path = files.inputs_path(args.runs, args.data, m)
         known = {**shape, **(silence if data.modalities[m] == "audio" else {})}
         redo = args.force or left_over(path, data.fingerprint)
-        if not bank.finished(path, known, {}, data.fingerprint, redo):
+        if not files.finished(path, known, {}, data.fingerprint, redo):
             complain, rows = ahead.Complaints(data, m, args.on_error, args.on_silence), seen(data, m)
             workers = 0 if data.modalities[m] == "text" else args.workers
             made = read_inputs(data, m, rows, where, shape, workers, complain)
             rows = [r for r in rows if r not in complain.left_out]
             check_items(where, data, m, rows, tested=m == args.oom)
-            bank.save(path, {**made, **columns(data, rows)}, stage="extract_features", data=data.name,
+            files.save(path, {**made, **columns(data, rows)}, stage="extract_features", data=data.name,
                       fingerprint=data.fingerprint, args=known, source=data.source, dated=False,
-                      media=complain.finish(bank.media_path(args.runs, args.data, m)))
-        files[m] = bank.load(path)
-        print(f"  {m}: {files[m]['kind']} {tuple(files[m]['x'].shape)} {str(files[m]['x'].dtype)[6:]}{told(files[m], m, args)}")
-        if files[m]["kind"] == "series" and files[m]["x"].shape[1] > files[m]["x"].shape[2]:
-            print(f"    more channels ({files[m]['x'].shape[1]}) than steps: arrays are (channels, time); if these are not, transpose")
+                      media=complain.finish(files.media_path(args.runs, args.data, m)))
+        inputs[m] = files.load(path)
+        print(f"  {m}: {inputs[m]['kind']} {tuple(inputs[m]['x'].shape)} {str(inputs[m]['x'].dtype)[6:]}{told(inputs[m], m, args)}")
+        if inputs[m]["kind"] == "series" and inputs[m]["x"].shape[1] > inputs[m]["x"].shape[2]:
+            print(f"    more channels ({inputs[m]['x'].shape[1]}) than steps: arrays are (channels, time); if these are not, transpose")
 
     # ---------------------------------------------------------------------------- banks of the pretrained perceptor
-    folder = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom, trained=True)
+    folder = files.bank_dir(args.runs, args.data, args.perceptor, args.oom, trained=True)
     path = folder.parent / "im.pt"
-    if args.oom and frozen and not bank.finished(path, {"im": sorted(ims)}, {}, data.fingerprint,
+    if args.oom and frozen and not files.finished(path, {"im": sorted(ims)}, {}, data.fingerprint,
                                                  args.force or left_over(path, data.fingerprint)):
-        bank.save(path, {"im": sorted(ims)}, stage="extract_features", data=data.name, fingerprint=data.fingerprint,
+        files.save(path, {"im": sorted(ims)}, stage="extract_features", data=data.name, fingerprint=data.fingerprint,
                   args={"im": sorted(ims)}, dated=False, quiet=True)
     banks = {}
     for m in frozen:
         name, role = choice[m]
-        path = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
+        path = files.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
         own = perceptors.options_of(name, given)
         known = {"perceptor": name, "role": role, "dtype": args.dtype, **own,
                  **(silence if data.modalities[m] == "audio" else {})}
@@ -263,7 +263,7 @@ def main(argv=None):
         parts = path.with_suffix(".parts")
         if args.force:
             embed.clear(parts)
-        if not bank.finished(path, known, made_from, data.fingerprint, args.force):
+        if not files.finished(path, known, made_from, data.fingerprint, args.force):
             print(f"{name}: {m} as {role} ({args.dtype}, {args.device}, {args.workers} worker processes)")
             model = perceptors.module(name).load([role], weights=perceptors.model_of(name, args.weights), device=args.device,
                                                  dtype=DTYPES[args.dtype], **own)
@@ -272,18 +272,18 @@ def main(argv=None):
                                      workers=args.workers, device=args.device, known={**known, **made_from},
                                      complain=complain)
             check_items(where, data, m, rows)
-            bank.save(path, {"features": z, **columns(data, rows)}, stage="extract_features", data=data.name,
+            files.save(path, {"features": z, **columns(data, rows)}, stage="extract_features", data=data.name,
                       fingerprint=data.fingerprint, args=known, made_from=made_from, source=data.source,
-                      weights=model.weights, media=complain.finish(bank.media_path(args.runs, args.data, m)), dated=False)
+                      weights=model.weights, media=complain.finish(files.media_path(args.runs, args.data, m)), dated=False)
             del model
         embed.clear(parts)
-        banks[m] = bank.load(path)
+        banks[m] = files.load(path)
         print(f"  {m}: features {tuple(banks[m]['features'].shape)}{told(banks[m], m, args)}")
 
     # ---------------------------------------------- encoders trained here: for all (bind), or for what the perceptor lacks
     settings = {"im": sorted(trained), "epochs": args.bind_epochs, "width": args.bind_width,
                 "dim": args.bind_dim, "seed": args.seed, "pair_by_class": args.pair_by_class}
-    made_from = {f"inputs/{m}": files[m]["meta"]["digest"] for m in trained}
+    made_from = {f"inputs/{m}": inputs[m]["meta"]["digest"] for m in trained}
     target = None
     if trained and frozen:                          # the image's features (ImageBind) or the language's (LanguageBind), if it may
         prefer = [getattr(perceptors.module(choice[m][0]), "BIND_TO", "image") for m in frozen]
@@ -292,30 +292,30 @@ def main(argv=None):
         made_from[f"banks/{target}"] = banks[target]["meta"]["digest"]
     stale = [p for p in folder.glob("*.pt") if p.stem not in trained]
     if stale:
-        raise bank.UserError(f"{stale[0]} is a bank that --im {','.join(ims)} leaves out; remove it, or use another --runs")
-    done = [bank.finished(folder / f"{m}.pt", settings, made_from, data.fingerprint, args.force) for m in trained]
+        raise files.UserError(f"{stale[0]} is a bank that --im {','.join(ims)} leaves out; remove it, or use another --runs")
+    done = [files.finished(folder / f"{m}.pt", settings, made_from, data.fingerprint, args.force) for m in trained]
     if not all(done):
         print(f"training {'bind' if target is None else 'encoders'} on {', '.join(trained)}"
               f"{f' against the features of {target}' if target else ''} (seed {args.seed}, {args.bind_epochs} epochs, "
               f"{args.device})")
-        encoders, by_class = bind.train({m: files[m] for m in trained}, frozen=target and {target: banks[target]},
+        encoders, by_class = bind.train({m: inputs[m] for m in trained}, frozen=target and {target: banks[target]},
                                         dim=settings["dim"], width=args.bind_width, epochs=args.bind_epochs, seed=args.seed,
                                         device=args.device, pair_by_class=args.pair_by_class)
         if by_class:
             print(f"paired by class, as asked (--pair-by-class): {', '.join(by_class)} share no row with another modality")
         for m in trained:
-            keep = {k: files[m][k] for k in ("ids", "class_names", "labels", "split")}
-            bank.save(folder / f"{m}.pt", {"features": bind.features(encoders[m], files[m], device=args.device), **keep,
+            keep = {k: inputs[m][k] for k in ("ids", "class_names", "labels", "split")}
+            files.save(folder / f"{m}.pt", {"features": bind.features(encoders[m], inputs[m], device=args.device), **keep,
                                            "encoder": {k: v.cpu() for k, v in encoders[m].state_dict().items()}},
                       stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=settings,
                       made_from=made_from, perceptor="bind", paired_by_class=by_class, dated=False)
-    log = bank.media_path(args.runs, args.data, "").with_name("extract_features.log")    # not in the files: see bank.save
+    log = files.media_path(args.runs, args.data, "").with_name("extract_features.log")    # not in the files: see files.save
     log.parent.mkdir(exist_ok=True)
     with open(log, "a", encoding="utf-8") as f:
         f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {time.time() - start:.0f} s: {' '.join(argv or sys.argv[1:])}\n")
     print(f"stage 1 done in {time.time() - start:.0f} s. Next: "
-          + bank.command("train_connect.py", args.data, args.oom or "M", perceptor=args.perceptor, runs=args.runs))
+          + files.command("train_connect.py", args.data, args.oom or "M", perceptor=args.perceptor, runs=args.runs))
 
 
 if __name__ == "__main__":
-    bank.run(main)
+    files.run(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pybind11
 import torch
-from setuptools import setup
+from setuptools import find_packages, setup
 from torch.utils import cpp_extension
 
 CSRC = Path("csrc")  # relative: setuptools refuses absolute source paths
@@ -82,4 +82,4 @@ def extensions():
     return found
 
 
-setup(packages=["cox_ops"], ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension})
+setup(packages=find_packages(include=["cox_ops*", "cox_oom*"]), ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension})

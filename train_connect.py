@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import bank
+from cox_oom import files
 import cox_ops
-from augment import augment, batch, embed
-from flags import PARTS, Parser, known_device, leave_out, number
-from model import Connection, Learner, fit_head, map_items, train_connection
-from supervision import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
+from cox_oom.augment import augment, batch, embed
+from cox_oom.run import PARTS, Parser, known_device, leave_out, number
+from cox_oom.model import Connection, Learner, fit_head, map_items, train_connection
+from cox_oom.labels import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
 
 
 def get_args(argv=None):
@@ -96,36 +96,36 @@ def warm_up(learner, head, oom, rows, labels, *, steps, args, generator, name, t
 def main(argv=None):
     args = get_args(argv)
     start = time.time()
-    first = bank.command("extract_features.py", args.data, args.oom, perceptor=args.perceptor, runs=args.runs)
+    first = files.command("extract_features.py", args.data, args.oom, perceptor=args.perceptor, runs=args.runs)
 
     # ------------------------------------------------------------------------------------------------------ data
-    oom, inputs_file = bank.load_inputs(args.runs, args.data, args.oom, first=first)
-    ims, made_from = bank.load_banks(args.runs, args.data, args.perceptor, args.oom, first=first)
+    oom, inputs_file = files.load_inputs(args.runs, args.data, args.oom, first=first)
+    ims, made_from = files.load_banks(args.runs, args.data, args.perceptor, args.oom, first=first)
     fingerprint = oom["meta"]["fingerprint"]
-    sources = {m: bank.inputs_path(args.runs, args.data, m) for m in ims}
-    now = {f"inputs/{m}": bank.load(p, first=first)["meta"]["digest"] for m, p in sources.items() if p.exists()}
+    sources = {m: files.inputs_path(args.runs, args.data, m) for m in ims}
+    now = {f"inputs/{m}": files.load(p, first=first)["meta"]["digest"] for m, p in sources.items() if p.exists()}
     for m, im in ims.items():
-        file = bank.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
-        bank.check_chain(file, im["meta"], {**now, **made_from}, fingerprint)
+        file = files.bank_dir(args.runs, args.data, args.perceptor, args.oom) / f"{m}.pt"
+        files.check_chain(file, im["meta"], {**now, **made_from}, fingerprint)
     made_from[f"inputs/{args.oom}"] = oom["meta"]["digest"]
-    path = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
+    path = files.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed) / "connect.pt"
     args.without = sorted(set(args.without))
     idle = [f for f in ("per_class", "holdout", "pair_by_class") if args.setting == "unsup" and getattr(args, f)]
     idle += ["init"] if args.setting == "semi" and args.init != "literal" else []
     if idle:
         print(f"note: with --setting {args.setting} these play no part: {', '.join('--' + f.replace('_', '-') for f in idle)}")
     if args.name_with and (args.init != "spectral" or args.setting != "unsup"):
-        raise bank.UserError("--name-with names the readings: give it with --setting unsup --init spectral")
+        raise files.UserError("--name-with names the readings: give it with --setting unsup --init spectral")
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
-    if bank.finished(path, settings, made_from, fingerprint, args.force):
+    if files.finished(path, settings, made_from, fingerprint, args.force):
         return
-    bank.writable(path.parent)
+    files.writable(path.parent)
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     classes, names = len(oom["class_names"]), sorted(ims)
-    train = bank.rows(oom, ("train",))                                                  # M rows of the inputs
+    train = files.rows(oom, ("train",))                                                  # M rows of the inputs
     if args.setting == "semi" and not (oom["labels"][train] >= 0).any():
-        raise bank.UserError(f"no training row of {args.oom} has a label, so --setting semi has nothing to start from; label "
+        raise files.UserError(f"no training row of {args.oom} has a label, so --setting semi has nothing to start from; label "
                              f"some and extract again, or give --setting unsup")
     print(f"{args.oom} from {', '.join(names)}: M = {len(train)}, {classes} classes, {args.setting}, seed {args.seed}, "
           f"{args.device}, torch {torch.__version__}")
@@ -133,10 +133,10 @@ def main(argv=None):
     # ----------------------------------------------------------------- IM side: every labelled training item, N_k
     z_im, y_im, ids_im, im_heads = {}, {}, {}, {}
     for m in names:
-        r = bank.rows(ims[m], ("train",))
+        r = files.rows(ims[m], ("train",))
         r = r[ims[m]["labels"][r] >= 0]
         if not len(r):
-            raise bank.UserError(f"IM modality {m} has no labelled training item; label some, or leave it out with --im "
+            raise files.UserError(f"IM modality {m} has no labelled training item; label some, or leave it out with --im "
                                  f"in stage 1")
         z_im[m], y_im[m] = ims[m]["features"][r].to(args.device), ims[m]["labels"][r].to(args.device)
         ids_im[m] = [ims[m]["ids"][i] for i in r.tolist()]
@@ -181,7 +181,7 @@ def main(argv=None):
             drawn = args.pair_by_class and not known                                             # the data have none of it
             has, paired = find_pairs([oom["ids"][r] for r in labelled.tolist()], y, ids_im[m], y_im[m], drawn, generator)
             if not len(has):
-                raise bank.UserError(f"no labelled {args.oom} item has a pair in {m}; give {'' if known else '--pair-by-class, '}"
+                raise files.UserError(f"no labelled {args.oom} item has a pair in {m}; give {'' if known else '--pair-by-class, '}"
                                      f"more --labels, or leave {m} out with --im in stage 1")
             pairs[m] = (has, paired)
             by_class += [m] if drawn else []
@@ -203,7 +203,7 @@ def main(argv=None):
             anchors = cox_ops.top_anchors(confidence, count, largest=True, mask=mask)
             anchors = anchors[anchors >= 0]
             if not len(anchors):
-                raise bank.UserError(f"the IM heads of {', '.join(names)} agree on no {args.oom} item, so there is no anchor; "
+                raise files.UserError(f"the IM heads of {', '.join(names)} agree on no {args.oom} item, so there is no anchor; "
                                      f"try another --seed, or --setting semi")
             print(f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
                   f"{label[anchors].unique().numel()} of {classes} classes. A random network carries no class names: "
@@ -212,8 +212,8 @@ def main(argv=None):
             if args.name_with:
                 label, doubt, naming, said = name_by_items(oom, train, classes, args.name_with, generator)
             else:
-                inputs = {m: bank.load_inputs(args.runs, args.data, m)[0]                   # a pretrained perceptor: its bank
-                          if bank.inputs_path(args.runs, args.data, m).exists() else ims[m] for m in names}
+                inputs = {m: files.load_inputs(args.runs, args.data, m)[0]                   # a pretrained perceptor: its bank
+                          if files.inputs_path(args.runs, args.data, m).exists() else ims[m] for m in names}
                 label, doubt, naming, said = name_by_clusters(oom, train, inputs, classes, args.seed)
             print(f"  {said}")
             of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]
@@ -224,7 +224,7 @@ def main(argv=None):
         guess = head(z_all).argmax(1)
         seen = [c for c in range(classes) if (guess == c).any() and all((y_im[m] == c).any() for m in names)]
         if not seen:
-            raise bank.UserError(f"no class that the {args.oom} items are given has a labelled item in each of {', '.join(names)}, "
+            raise files.UserError(f"no class that the {args.oom} items are given has a labelled item in each of {', '.join(names)}, "
                                  f"so there are no centroids to pair; choose --im in stage 1 so that classes are common")
         z = torch.stack([z_all[guess == c].mean(0) for c in seen])[None]                        # (1, classes seen, d)
         y = torch.tensor(seen, device=args.device)
@@ -263,7 +263,7 @@ def main(argv=None):
     bind_by_class = sorted({i for im in ims.values() for i in im["meta"].get("paired_by_class", [])})
     paired += "; bind by class: " + ", ".join(bind_by_class) if bind_by_class else ""
     state = lambda module: {k: v.detach().cpu() for k, v in module.state_dict().items()}
-    bank.save(path, {
+    files.save(path, {
         "arch": arch,
         "learner": state(learner), "head": state(head), "initial": initial, "im": names,
         "class_names": oom["class_names"], "im_heads": {m: state(h) for m, h in im_heads.items()},
@@ -275,13 +275,13 @@ def main(argv=None):
         "labelled": [oom["ids"][r] for r in labelled.tolist()], "held": [oom["ids"][r] for r in held.tolist()],
         "curve": curve, "warmup_loss": losses,
         "naming": naming,
-    }, stage="train_connect", data=bank.data_name(args.data), fingerprint=fingerprint, args=settings,
+    }, stage="train_connect", data=files.data_name(args.data), fingerprint=fingerprint, args=settings,
         made_from=made_from,
         paired=paired, n_labelled=len(labelled), seconds=round(time.time() - start, 1))
-    print(f"stage 2 done in {time.time() - start:.0f} s. Next: " + bank.command(
+    print(f"stage 2 done in {time.time() - start:.0f} s. Next: " + files.command(
         "train_explore.py", args.data, args.oom, perceptor=args.perceptor, runs=args.runs, method="cox", setting=args.setting,
         seed=args.seed))
 
 
 if __name__ == "__main__":
-    bank.run(main)
+    files.run(main)

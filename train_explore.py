@@ -24,15 +24,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import anchors
-import bank
-import baselines
-from augment import augment, batch, embed
-from correspond import (class_posteriors, coarse_and_fine, common_items, held_out_gain, known_items, labels_alone, plain_vectors,
+from cox_oom import anchors
+from cox_oom import files
+from cox_oom import methods
+from cox_oom.augment import augment, batch, embed
+from cox_oom.correspond import (class_posteriors, coarse_and_fine, common_items, held_out_gain, known_items, labels_alone, plain_vectors,
                         whiten)
-from flags import PARTS, Parser, known_device, leave_out, number
-from model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
-from supervision import class_frequencies, training_rows
+from cox_oom.run import PARTS, Parser, known_device, leave_out, number
+from cox_oom.model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
+from cox_oom.labels import class_frequencies, training_rows
 
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")
 
@@ -78,7 +78,7 @@ def get_args(argv=None):
                    "free: they are not")
     p.add_argument("--without", type=leave_out, action="extend", default=[], metavar="PART,…",
                    help=f"cox, ablation: leave out some of {', '.join(PARTS)}; connection and warmup as in stage 2")
-    baselines.add_flags(p)
+    methods.add_flags(p)
     p.add_argument("--seed", type=number(int, 0), default=0, help="as in stage 2; order and augmentation here")
     p.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--force", action="store_true", help="redo finished work; stopped, the same command goes on with it")
@@ -90,18 +90,18 @@ def main(argv=None):
     start = time.time()
 
     # ------------------------------------------------------------------------------------------------------ data
-    oom, ims, connect, made_from = bank.load_seed(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed,
+    oom, ims, connect, made_from = files.load_seed(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed,
                                                   keys=("learner", "connections", "mapped", "labelled"),
-                                                  first=bank.command("extract_features.py", args.data, args.oom,
+                                                  first=files.command("extract_features.py", args.data, args.oom,
                                                                      perceptor=args.perceptor, runs=args.runs))
-    folder = bank.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed)
+    folder = files.run_dir(args.runs, args.data, args.perceptor, args.oom, args.setting, args.seed)
     if args.tag and not re.fullmatch(r"[\w-]+", args.tag):
-        raise bank.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
+        raise files.UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
     run = "-".join(filter(None, (args.method, args.tag)))
     path, checkpoint = folder / f"{run}.pt", folder / f"{run}.checkpoint.pt"
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in connect["meta"]["args"]["without"]:
-        raise bank.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "
+        raise files.UserError(f"{folder / 'connect.pt'} was made with the warm-up; run first, under another --runs or with "
                              f"--force: python train_connect.py --data {args.data} --oom {args.oom} --setting {args.setting} "
                              f"--seed {args.seed} --without warmup")
     without = {*args.without, *connect["meta"]["args"]["without"]} if args.method == "cox" else set()
@@ -109,13 +109,13 @@ def main(argv=None):
     args.kl = "matched" if args.kl == "expected" and not soft else args.kl
     args.w_disagree = (1.0 if args.kl == "expected" else 0.5) if args.w_disagree is None else args.w_disagree
     settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
-    facts = {"stage": "train_explore", "data": bank.data_name(args.data), "fingerprint": oom["meta"]["fingerprint"],
+    facts = {"stage": "train_explore", "data": files.data_name(args.data), "fingerprint": oom["meta"]["fingerprint"],
              "args": settings, "made_from": made_from}
-    if bank.finished(path, settings, made_from, facts["fingerprint"], args.force):
+    if files.finished(path, settings, made_from, facts["fingerprint"], args.force):
         return
-    bank.writable(folder)
+    files.writable(folder)
     if args.setting == "unsup" and args.method in ("erm", "entmin", "fixmatch", "selftrain"):
-        raise bank.UserError(f"--method {args.method} needs labels: use --setting semi, or one of cox, moco, ssl, "
+        raise files.UserError(f"--method {args.method} needs labels: use --setting semi, or one of cox, moco, ssl, "
                              f"random, aligned")
     torch.manual_seed(args.seed + 2)
     generator = torch.Generator().manual_seed(args.seed + 2)
@@ -126,7 +126,7 @@ def main(argv=None):
     labelled, unlabelled = train[is_labelled], train[~is_labelled]
     y = oom["labels"][labelled]                    # from here on no label of an unlabelled training item is read
     if args.method != "aligned" and not len(unlabelled):
-        raise bank.UserError(f"all {len(train)} training items are labelled, nothing is left to explore; lower "
+        raise files.UserError(f"all {len(train)} training items are labelled, nothing is left to explore; lower "
                              f"--labels in stage 2")
 
     # --------------------------------------------------------------------------------- model: stage 2's warm start
@@ -137,7 +137,7 @@ def main(argv=None):
     head.load_state_dict(begin["head"])
     connections, connection_optimizers, heads, z_im = {}, {}, {}, {}
     for m in names:
-        z_im[m] = bank.features_of(ims[m], connect["mapped_ids"][m]).to(device)
+        z_im[m] = files.features_of(ims[m], connect["mapped_ids"][m]).to(device)
         connections[m], connection_optimizers[m] = warm_connection(
             connect, m, z_im[m], lr=args.lr, weight_decay=args.weight_decay, trained="connection" not in without)
         heads[m] = Head(learner.width, classes).to(device)
@@ -150,10 +150,10 @@ def main(argv=None):
         print(f"  no labelled {args.oom} item shows {', '.join(oom['class_names'][c] for c in unseen.nonzero())}: no reading will "
               f"be taken for one; label one if the sensor has recorded it, or give --shares free")
     common, shared = common_items({m: connect["mapped_ids"][m] for m in names}, device)
-    moco = baselines.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
+    moco = methods.MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
                                       temperature=args.temperature).to(device) if args.method == "moco" else None
 
-    saved = bank.load(checkpoint) if checkpoint.exists() else {}                                  # of a stopped run
+    saved = files.load(checkpoint) if checkpoint.exists() else {}                                  # of a stopped run
     if saved and (saved["meta"]["args"] != settings or saved["meta"]["made_from"] != made_from or
                   args.force and not saved.get("forced")):
         saved = {}
@@ -224,7 +224,7 @@ def main(argv=None):
     for epoch in range(begin_epoch, epochs + 1):
         if begin_epoch < epoch < epochs and epoch % refresh_every == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
-            bank.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in anchors.EMERGENT},
+            files.save(checkpoint, {"parts": state, "v": v, "sets": {k: t for k, t in sets.items() if k in anchors.EMERGENT},
                                    "before": before, "history": history, "epoch": epoch, "trust": trust,
                                    "forced": args.force, "seconds": time.time() - start,
                                    "rng": torch.get_rng_state(), "generator": generator.get_state()}, **facts, quiet=True)
@@ -307,8 +307,8 @@ def main(argv=None):
                     terms["agree"] = args.w_agree * agree
                     if args.w_disagree and disagree is not None:
                         terms["disagree"] = args.w_disagree * disagree
-                elif args.method in baselines.UNLABELLED:
-                    terms.update(baselines.terms(args, learner, head, moco, kind, *batch(oom, unlabelled[j], device),
+                elif args.method in methods.UNLABELLED:
+                    terms.update(methods.terms(args, learner, head, moco, kind, *batch(oom, unlabelled[j], device),
                                                  labelled=len(labelled) > 0))
             loss = sum(terms.values())
             optimizer.zero_grad()
@@ -325,7 +325,7 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------------------------------------ save
     state = lambda module: {k: t.detach().cpu() for k, t in module.state_dict().items()}
-    bank.save(path, {
+    files.save(path, {
         "arch": connect["arch"], "learner": state(learner), "head": state(head), "im": names,
         "class_names": oom["class_names"], "connections": {m: state(c) for m, c in connections.items()},
         "mapped_heads": {m: state(h) for m, h in heads.items()},
@@ -335,8 +335,8 @@ def main(argv=None):
         seconds=round(time.time() - start, 1))
     checkpoint.unlink(missing_ok=True)
     print(f"stage 3 done in {time.time() - start:.0f} s. Next: "
-          f"{bank.command('evaluate.py', args.data, None, runs=args.runs)} --table")
+          f"{files.command('evaluate.py', args.data, None, runs=args.runs)} --table")
 
 
 if __name__ == "__main__":
-    bank.run(main)
+    files.run(main)

@@ -7,7 +7,7 @@
 Media (jpg 640 x 480; mp4 of 10 s, 320 x 240, 25 frames a second, with sound) and an imagebind_huge.pth with ImageBind's
 widths and drawn weights are written to a temporary folder. For each role, `--rounds` times in turn:
   forward   the encoder over batches that are preprocessed and in memory already
-  stage 1   from the files to the finished bank (embed.features, bank.save), the model being loaded
+  stage 1   from the files to the finished bank (embed.features, files.save), the model being loaded
 The medians and their ratio go to bench/results/extraction-<device>-<dtype>.md; what was measured before stays in it.
 """
 import argparse
@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import bank
-import readers
+sys.path.insert(0, str(ROOT / "tests"))
+from cox_oom import files
+from cox_oom import data as datasets
 import tiny_weights
 from extract_features import DTYPES
-from perceptors import embed, imagebind
-from readers import ahead
+from cox_oom.perceptors import embed, imagebind
+from cox_oom.data import ahead
 
 ENCODER = {"image": "vision", "video": "vision", "audio": "audio", "text": "text"}
 ITEMS = {"image": 24, "video": 4, "audio": 16, "text": 32}       # on two cores a matter of seconds
@@ -95,9 +95,9 @@ def write_data(folder, role, count):
         else:
             write_clip(path, rng)
         cells.append(str(path))
-    load = {"image": lambda c, s: readers.media.load_image(c), "audio": lambda c, s: readers.media.load_audio(c),
-            "video": lambda c, s: readers.media.load_video(c, sample=s), "text": lambda c, s: c}[role]
-    return readers.Dataset(name="bench", ids=[str(k) for k in range(count)], split=["train"] * count, labels=[0] * count,
+    load = {"image": lambda c, s: datasets.media.load_image(c), "audio": lambda c, s: datasets.media.load_audio(c),
+            "video": lambda c, s: datasets.media.load_video(c, sample=s), "text": lambda c, s: c}[role]
+    return datasets.Dataset(name="bench", ids=[str(k) for k in range(count)], split=["train"] * count, labels=[0] * count,
                            class_names=["x"], modalities={role: role}, cells={role: cells},
                            load=lambda m, row, sample=None: load(cells[row], sample), fingerprint=role, source={})
 
@@ -105,7 +105,7 @@ def write_data(folder, role, count):
 def stage_1(model, role, data, folder, args):
     z, _ = embed.features(model, role, data, role, list(range(len(data.ids))), folder / "parts", batch_size=args.batch_size,
                           workers=args.workers, device=args.device, known={}, complain=None)
-    bank.save(folder / "bank.pt", {"features": z}, stage="bench", data="bench", fingerprint="", args={}, quiet=True)
+    files.save(folder / "bank.pt", {"features": z}, stage="bench", data="bench", fingerprint="", args={}, quiet=True)
     embed.clear(folder / "parts")
     return z
 

@@ -25,7 +25,7 @@ SANITIZED = "strided or near_copies or ties_to_the_lowest"  # of the tests, by n
 
 def steps(python, commit):
     """(name, command, environment, seconds at most) in order. COX_CUDA_SCREEN=1: the bf16 screen, which is off by default."""
-    tests = [f"tests/test_{op}.py" for op in OPS] + ["tests/test_ops_registration.py", "tests/test_cuda.py"]
+    tests = [f"tests/ops/test_{op}.py" for op in OPS] + ["tests/ops/test_ops_registration.py", "tests/ops/test_cuda.py"]
     pytest = [python, "-m", "pytest", "-q", "--maxfail=10"]
     bench = [python, "-m", "pytest", "-q", "--benchmark-columns=median,iqr", f"--benchmark-json={RAW}"]
     write = [python, "bench/write_results.py", RAW, "--commit", commit, "--gpu"]
@@ -35,7 +35,7 @@ def steps(python, commit):
     yield "report", [python, "-m", "cox_ops"], {}, 30
     yield "tests", [*pytest, *tests, "-m", "cuda"], {}, 180
     screen = {"COX_CUDA_SCREEN": "1"}
-    yield "tests, bf16 screen", [*pytest, "tests/test_nearest_anchor.py", "tests/test_cuda.py", "-m", "cuda"], screen, 120
+    yield "tests, bf16 screen", [*pytest, "tests/ops/test_nearest_anchor.py", "tests/ops/test_cuda.py", "-m", "cuda"], screen, 120
     yield "benchmark at full size", [*bench, "bench/gpu_nearest_anchor.py"], {}, 180
     yield "its results", write, {}, 30
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.path.join(

@@ -1,4 +1,4 @@
-"""Compiles every csrc/cuda/*.cu and dev/cuda/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and
+"""Compiles every csrc/cuda/*.cu and csrc/dev/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and
 without linking.
 
 Prints registers, shared memory and spills of each kernel as ptxas reports them; a hot kernel (HOT) that spills is a
@@ -18,7 +18,7 @@ import torch
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 CUDA_DIR = Path(__file__).resolve().parent / "cuda"
-DEV_DIR = CUDA_DIR.parent.parent / "dev" / "cuda"
+DEV_DIR = CUDA_DIR.parent / "dev"
 ARCHS = [80, 90, 100]
 # The kernels in which an operator's time goes.
 HOT = ["screen", "direct", "exact", "nearest_parts", "agreement", "distances", "one_side", "kernel_sums", "add_pulls"]

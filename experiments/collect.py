@@ -15,16 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import bank                # noqa: E402
-import commonality         # noqa: E402
-import paired_tests        # noqa: E402
-import plots               # noqa: E402
-import report              # noqa: E402
-import results             # noqa: E402
-import run_files           # noqa: E402
-import scores              # noqa: E402
+from cox_oom import files
+import commonality
+from cox_oom.report import tests
+from cox_oom.report import plots
+from cox_oom.report import page
+from cox_oom.report import tables
+from cox_oom.report.records import find, read_record, write_tables, write_text
+from cox_oom.report import scores
 
 TITLES = {"table2": "Table 2: classification", "table3": "Table 3: retrieval", "table4": "Table 4: ablations",
           "fig5": "Fig. 5: connecting", "fig6": "Fig. 6: exploring", "unsup": "Without labels and pairs",
@@ -52,11 +50,11 @@ def read_records(args):
     """Every METHOD.json that matches the filters."""
     records = []
     for runs in args.runs:
-        for data in {bank.data_name(d): d for d in args.data}.values():
-            for folder, method in run_files.find(argparse.Namespace(**{**vars(args), "runs": runs}), data, ".json"):
-                record = run_files.read_record(folder / f"{method}.json")
+        for data in {files.data_name(d): d for d in args.data}.values():
+            for folder, method in find(argparse.Namespace(**{**vars(args), "runs": runs}), data, ".json"):
+                record = read_record(folder / f"{method}.json")
                 if record is None or "warm_accuracy" not in record["metrics"]:
-                    raise bank.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
+                    raise files.UserError(f"{folder / method}.json is damaged or of another version; run evaluate.py again")
                 if args.experiment != "table3" or "retrieval" in record["metrics"]:      # else --add may have it
                     records.append(record)
     records += added_records(args, records)
@@ -65,9 +63,9 @@ def read_records(args):
         if r.get("fingerprint") in seed_of:
             r["data_seed"] = seed_of[r["fingerprint"]]
     if args.experiment == "commonality" and not commonality.gains(records):
-        raise bank.UserError("no commonality at which both cox and selftrain are finished")
+        raise files.UserError("no commonality at which both cox and selftrain are finished")
     if not records:
-        raise bank.UserError(f"no evaluated run in {', '.join(args.runs)} matches; run the experiment's shell file first")
+        raise files.UserError(f"no evaluated run in {', '.join(args.runs)} matches; run the experiment's shell file first")
     return records
 
 
@@ -75,17 +73,17 @@ def added_records(args, records):
     """What --add's files have of the runs that match the filters and are not among the records."""
     same = lambda r: (r["data"], r["perceptor"], r["oom"], scores.condition(r), r["method"], r["seed"],
                       args.experiment == "commonality" and (r.get("commonality"), r.get("fingerprint")))
-    have, names, found = {same(r) for r in records}, {bank.data_name(d) for d in args.data}, []
+    have, names, found = {same(r) for r in records}, {files.data_name(d) for d in args.data}, []
     filters = {"oom": args.oom, "perceptor": args.perceptor, "setting": args.setting, "seed": args.seed,
                "method": args.add_method or args.method}
     for file in map(Path, args.add):
         if not file.exists():
-            raise bank.UserError(f"--add {file} is missing; name the table.json of an earlier collection")
+            raise files.UserError(f"--add {file} is missing; name the table.json of an earlier collection")
         command = file.with_name("COMMAND")
         source = next(iter(re.findall("commit [0-9a-f]+", command.read_text() if command.exists() else "")), str(file))
         for r in json.loads(file.read_text()):
             if r["setting"] == "unsup" and ("args" not in r or "per_class" not in r["metrics"]):
-                raise bank.UserError(f"--add {file}: its runs without labels do not say how they started; collect them again")
+                raise files.UserError(f"--add {file}: its runs without labels do not say how they started; collect them again")
             r = {"args": {}, **r}
             if r["data"] in names and all(not v or r[k] in v for k, v in filters.items()) and same(r) not in have:
                 have.add(same(r))
@@ -108,19 +106,19 @@ def blocks_and_figures(experiment, records):
             f"Gain of COX over selftrain, which sees no other modality: points of {commonality.ON[metric]}; mean over seeds, bars: "
             f"standard error.") for name, metric in zip(("gain", "gain-unlabelled", "gain-instance"), commonality.ON)}
     if experiment == "fig5":
-        return [results.connection_table(records, columns)], {name(k): (
-            plots.connection_curves(rows), f"{', '.join(k)}. {report.CONNECT}") for k, rows in by_data.items()}
+        return [tables.connection_table(records, columns)], {name(k): (
+            plots.connection_curves(rows), f"{', '.join(k)}. {page.CONNECT}") for k, rows in by_data.items()}
     if experiment == "fig6":
-        return [results.agreement_table(records, columns)], {name((*k, m)): (
-            plots.agreement_bars([r for r in rows if r["method"] == m], by="column"), f"{m}, {', '.join(k)}. {report.EXPLORE}")
+        return [tables.agreement_table(records, columns)], {name((*k, m)): (
+            plots.agreement_bars([r for r in rows if r["method"] == m], by="column"), f"{m}, {', '.join(k)}. {page.EXPLORE}")
             for k, rows in by_data.items() for m in plots.method_names(rows)}
     task = "retrieval" if experiment == "table3" else "classification"
-    blocks = results.tables(records, task)
+    blocks = tables.tables(records, task)
     if experiment == "table4":
         blocks = [b for b in blocks if b["title"].startswith(("Test accuracy", "COX against"))]
     return blocks, {name((metric.split(".")[-2] if "." in metric else metric, *k)): (
         plots.method_bars(rows, metric, words), f"{', '.join(k)}: {words}, mean and sd over seeds.")
-        for k, rows in sorted(groups.items()) for metric, words in report.BARS[task]}
+        for k, rows in sorted(groups.items()) for metric, words in page.BARS[task]}
 
 
 def provenance():
@@ -151,23 +149,23 @@ def main(argv=None):
     spare -= {"retrieval"} if args.experiment == "commonality" else set()
     spare_of = {"semi": {*spare, "confusion", "per_class"}, "unsup": spare}                        # METHOD.json has them
     slim = [{**r, "metrics": {k: v for k, v in r["metrics"].items() if k not in spare_of[r["setting"]]}} for r in records]
-    run_files.write_tables(out, slim, blocks)
+    write_tables(out, slim, blocks)
     metrics = {"table2": ["accuracy", "unlabelled"], "table4": ["accuracy"],
                "table3": ["retrieval.out.category.r1", "retrieval.out.instance.r1"]}.get(args.experiment, [])
     if metrics:
         found = [{"perceptor": p, **t} for p in sorted({r["perceptor"] for r in records}) for m in metrics
-                 for t in paired_tests.tests([r for r in records if r["perceptor"] == p], m)]
-        run_files.write_text(out / "tests.json", json.dumps(found, indent=1))
-    run_files.write_text(out / "COMMAND", command + "\n")
+                 for t in tests.tests([r for r in records if r["perceptor"] == p], m)]
+        write_text(out / "tests.json", json.dumps(found, indent=1))
+    write_text(out / "COMMAND", command + "\n")
     for name, (figure, _) in figures.items():
-        bank.write_atomic(out / f"plot-{name}.png", lambda tmp: figure.savefig(tmp, format="png", dpi=110,
+        files.write_atomic(out / f"plot-{name}.png", lambda tmp: figure.savefig(tmp, format="png", dpi=110,
                                                                                metadata={"Software": None}))
-    body = [f"<h1>{html.escape(TITLES[args.experiment])}</h1>", *(report.picture(*f) for f in figures.values()),
-            *map(report.html_table, blocks), f"<footer><p>{html.escape(command)}</p></footer>"]
-    run_files.write_text(out / "report.html", report.whole_page(TITLES[args.experiment], body))
-    print(results.markdown(blocks))
+    body = [f"<h1>{html.escape(TITLES[args.experiment])}</h1>", *(page.picture(*f) for f in figures.values()),
+            *map(page.html_table, blocks), f"<footer><p>{html.escape(command)}</p></footer>"]
+    write_text(out / "report.html", page.whole_page(TITLES[args.experiment], body))
+    print(tables.markdown(blocks))
     print(f"wrote {out}/table.md, table.csv, table.json, report.html and {len(figures)} plots")
 
 
 if __name__ == "__main__":
-    bank.run(main)
+    files.run(main)

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib import colormaps
 from scipy import stats
 
-from plots import grid, plain
-from scores import mean_sd, percent, score
+from cox_oom.report.plots import grid, plain
+from cox_oom.report.scores import mean_sd, percent, score
 
 ON = {"accuracy": "accuracy on test items", "unlabelled": "accuracy on the unlabelled training items",
       "retrieval.out.instance.r10": "R@10 of the very instance among the known modalities' test items"}

@@ -7,15 +7,12 @@ mean over its OOM modalities, mean ± sd (n - 1) over seeds, the best in bold; t
 table3/.
 """
 import json
-import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import paired_tests  # noqa: E402
-import results       # noqa: E402
-import scores        # noqa: E402
+from cox_oom.report import tests
+from cox_oom.report import tables
+from cox_oom.report import scores
 
 DRAWN = {"digits"}                                  # its rows are drawn within a class: no instance is to be found
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -126,7 +123,7 @@ def retrieval_lines(records):
                                       f"{100 * scores.mean_sd(chance)[0]:.2g}" if chance else "–"]):
                 rows[m].append(cell)
         ahead = {t["against"]: f"{100 * t['mean']:+.1f} ({show(t['t_p'])}, {show(t['columns_p'])})"
-                 for t in paired_tests.tests(some, f"retrieval.out.{level}.r1")}
+                 for t in tests.tests(some, f"retrieval.out.{level}.r1")}
         for m, cells in rows.items():
             cells.append(ahead.get(m, "–"))
     found = []
@@ -162,7 +159,7 @@ def main(readme=HERE.parent / "README.md", folder=HERE / "results"):
     unsup = {}
     for r in (r for records, _ in sources.values() for r in records if (r["setting"], r["method"]) == ("unsup", "cox")):
         unsup.setdefault(f"{r['data']} {r['oom']}{words(r).removeprefix('unsup')}", {}).setdefault(r["seed"], r)
-    lines[-1:] = [said + "  " for name, by in unsup.items() if (said := results.at_chance([*by.values()], name))] + lines[-1:]
+    lines[-1:] = [said + "  " for name, by in unsup.items() if (said := tables.at_chance([*by.values()], name))] + lines[-1:]
     put(readme, lines)
     if (folder / "table2_paired" / "tests.json").exists():
         put(readme.parent / "docs" / "method.md", test_lines(folder / "table2_paired", "accuracy", "unlabelled")[1:])

@@ -8,16 +8,13 @@ search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND. A me
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import bank                # noqa: E402
-import collect             # noqa: E402
-import results             # noqa: E402
-import run_files           # noqa: E402
-import scores              # noqa: E402
+from cox_oom import files
+import collect
+from cox_oom.report import tables
+from cox_oom.report import records
+from cox_oom.report import scores
 
 
 def get_args(argv=None):
@@ -36,18 +33,18 @@ def read_runs(args):
     found = []
     filters = argparse.Namespace(**vars(args), setting=["semi"], method=None)
     for data in args.data:
-        for folder, name in run_files.find(filters, data, ".pt"):
+        for folder, name in records.find(filters, data, ".pt"):
             if not name.partition("-")[2].isdigit():
                 continue
-            connect, run = bank.load(folder / "connect.pt"), bank.load(folder / f"{name}.pt")
+            connect, run = files.load(folder / "connect.pt"), files.load(folder / f"{name}.pt")
             if not connect.get("held"):
-                raise bank.UserError(f"{folder}/connect.pt has no items held out; give stage 2 --holdout")
+                raise files.UserError(f"{folder}/connect.pt has no items held out; give stage 2 --holdout")
             found.append({"run": name, "flags": os.environ.get(f"EXPLORE_{name.replace('-', '_')}", ""),
-                          "data": bank.data_name(data), "oom": folder.parts[-3][4:], "seed": int(folder.name[4:]),
+                          "data": files.data_name(data), "oom": folder.parts[-3][4:], "seed": int(folder.name[4:]),
                           "accuracy": run["history"][-1]["val_accuracy"], "n": len(connect["held"]),
                           "seconds": run["meta"]["seconds"]})
     if not found:
-        raise bank.UserError(f"no run METHOD-N.pt in {args.runs}; run experiments/search.sh")
+        raise files.UserError(f"no run METHOD-N.pt in {args.runs}; run experiments/search.sh")
     return found
 
 
@@ -92,18 +89,18 @@ def main(argv=None):
                        show(f"{100 * s['mean']:.1f}", s, m)] for m, settings in chosen.items() for s in settings],
              "notes": [f"Best first; bold: chosen. {min(r['n'] for r in runs)} to {max(r['n'] for r in runs)} items held out "
                        f"a run, seeds {', '.join(map(str, sorted({r['seed'] for r in runs})))}; no test item is looked at."]}
-    run_files.write_text(out / "search.json", json.dumps({
+    records.write_text(out / "search.json", json.dumps({
         "chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen, "runs": runs}, indent=1))
-    run_files.write_text(out / "search.md", results.markdown([block]))
-    run_files.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
+    records.write_text(out / "search.md", tables.markdown([block]))
+    records.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
     commands = {}
     for r in runs:
         commands.setdefault(r.get("command", "an earlier search"), []).append(r)
-    run_files.write_text(out / "COMMAND", "".join(
+    records.write_text(out / "COMMAND", "".join(
         f"{', '.join(sorted({method_of(r['run']) for r in rs}, key=scores.order))}: {command}, {len(rs)} runs of "
         f"{sum(r['seconds'] for r in rs) / 3600:.1f} h in all\n" for command, rs in commands.items()))
-    print(results.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
+    print(tables.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
 
 
 if __name__ == "__main__":
-    bank.run(main)
+    files.run(main)

@@ -46,8 +46,9 @@ settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
 columns() {  # columns DATA: the modalities that take their turn as the new sensor, a line each
     if [ -n "${OOM:-}" ]; then printf '%s\n' $OOM
     elif [ "$(basename "$1")" = digits ]; then printf '%s\n' rgb pen audio
-    else "$PYTHON" -c "import sys, bank, readers
-bank.run(lambda data: print(*readers.read(data).modalities, sep='\n'), sys.argv[1])" "$1"
+    else "$PYTHON" -c "import sys
+from cox_oom import data, files
+files.run(lambda name: print(*data.read(name).modalities, sep='\n'), sys.argv[1])" "$1"
     fi
 }
 

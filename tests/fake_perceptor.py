@@ -1,4 +1,4 @@
-"""A perceptor of no use but to tests: the interface of perceptors/__init__.py on a seed in a file, in milliseconds.
+"""A perceptor of no use but to tests: the interface of cox_oom/perceptors/__init__.py on a seed in a file, in milliseconds.
 COX_FAKE_SLEEP: seconds that a batch takes."""
 import os
 import time
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bank import UserError
-from perceptors import weights as hashes
+from cox_oom.files import UserError
+from cox_oom.perceptors import weights as hashes
 
 MODALITIES = {"image": "", "text": "", "audio": "", "video": ""}
 PREPROCESSING = "fake-1"

@@ -2,7 +2,7 @@
 loaded; a file that did not change is not compiled again.
 
     python tests/emulated/build.py                       prints the library's path
-    COX_EMULATED=1 pytest tests/test_nearest_anchor.py   the tests on the CUDA kernels' source (tests/conftest.py)
+    COX_EMULATED=1 pytest tests/ops/test_nearest_anchor.py   the tests on the CUDA kernels' source (tests/conftest.py)
 """
 import os
 import subprocess

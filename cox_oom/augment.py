@@ -1,0 +1,132 @@
+"""Rows of an inputs file as normalised batches, the augmentations that every method shares, the learner's features.
+
+augment(kind, x, lengths, strength) -> (x, lengths): "weak" moves an item within what a sensor's user would still call the
+same reading, "strong" beyond (for consistency and pseudo-label losses). Images are not flipped: a mirrored digit, sign or
+scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep their axis.
+Randomness comes from torch's global generator of x's device.
+"""
+import torch
+import torch.nn.functional as F
+
+from cox_oom.model import MASKED_BYTE
+
+
+def batch(file, rows, device):
+    """Rows (B,) of an inputs file -> (x (B, …) normalised float32, or bytes for text; lengths (B,) or None) on device."""
+    x = file["x"][rows].to(device, non_blocking=True)
+    if file["kind"] != "text":
+        x = (x.float() - file["mean"].to(device)) / file["std"].to(device)
+        if file.get("lengths") is not None:                                 # padding is zero after normalising, too
+            steps = torch.arange(x.shape[-1], device=device)
+            x = x * (steps < file["lengths"][rows].to(device)[:, None])[:, None, :]
+    lengths = file["lengths"][rows].to(device) if file.get("lengths") is not None else None
+    return x, lengths
+
+
+def augment(kind, x, lengths=None, strength="weak"):
+    strong = strength == "strong"
+    if kind == "text":
+        return drop_words(x, 0.3 if strong else 0.1), lengths
+    if kind == "series":
+        return augment_series(x, lengths, strong)
+    flat = x.flatten(1, 2) if kind == "video" else x                        # one movement for all frames
+    flat = affine(flat, strong)
+    gain, shift = (0.3, 0.3) if strong else (0.1, 0.1)
+    n, ones = len(x), (1,) * (x.dim() - 1)
+    x = flat.view_as(x) * (1 + gain * noise(x, n, *ones)) + shift * noise(x, n, *ones)
+    return (cutout(x) if strong else x), lengths
+
+
+@torch.no_grad()
+def embed(learner, file, rows, device, views=0):
+    """Features of rows (R,) of an inputs file: (1 + views, R, d), the plain items and `views` weakly augmented ones."""
+    learner.eval()
+    out = []
+    for view in range(1 + views):
+        z = []
+        for r in rows.split(512):
+            x, lengths = batch(file, r, device)
+            z.append(learner(*(augment(file["kind"], x, lengths) if view else (x, lengths))).float())
+        out.append(torch.cat(z))
+    return torch.stack(out)
+
+
+def noise(like, *shape):
+    """Uniform in -1…1."""
+    return torch.rand(shape, device=like.device) * 2 - 1
+
+
+def affine(x, strong):
+    """Rotation, scale, shear and shift of images (B, C, H, W), borders continued."""
+    n = len(x)
+    turn, scale, shear, move = (0.30, 0.25, 0.20, 0.25) if strong else (0.10, 0.10, 0.05, 0.15)
+    a = turn * noise(x, n)
+    s = 1 + scale * noise(x, n)
+    h = shear * noise(x, n)
+    cos, sin = torch.cos(a) * s, torch.sin(a) * s
+    theta = torch.stack([torch.stack([cos, -sin + h, move * noise(x, n)], 1),
+                         torch.stack([sin, cos, move * noise(x, n)], 1)], 1)
+    with torch.autocast(x.device.type, enabled=False):                        # in bfloat16 a pixel of 224 is lost in rounding
+        grid = F.affine_grid(theta, [n, 1, *x.shape[-2:]], align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def cutout(x, largest=0.5):
+    """A rectangle of up to `largest` of each side set to zero, the mean after normalising; the same in all frames."""
+    h, w = x.shape[-2:]
+    def span(size):
+        half = torch.rand(len(x), 1, device=x.device) * largest / 2 * size
+        centre = torch.rand(len(x), 1, device=x.device) * size
+        at = torch.arange(size, device=x.device) + 0.5
+        return (at - centre).abs() < half
+    hole = span(h)[:, :, None] & span(w)[:, None, :]
+    return x.masked_fill(hole.view(len(x), *(1,) * (x.dim() - 3), h, w), 0.0)
+
+
+def augment_series(x, lengths, strong):
+    """Gain and offset, a little noise; where the time axis is free (lengths given) another speed and start; strong: spans
+    of time and of many channels dropped."""
+    n, c, t = x.shape
+    if lengths is not None:
+        x, lengths = replay(x, lengths, *((0.2, 0.15) if strong else (0.1, 0.08)))
+    amount = 0.2 if strong else 0.1
+    x = x * (1 + amount * noise(x, n, 1, 1))
+    x = x + amount * (noise(x, n, 1, 1) + 0.5 * noise(x, n, c, 1) + 0.5 * torch.randn_like(x))
+    if strong:
+        valid = (lengths if lengths is not None else torch.full((n,), t, device=x.device)).float()[:, None]
+        x = x.masked_fill(span_mask(n, t, valid, 0.25, x.device)[:, None, :], 0.0)
+        if c >= 8:
+            full = torch.full((n, 1), float(c), device=x.device)
+            x = x.masked_fill(span_mask(n, c, full, 0.2, x.device)[:, :, None], 0.0)
+    if lengths is not None:
+        x = x * (torch.arange(t, device=x.device) < lengths[:, None])[:, None, :]
+    return x, lengths
+
+
+def span_mask(n, size, valid, largest, device):
+    """(n, size) bool: one span of up to `largest` of the valid part."""
+    width = torch.rand(n, 1, device=device) * largest * valid
+    start = torch.rand(n, 1, device=device) * (valid - width)
+    at = torch.arange(size, device=device) + 0.5
+    return (at > start) & (at < start + width)
+
+
+def replay(x, lengths, speed, shift):
+    """Series (B, C, T) played at 1 ± `speed`, starting up to `shift` of their length later or earlier."""
+    n, c, t = x.shape
+    rate = 1 + speed * noise(x, n, 1)
+    start = shift * noise(x, n, 1) * lengths[:, None]
+    at = torch.arange(t, device=x.device)[None] * rate + start                                 # (B, T) source positions
+    low = at.floor().long()
+    part = (at - low).unsqueeze(1)
+    inside = ((at >= 0) & (at <= lengths[:, None] - 1)).unsqueeze(1)
+    take = lambda i: x.gather(2, i.clamp(0, t - 1)[:, None].expand(n, c, t))
+    last = ((lengths[:, None] - 1 - start) / rate).floor()[:, 0] + 1
+    return (take(low) * (1 - part) + take(low + 1) * part) * inside, last.long().clamp(min=1, max=t)
+
+
+def drop_words(x, p):
+    """Whole words of text (B, T) replaced by the masked byte with probability p; padding stays."""
+    word = (x == ord(" ")).long().cumsum(1)
+    drop = torch.rand(len(x), int(word.max()) + 1, device=x.device).gather(1, word) < p
+    return x.masked_fill(drop & (x != 0) & (x != ord(" ")), MASKED_BYTE)

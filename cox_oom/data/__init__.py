@@ -1,0 +1,99 @@
+"""Data sets as stage 1 sees them: `read(data)` gives a Dataset, whatever the source.
+
+`data` is the name of a data set (a module of this package with a `read` function and its `OPTIONS`) or the path
+of a folder with `manifest.csv` (folder.py). A reader lists what there is and checks it; items are loaded one at a time.
+"""
+import importlib
+import os
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from cox_oom.files import UserError
+
+ROOTED = ("tvl", "llvip", "nyud", "vggs", "msrvtt", "mosei")     # read from --root (official.py, docs/data/<name>.md)
+NAMES = ("synth", *ROOTED)
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Dataset:
+    """n instances, each observed by some of the modalities.
+
+    Raw items, as `load(modality, row)` returns them, by kind:
+      image   uint8 (C, H, W) with C = 1 or 3; float32 (C, H, W) for 16-bit images (depth: metres) and `.npy`
+      series  float32 (C, T)
+      audio   float32 (T,), mono, 16 kHz
+      text    str
+      video   uint8 (F, 3, H, W)
+    `load` takes a third argument `sample`, which only video looks at: a callable (n_frames, fps) -> frame indices in
+    place of the reader's even choice of F frames.
+    """
+    name: str                          # 'synth' or the folder's base name
+    ids: list[str]                     # n, unique
+    split: list[str]                   # n of 'train' | 'val' | 'test'
+    labels: list[int]                  # n indices into class_names, -1 = unlabelled
+    class_names: list[str]             # sorted, or in the data set's own order
+    modalities: dict[str, str]         # name -> kind, in column order
+    cells: dict[str, list]             # modality -> n entries, None where not observed
+    load: Callable[..., Any]           # (modality, row, sample=None); raises UserError naming file, row and mend
+    fingerprint: str                   # sha256 (hex) of the content
+    source: dict                       # plain facts for logs and meta: {'path': ...} or {'seed': ..., ...}
+    facts: list[str] = field(default_factory=list)               # lines that a user should see once
+    absent: dict[str, list[int]] = field(default_factory=dict)   # modality -> rows whose file was not there
+    broken: dict[str, list[int]] = field(default_factory=dict)   # the same of files that their first bytes show to be useless
+
+
+class Items:
+    """The raw items of one modality at the given rows, loaded on access: what media.learner_inputs takes.
+
+    Nothing is kept, so a whole modality goes through memory one item at a time.
+    """
+
+    def __init__(self, dataset, modality, rows):
+        self.dataset, self.modality, self.rows = dataset, modality, list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.dataset.load(self.modality, self.rows[i])
+
+
+def options(data):
+    """{option: one line of help} of the data set that `--data` names."""
+    return importlib.import_module(f"cox_oom.data.{data if is_name(data) else 'folder'}").OPTIONS
+
+
+def is_name(data):
+    """Whether `--data` names a data set; a folder of that name with a manifest.csv goes first."""
+    return data in NAMES and not os.path.exists(os.path.join(data, "manifest.csv"))
+
+
+def read(data, root=None, **options):
+    """Reads the data set that `--data` names. Options with the value None count as not given.
+
+    root: the folder of the official files, for the data sets in ROOTED alone.
+    """
+    options = {k: v for k, v in options.items() if v is not None}
+    if is_name(data):
+        module = importlib.import_module(f"cox_oom.data.{data}")
+        if data not in ROOTED:
+            if root is not None:
+                raise UserError(f"--data {data} has no files; leave --root {root} out")
+            return module.read(**options)
+        if root is None:
+            raise UserError(f"--data {data}: where are its files? docs/data/{data}.md says what to get; then: "
+                            f"--data {data} --root DIR")
+        if not os.path.isdir(root):
+            raise UserError(f"--root {root}: not a folder; give the one of docs/data/{data}.md: "
+                            f"--data {data} --root DIR")
+        return module.read(os.path.normpath(str(root)), **options)
+    if os.path.isdir(data):
+        if root is not None:
+            raise UserError(f"--data {data} is a folder itself; leave --root {root} out")
+        from cox_oom.data import folder
+        return folder.read(data, **options)
+    if os.path.exists(data):
+        raise UserError(f"--data {data}: this is a file; give the folder that contains manifest.csv")
+    raise UserError(f"--data {data}: neither a folder nor a known data set; "
+                    f"give the path of a folder with manifest.csv, or one of: {', '.join(NAMES)}")

@@ -1,0 +1,283 @@
+"""A folder of recordings: manifest.csv with the columns id,split,label,<modality>,... (docs/data/folder.md).
+
+read() checks the table and what the first bytes of each file tell (kind, shapes); the contents are checked when an item
+is loaded. A file that is not there or that its first bytes show to be of no use is listed (Dataset.absent and broken), and
+loading it says why. Every complaint is one line: file, row, id, what, mend.
+"""
+import csv
+import hashlib
+import io
+import os
+
+import numpy as np
+
+from cox_oom.files import UserError
+from cox_oom.data import SPLITS, Dataset
+from cox_oom.data import media
+
+KINDS = {"rgb": "image", "tactile": "image", "thermal": "image", "depth": "image",
+         "language": "text", "audio": "audio", "video": "video"}
+EXTENSIONS = {"image": media.IMAGE + media.ARRAY, "audio": media.AUDIO, "video": media.VIDEO,
+              None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO}
+REQUIRED = ("id", "split", "label")
+OPTIONS = {"frames": "video frames of a clip (default 8)"}
+EDGE = 4096   # bytes at either end of a file that enter the fingerprint
+
+
+def read(folder, frames=8, columns=None, **unknown):
+    """Dataset of a folder. `frames`: how many frames of each video clip `load` returns.
+
+    columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has them
+    as well, so that it does not depend on this choice.
+    """
+    if unknown:
+        raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
+    folder = os.path.normpath(str(folder))
+    manifest = os.path.join(folder, "manifest.csv")
+    header, rows, table_bytes = _table(manifest)
+    modalities = [h for h in header if h not in REQUIRED]
+    checked = [m for m in modalities if columns is None or m in columns]
+
+    def fail(i, what, mend):
+        line, cells = rows[i]
+        raise UserError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
+
+    # ---- the columns id, split, label
+    first_line = {}
+    for i, (line, cells) in enumerate(rows):
+        if not cells["id"]:
+            fail(i, "the id is empty", "give every row an id of its own")
+        if cells["id"] in first_line:
+            fail(i, f"the id is already in row {first_line[cells['id']]}",
+                 "put all modalities of an instance into its one row; give another instance an id of its own")
+        first_line[cells["id"]] = line
+        if cells["split"] not in SPLITS:
+            fail(i, f"split {cells['split']!r} is unknown", "use train, val or test")
+        if not any(cells[m] for m in modalities):
+            fail(i, "no modality is filled", "fill a cell or delete the row")
+    split = [cells["split"] for _, cells in rows]
+    for part in ("train", "test"):
+        if part not in split:
+            raise UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}")
+    names = sorted({cells["label"] for _, cells in rows if cells["split"] == "train" and cells["label"]})
+    if len(names) < 2:
+        raise UserError(f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
+                        f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes")
+    for i, (_, cells) in enumerate(rows):
+        if cells["label"] and cells["label"] not in names:
+            fail(i, f"the {cells['split']} label {cells['label']!r} is in no train row",
+                 "label train rows with it or remove this row")
+
+    # ---- the modality columns
+    kinds, cells_of = {m: KINDS.get(m) for m in modalities}, {}
+    wrong = {}   # (modality, row): (what, mend) of a file that cannot be used
+    for m in modalities:
+        cells_of[m] = [cells[m] or None for _, cells in rows]
+    for m in checked:
+        if not any(c and s == "train" for c, s in zip(cells_of[m], split)):
+            raise UserError(f"{manifest}: column {m} has no filled cell in the train rows; "
+                            f"fill some, set the split of filled rows to train or remove the column")
+        if kinds[m] == "text":
+            continue
+        remove = "" if m in KINDS else ", or remove the column if it is no modality (--im A,B: only these are checked)"
+        for i, cell in enumerate(cells_of[m]):
+            if cell is None:
+                continue
+            if _leaves(cell):
+                fail(i, f"{m} {cell!r} leaves the folder",
+                     f"use a path relative to the folder, without '..', to a file inside it{remove}")
+            if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kinds[m]]:
+                fail(i, f"{m} {cell!r} has an extension that is not supported",
+                     f"convert the file to one of: {' '.join(EXTENSIONS[kinds[m]])}{remove}")
+            if not os.path.isfile(os.path.join(folder, cell)):
+                wrong[m, i] = ("is not there", "put the file there, correct the path or empty the cell")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more missing)" if len(wrong) > 1 else ""
+        wrong = {at: (f"{what}{more}", mend) for at, (what, mend) in wrong.items()}
+    absent = {m: [i for n, i in wrong if n == m] for m in dict.fromkeys(n for n, _ in wrong)}
+
+    # ---- what the first bytes tell: fingerprint, array shapes, kind of the user's own columns
+    digest, broken = hashlib.sha256(table_bytes), {}
+
+    def useless(m, i, what, mend):
+        wrong[m, i] = (what, mend)
+        broken.setdefault(m, []).append(i)
+
+    for m in modalities:
+        if kinds[m] == "text":
+            continue
+        first = None   # (row, form) of the column's first file that can be used
+        for i, cell in enumerate(cells_of[m]):
+            if cell is None:
+                continue
+            path = os.path.join(folder, cell)
+            try:
+                there = (m, i) not in wrong if m in checked else not _leaves(cell) and os.path.isfile(path)
+                size, head, tail = _edges(path) if there else (-1, b"", b"")
+            except OSError as e:
+                there, size, head, tail = False, -1, b"", b""
+                useless(m, i, f"cannot be read ({e.strerror})", "allow reading it or empty the cell")
+            digest.update(f"\0{m}\0{cell}\0{size}\0".encode() + head + tail)
+            if not there:
+                continue
+            try:
+                form = _form(cell, head, m)
+            except media.MediaError as e:
+                useless(m, i, str(e), "correct the file or empty the cell")
+                continue
+            if first is None:
+                first = (i, form)
+            elif m in checked and form != first[1] and not (form[:2] == first[1][:2] and None in (form[2], first[1][2])):
+                line, other = rows[first[0]]
+                fail(i, f"{m} {cell!r} is {_words(form)}, but row {line} has {_words(first[1])}",
+                     "make all files of a column alike" + ("; arrays are (channels, time)" if form[0] == "series" else ""))
+        kinds[m] = kinds[m] or (first and first[1][0])
+        if kinds[m] is None and m in checked:   # no file tells what the column is
+            i = min(i for n, i in wrong if n == m)
+            fail(i, f"{m} {cells_of[m][i]!r} {wrong[m, i][0]}, and no other file of {m} can be used", wrong[m, i][1])
+
+    # ---- the data set
+    def load(modality, row, sample=None):
+        cell = cells_of[modality][row]
+        if cell is None:
+            raise KeyError(f"{modality} is not observed in row {row}")
+        if (modality, row) in wrong:
+            what, mend = wrong[modality, row]
+            fail(row, f"{modality} {cell!r} {what}", mend)
+        kind = kinds[modality]
+        if kind == "text":
+            return cell
+        path = os.path.join(folder, cell)
+        try:
+            if cell.lower().endswith(media.ARRAY):
+                return media.load_array(path)
+            if kind == "image":
+                return media.load_image(path, modality)
+            return media.load_audio(path) if kind == "audio" else media.load_video(path, frames, sample)
+        except media.MediaError as e:
+            fail(row, f"{modality} {cell!r} {e}", "replace the file or empty the cell")
+
+    index = {name: k for k, name in enumerate(names)}
+    return Dataset(
+        name=os.path.basename(os.path.abspath(folder)), ids=[cells["id"] for _, cells in rows], split=split,
+        labels=[index.get(cells["label"], -1) for _, cells in rows], class_names=names,
+        modalities={m: kind for m, kind in kinds.items() if kind}, cells={m: cells_of[m] for m in modalities if kinds[m]},
+        load=load, fingerprint=digest.hexdigest(), source={"path": os.path.abspath(folder)}, absent=absent, broken=broken)
+
+
+def _table(manifest):
+    """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces."""
+    if not os.path.isfile(manifest):
+        raise UserError(f"{manifest}: not there; a data folder needs this table with the columns "
+                        f"id,split,label,<modality>,...")
+    with open(manifest, "rb") as f:
+        data = f.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data[:e.start].count(b"\n") + 1
+        raise UserError(f"{manifest}, row {line}: not UTF-8; save the table as UTF-8") from None
+    reader, header, rows, start = csv.reader(io.StringIO(text, newline=""), strict=True), None, [], 1
+    try:
+        for record in reader:
+            line, start = start, reader.line_num + 1   # a quoted cell may span lines: name the first
+            record = [cell.strip() for cell in record]
+            if not any(record) and len(record) <= 1:
+                continue
+            if header is None:
+                header = _header(manifest, record)
+            elif len(record) != len(header):
+                name = (record[header.index("id"):] or [""])[0] or "empty"
+                mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
+                raise UserError(f"{manifest}, row {line} (id {name}): {len(record)} cells, but the header "
+                                f"has {len(header)} columns; {mend}")
+            else:
+                rows.append((line, dict(zip(header, record))))
+    except csv.Error as e:
+        raise UserError(f"{manifest}, row {start}: not a valid csv table ({e}); correct the quotes") from None
+    if header is None:
+        raise UserError(f"{manifest}: empty; the first line names the columns id,split,label,<modality>,...")
+    if not rows:
+        raise UserError(f"{manifest}: no rows below the header; add one row per instance")
+    return header, rows, data
+
+
+def _header(manifest, record):
+    if len(record) == 1 and (other := next((c for c in ";\t|" if c in record[0]), None)):
+        raise UserError(f"{manifest}, row 1: the cells are separated by {other!r}; save the table with commas between them")
+    for name in REQUIRED:
+        if name not in record:
+            raise UserError(f"{manifest}, row 1: column {name} is missing; "
+                            f"the columns are id,split,label,<modality>,...")
+    for name in record:
+        if not name:
+            raise UserError(f"{manifest}, row 1: a column has no name; name it or remove it")
+        if record.count(name) > 1:
+            raise UserError(f"{manifest}, row 1: column {name} is there {record.count(name)} times; "
+                            f"rename or remove one")
+    bad = [n for n in record if any(c in n for c in "/\\\0") or n.startswith(".")]
+    if bad:   # modality names become file names under runs/
+        raise UserError(f"{manifest}, row 1: column name {bad[0]!r} cannot name a file; rename it")
+    if len(record) == len(REQUIRED):
+        raise UserError(f"{manifest}, row 1: no modality column; "
+                        f"add one per modality, as in id,split,label,rgb,audio")
+    return record
+
+
+def _leaves(cell):
+    """Whether a path points out of the folder, on any system."""
+    path = cell.replace("\\", "/")
+    return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":" or "\0" in path
+
+
+def _edges(path):
+    """(size, first bytes, last bytes) of a file."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        head = f.read(EDGE)
+        f.seek(max(0, size - EDGE))
+        return size, head, f.read(EDGE)
+
+
+def _form(cell, head, modality):
+    """What all files of a column share, as far as name and first bytes tell: (kind, channels, detail)."""
+    extension = os.path.splitext(cell)[1].lower()
+    if not head:
+        raise media.MediaError("is an empty file")
+    if extension in media.AUDIO:
+        return ("audio", None, None)
+    if extension in media.VIDEO:
+        return ("video", None, None)
+    if extension in media.IMAGE:
+        if extension in (".tif", ".tiff"):
+            return ("image", None, None)   # 8 bit or more: seen when it is loaded
+        deep = head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\0", b"\x10\4")   # grey, 16 bit
+        return ("image", None, "of 16 bits" if deep else "of 8 bits")
+    shape, dtype = _npy_header(head)
+    problem = media.array_problem(shape, dtype)
+    if problem:
+        raise media.MediaError(problem)
+    if KINDS.get(modality) == "image":
+        if len(shape) != 3:
+            raise media.MediaError(f"has shape {shape}, not (channels, height, width)")
+    if modality == "rgb" and shape[0] not in (1, 3):
+        raise media.MediaError(f"has shape {shape}, not (3, height, width) or (1, height, width)")
+    detail = "in a uint8 array" if len(shape) == 3 and dtype == np.uint8 else "in an array"
+    return ("series" if len(shape) == 2 else "image", shape[0], detail)
+
+
+def _npy_header(head):
+    f = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(f)
+        read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                       else np.lib.format.read_array_header_2_0)
+        shape, _, dtype = read_header(f)
+    except Exception as e:
+        raise media.MediaError(f"is not a .npy array ({media.reason(e)})") from None
+    return shape, dtype
+
+
+def _words(form):
+    kind, channels, detail = form
+    return (f"{kind}{f' with {channels} channels' if channels else ''}{f' {detail}' if detail else ''}")

@@ -1,0 +1,259 @@
+"""What the readers of the six public data sets share: files, options, splits, facts (docs/data/<name>.md).
+
+Nothing of the media is decoded when a data set is read. Their names and sizes are listed once; what the annotation names
+and the folder lacks becomes a fact and `Dataset.absent`, and loading it a UserError.
+"""
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from cox_oom import files
+from cox_oom.files import UserError
+from cox_oom.data import Dataset, media
+
+VERSION = "official-1"     # enters every fingerprint: change it with anything that changes an item
+CACHE = ".cox-audio.json"  # in --root: which videos carry sound, by path and size
+
+
+# ------------------------------------------------------------------------------------------------------- options
+
+def check_options(name, unknown, known):
+    """Refuses options that a reader does not have."""
+    if unknown:
+        have = f"it has {', '.join(sorted(known))}" if known else "it has none"
+        raise UserError(f"--data {name}: there is no option {sorted(unknown)[0]}; {have}")
+
+
+def choice(name, option, value, allowed):
+    """`value`, where it is one of `allowed`."""
+    if str(value) not in allowed:
+        raise UserError(f"--data {name}: the option {option} is {value!r}; give one of {', '.join(allowed)}")
+    return str(value)
+
+
+def number(name, option, value, least, most, kind=int):
+    """`value`, perhaps given as text, as a number in least...most."""
+    try:
+        x = kind(value)
+    except (TypeError, ValueError):
+        x = None
+    if x is None or not least <= x <= most or (kind is int and x != float(value)):
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"--data {name}: the option {option} is {value!r}; give {what} from {least} to {most}")
+    return x
+
+
+def sentences(name, template, words, ids, seed=0):
+    """One sentence per row: `template`, or one of several separated by |, drawn by seed and id; {} is the row's word."""
+    templates = [t.strip() for t in str(template).split("|")]
+    for t in templates:
+        if t.count("{}") != 1 or "{" in t.replace("{}", "") or "}" in t.replace("{}", ""):
+            raise UserError(f"--data {name}: the option template has {t!r}; write {{}} once where the class goes, and "
+                            f"| between templates")
+    return [templates[draw(f"{seed} template {i}", len(templates))].format(w) for w, i in zip(words, ids)]
+
+
+def told(template):
+    """The fact that language made by `sentences` is no independent observation."""
+    return (f"language: made from the class ('{template}'), as in the paper: it tells the label, so IM language is an "
+            f"oracle and OOM language is nearly solved by its labels")
+
+
+def draw(text, n):
+    """A number in 0...n-1, always the same for a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % n
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+def tree(root, extensions):
+    """{path relative to root, with /: size} of the files below root with one of the extensions, sorted.
+
+    Links are followed, but not into a folder that was listed already.
+    """
+    found, todo, seen = {}, [""], set()
+    while todo:
+        folder = todo.pop()
+        where = os.path.join(root, folder)
+        real = os.path.realpath(where)
+        if real in seen:                # a link that leads back
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(where) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir():
+                        todo.append(path)
+                    elif entry.name.lower().endswith(extensions):
+                        try:
+                            found[path] = entry.stat().st_size
+                        except OSError:     # a link to nowhere: as good as not there
+                            pass
+        except OSError as e:
+            raise UserError(f"{where}: cannot be listed ({e.strerror}); allow reading it") from None
+    return dict(sorted(found.items()))
+
+
+def by_stem(files, extensions=None):
+    """{file name without folder and extension: path}, the first of each; of some extensions only where given."""
+    out = {}
+    for path in files:
+        stem, extension = os.path.splitext(path.rsplit("/", 1)[-1])
+        if extensions is None or extension.lower() in extensions:
+            out.setdefault(stem, path)
+    return out
+
+
+def annotation(name, root, *names, where, optional=False):
+    """Path of the first of `names` at root or below, at most three folders deep; `where` says where to get it."""
+    for depth in range(4):
+        folders = [""]
+        for _ in range(depth):
+            folders = [os.path.join(f, d) for f in folders for d in _folders(os.path.join(root, f))]
+        for wanted in names:
+            for folder in folders:
+                path = os.path.join(root, folder, wanted)
+                if os.path.isfile(path):
+                    return path
+    if optional:
+        return None
+    raise UserError(f"--data {name} --root {root}: {' or '.join(names)} is not there, nor in its folders; {where}")
+
+
+def _folders(path):
+    try:
+        # folders with thousands of entries hold media, not annotations
+        entries = os.listdir(path)
+        return sorted(e for e in entries if os.path.isdir(os.path.join(path, e))) if len(entries) < 200 else []
+    except OSError:
+        return []
+
+
+def read_text(path, encoding="utf-8-sig"):
+    """The text of an annotation file."""
+    try:
+        with open(path, encoding=encoding, newline="") as f:
+            return f.read()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; get the file again") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror}); allow reading it") from None
+
+
+def with_sound(name, root, sizes, paths, audio):
+    """{path: whether the video has an audio track}. audio = 'check': its header is read, 'trust': yes.
+
+    What was found is kept in root/.cox-audio.json where that can be written. A file that does not open counts as yes:
+    loading it tells what is wrong.
+    """
+    import json
+    choice(name, "audio", audio, ("check", "trust"))
+    paths = sorted(p for p in set(paths) if p in sizes)
+    if audio == "trust":
+        return dict.fromkeys(paths, True)
+    cache, known = os.path.join(root, CACHE), {}
+    try:
+        with open(cache, encoding="utf-8") as f:
+            known = {p: has for p, (size, has) in json.load(f).items() if sizes.get(p) == size}
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass
+
+    def look(path):
+        try:
+            return media.has_audio(os.path.join(root, path))
+        except media.MediaError:
+            return None
+
+    todo = [p for p in paths if p not in known]
+    if todo:
+        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+            found = list(tqdm(pool.map(look, todo), total=len(todo), desc="which clips carry sound", mininterval=1,
+                              disable=None))
+        known.update({p: has for p, has in zip(todo, found) if has is not None})
+        try:
+            text = json.dumps({p: [sizes[p], has] for p, has in known.items()})
+            files.write_atomic(cache, lambda tmp: tmp.write_text(text))
+        except OSError:
+            pass        # a folder that cannot be written is looked through each time
+    return {p: known.get(p, True) for p in paths}
+
+
+# ---------------------------------------------------------------------------------------------------- the data set
+
+def hold_out(name, split, labels, share, seed=0):
+    """The split with `share` of each class's train rows moved to val: where a data set has no val rows of its own."""
+    share = number(name, "val", share, 0, 0.5, float)
+    if not share:
+        return split
+    groups, split = {}, list(split)
+    for row, (part, label) in enumerate(zip(split, labels)):
+        if part == "train" and label >= 0:
+            groups.setdefault(label, []).append(row)
+    for label, rows in groups.items():
+        rows.sort(key=lambda row: hashlib.sha256(f"{seed} val {label} {row}".encode()).digest())
+        for row in rows[:int(share * len(rows) + 0.5)] if len(rows) > 1 else []:
+            split[row] = "val"
+    return split
+
+
+def finish(name, root, *, ids, split, labels, class_names, modalities, cells, fetch, sizes, mend, settings, files,
+           facts=()):
+    """The Dataset. fetch(modality, row, sample) gives an item or raises media.MediaError.
+
+    sizes: {path relative to root: bytes} of the media there are; cells of other kinds than text are such paths, perhaps
+      followed by `::` and a place in the file.
+    mend: what to do about files that are not there. settings: the options. files: the annotations' paths.
+    """
+    for part in ("train", "test"):
+        if part not in split:
+            raise UserError(f"--data {name} --root {root}: the annotation gives no {part} rows; get it whole ({mend})")
+    seen = set()
+    for i in ids:
+        if i in seen:
+            raise UserError(f"--data {name} --root {root}: the annotation lists {i} twice; get it anew")
+        seen.add(i)
+    digest = hashlib.sha256(f"{VERSION} {name} {sorted(settings.items())}".encode())
+    for path in files:
+        with open(path, "rb") as f:
+            digest.update(hashlib.sha256(f.read()).digest())
+    facts, absent = list(facts), {}
+    for m, kind in modalities.items():
+        for row, cell in enumerate(cells[m]):
+            place = cell if cell is None or kind == "text" else f"{cell}\0{sizes.get(cell.split('::')[0], -1)}"
+            digest.update(f"\0{m}\0{ids[row]}\0{split[row]}\0{labels[row]}\0{place}".encode())
+        if kind == "text":
+            continue
+        filled = [r for r, cell in enumerate(cells[m]) if cell is not None]
+        gone = [r for r in filled if cells[m][r].split("::")[0] not in sizes]
+        if not gone:
+            continue
+        first = f"{cells[m][gone[0]]} (id {ids[gone[0]]})"
+        if len(gone) == len(filled):
+            raise UserError(f"--data {name} --root {root}: none of the {len(filled):,} {m} files is there, the first "
+                            f"is {first}; {mend}")
+        absent[m] = gone
+        facts.append(f"{m}: {len(gone):,} of {len(filled):,} files are not there, the first is {first}; {mend}, or "
+                     f"leave their rows out with --on-error skip")
+
+    def load(modality, row, sample=None):
+        cell = cells[modality][row]
+        if cell is None:
+            raise KeyError(f"{modality} is not observed in row {row}")
+        if modalities[modality] == "text":
+            return cell
+        path = cell.split("::")[0]
+        if not os.path.isfile(os.path.join(root, path)):
+            raise UserError(f"{os.path.join(root, path)} (id {ids[row]}): the {modality} file is not there; {mend}, or "
+                            f"leave its row out with --on-error skip")
+        try:
+            return fetch(modality, row, sample)
+        except media.MediaError as e:
+            raise UserError(f"{os.path.join(root, path)} (id {ids[row]}): {modality} {e}; get the file again, or leave "
+                            f"its row out with --on-error skip") from None
+
+    return Dataset(name=name, ids=ids, split=split, labels=labels, class_names=list(class_names), modalities=modalities,
+                   cells=cells, load=load, fingerprint=digest.hexdigest(), facts=facts, absent=absent,
+                   source={"path": os.path.abspath(root), **settings})

@@ -1,0 +1,116 @@
+"""A data set's modality through a frozen perceptor: decoding and preprocessing in worker processes while the model runs, in
+parts from which a killed run continues.
+
+The result depends on the rows and the batch size alone: batches are formed within a part, in the order of the rows, of
+items of equal shape, however many workers there are and wherever a run was stopped.
+"""
+import shutil
+
+import torch
+from tqdm import tqdm
+
+from cox_oom import files
+from cox_oom.files import UserError
+from cox_oom.data import ahead
+
+PART = 256      # rows of a part
+
+
+def features(model, role, data, modality, rows, folder, *, batch_size, workers, device, known, complain):
+    """features (n, d) float32 unit rows on the CPU, and the rows of the data set (n) that they are of.
+
+    model: what a perceptor's load() gave. rows: those that are to be embedded. folder: where the parts lie meanwhile.
+    known: what makes the features ({...} plain values): parts made from anything else are made again.
+    complain(row, complaint) tells whether a row whose media are not right is left out; a part keeps what was wrong.
+    """
+    starts = range(0, len(rows), PART)
+    about = {**known, "data": data.fingerprint, "batch_size": batch_size, "part": PART, "rows": files.digest(rows)}
+    made = {k: part for k in starts if (part := read_part(folder / f"{k:08d}.pt", about))}
+    for k, part in made.items():
+        for row, *complaint in part["complaints"]:
+            complain(row, tuple(complaint))
+    todo = [row for k in starts if k not in made for row in rows[k:k + PART]]
+    preparer = model.preparer()
+    stream = ahead.decoded(data, modality, todo, Prepare(preparer, role), workers=workers, ahead=batch_size,
+                           sample=preparer.sample(role))
+    with tqdm(total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None) as bar:
+        for k in starts:
+            if k not in made:
+                save_part(folder / f"{k:08d}.pt", about, data, one_part(model, role, rows[k:k + PART], stream, bar, batch_size,
+                                                                       device, complain))
+    parts = [files.load(folder / f"{k:08d}.pt") for k in starts]
+    return torch.cat([p["features"] for p in parts]), [row for p in parts for row in p["rows"]]
+
+
+class Prepare:
+    """What a worker does with a raw item."""
+
+    def __init__(self, preparer, role):
+        self.preparer, self.role = preparer, role
+
+    def __call__(self, raw):
+        return self.preparer.prepare(self.role, raw)
+
+
+def one_part(model, role, rows, stream, bar, batch_size, device, complain):
+    """{"features" (n, d), "rows" (n), "complaints"} of the next len(rows) items of the stream."""
+    waiting, out, kept, complaints = {}, [], [], []            # waiting: {shape: [(row, item)]}
+    for row, (_, item, complaint) in zip(rows, stream):
+        bar.update()
+        if complaint:
+            complaints.append([row, *complaint])
+            if complain(row, complaint):
+                continue
+        kept.append(row)
+        group = waiting.setdefault(shape_of(item), [])
+        group.append((row, item))
+        if len(group) == batch_size:
+            out.append(encode(model, role, waiting.pop(shape_of(item)), device))
+    out += [encode(model, role, group, device) for group in waiting.values()]
+    if not kept:
+        return {"features": torch.zeros(0, model.dims[role]), "rows": [], "complaints": complaints}
+    z = torch.cat([z for _, z in out]).float().cpu()           # until here a GPU need not be waited for
+    made = [row for some, _ in out for row in some]
+    place = {row: k for k, row in enumerate(made)}
+    z = z[torch.tensor([place[row] for row in kept])].contiguous()
+    bad = (~torch.isfinite(z).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(f"the perceptor's features of row {kept[bad[0]]} ({role}) are not finite; use --dtype bfloat16 or float32")
+    return {"features": z, "rows": kept, "complaints": complaints}
+
+
+def encode(model, role, group, device):
+    """([row], (B, d) features, perhaps still on the device) of [(row, item)] of equal shape."""
+    items = [item for _, item in group]
+    if isinstance(items[0], dict):
+        batch = {k: stack([item[k] for item in items], device) for k in items[0]}
+    else:
+        batch = stack(items, device)
+    return [row for row, _ in group], model.encode(role, batch)
+
+
+def stack(items, device):
+    return torch.stack([torch.as_tensor(item) for item in items]).to(device, non_blocking=True)
+
+
+def shape_of(item):
+    return tuple((k, tuple(v.shape)) for k, v in item.items()) if isinstance(item, dict) else tuple(item.shape)
+
+
+def save_part(path, about, data, part):
+    files.save(path, part, stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=about, quiet=True,
+              dated=False)
+
+
+def read_part(path, about):
+    """The part at `path` if it is whole and made from the same, else None."""
+    try:
+        part = files.load(path)
+    except UserError:
+        return None
+    return part if part["meta"]["args"] == about else None
+
+
+def clear(folder):
+    """Remove the parts: the bank is there."""
+    shutil.rmtree(folder, ignore_errors=True)

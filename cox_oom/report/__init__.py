@@ -1,0 +1,1 @@
+"""Stage 4's output: metrics of a run, scores over runs, tables, paired tests, plots, the page around them."""
