@@ -23,7 +23,8 @@ from cox_oom.report import tables
 from cox_oom.augment import embed
 from cox_oom.run import Parser, known_device
 from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
-from cox_oom.model import Head, Learner, map_items, train_connection, warm_connection
+from cox_oom.connect import Head, map_items, train_connection, warm_connection
+from cox_oom.learner import Learner
 from cox_oom.report.records import find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order, score
 

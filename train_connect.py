@@ -20,8 +20,10 @@ from cox_oom import files
 import cox_ops
 from cox_oom.augment import augment, batch, embed
 from cox_oom.run import PARTS, Parser, known_device, leave_out, number
-from cox_oom.model import Connection, Learner, fit_head, map_items, train_connection
-from cox_oom.labels import choose_labelled, find_pairs, hold_out, literal_space, name_by_clusters, name_by_items
+from cox_oom.connect import Connection, fit_head, map_items, train_connection
+from cox_oom.learner import Learner
+from cox_oom.labels import choose_labelled, find_pairs, hold_out
+from cox_oom.naming import literal_space, name_by_clusters, name_by_items
 
 
 def get_args(argv=None):

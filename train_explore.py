@@ -31,7 +31,8 @@ from cox_oom.augment import augment, batch, embed
 from cox_oom.correspond import (class_posteriors, coarse_and_fine, common_items, held_out_gain, known_items, labels_alone, plain_vectors,
                         whiten)
 from cox_oom.run import PARTS, Parser, known_device, leave_out, number
-from cox_oom.model import Head, Learner, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
+from cox_oom.connect import Head, fit_head, fit_mapped_head, map_items, move_head, train_connection, warm_connection
+from cox_oom.learner import Learner
 from cox_oom.labels import class_frequencies, training_rows
 
 METHODS = ("cox", "random", "erm", "entmin", "moco", "ssl", "fixmatch", "selftrain", "aligned")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import cox_ops
-from cox_oom.model import kl_literal, kl_matched, match_shares, matched_target
+from cox_oom.connect import match_shares
 
 EMERGENT = ("emergent", "emergent_im", "emergent_label")       # OOM items, their IM instances, their labels
 
@@ -79,3 +79,33 @@ def losses(logits, sets, j, kl):
             disagree = kl_literal(logits[~a], sets["mean_anchor_logp"])
         disagree = (~a).float().mean() * disagree
     return agree, disagree
+
+
+def matched_target(head_posteriors, class_posteriors, smooth=0.01):
+    """The anchor posterior that a disagreement item is matched to, through the classes its heads name (Eqs. 13, 15).
+
+    head_posteriors (K, B, C): h*_k(c | x_d); class_posteriors (C, C): row c is the mean posterior of the anchors of class
+    c (NaN rows, classes without anchors, take no part). Returns (B, C): sum_c w_c row_c with w_c ∝ mean_k h*_k(c | x_d)
+    on the named classes, smoothed by `smooth`; an item all of whose named classes lack anchors gets its heads' mean.
+    """
+    named = torch.zeros_like(head_posteriors[0]).scatter_(1, head_posteriors.argmax(-1).T, 1.0)          # (B, C)
+    have = ~class_posteriors.isnan().any(-1)                                                             # (C,)
+    mean = head_posteriors.mean(0)
+    weight = mean * named * have
+    total = weight.sum(-1, keepdim=True)
+    target = (weight / total.clamp(min=1e-12)) @ class_posteriors.nan_to_num(0.0)
+    target = torch.where(total > 1e-12, target, mean)
+    return (1 - smooth) * target + smooth / target.shape[-1]
+
+
+def kl_matched(logits, target):
+    """Mean KL(h(x_d) ‖ target), gradient through h alone. logits, target (B, C)."""
+    logp = logits.log_softmax(-1)
+    return (logp.exp() * (logp - target.clamp(min=1e-12).log())).sum(-1).mean()
+
+
+def kl_literal(logits, mean_anchor_logp):
+    """Eq. 13 as printed, every item to every anchor: mean over d and a of KL(p_d ‖ p_a). It separates, so that it costs
+    (|D| + |A|)·C: mean_anchor_logp (C,) is the mean over all anchors of log p_a."""
+    logp = logits.log_softmax(-1)
+    return (logp.exp() * (logp - mean_anchor_logp)).sum(-1).mean()

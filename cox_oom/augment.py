@@ -8,7 +8,7 @@ Randomness comes from torch's global generator of x's device.
 import torch
 import torch.nn.functional as F
 
-from cox_oom.model import MASKED_BYTE
+from cox_oom.learner import MASKED_BYTE
 
 
 def batch(file, rows, device):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from cox_oom.augment import batch
-from cox_oom.model import match_shares
+from cox_oom.connect import match_shares
 
 
 def plain_vectors(file, rows, side=16, steps=64, most=8192):

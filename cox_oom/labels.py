@@ -4,11 +4,8 @@ items; unsup: IM heads in a random space, or class names for the readings. No fi
 Shapes: M OOM training items, L of them labelled, N IM items, C classes.
 """
 import torch
-import torch.nn.functional as F
 
 from cox_oom import files
-from cox_oom.augment import batch
-from cox_oom.naming import geometry, name_by_geometry, spectral, spread_names
 
 
 def choose_labelled(labels, count, per_class, generator, paired=None):
@@ -85,62 +82,3 @@ def class_frequencies(known, y, classes):
     unseen = (frequent > 0) & (own == 0)
     expected = torch.where(frequent == 0, own, frequent).masked_fill(unseen, 0.0)
     return (expected / expected.sum() if (expected != frequent).any() else frequent), unseen
-
-
-def literal_space(z, d_im, seed):
-    """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then mapped at random.
-
-    The heads h_k know only their bank's space and nothing relates the two yet: a random orthogonal map serves.
-    """
-    z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
-    g = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(max(z.shape[1], d_im), max(z.shape[1], d_im), generator=g))[0]
-    mapped = z @ q[:z.shape[1], :d_im].to(z)
-    return F.normalize(mapped, dim=-1)
-
-
-def name_by_items(oom, rows, classes, per_class, generator):
-    """A class for each of the OOM rows (M,) from the labels of `per_class` of them a class: (class (M,), how doubtful it is
-    (M,), how it was found, that in words)."""
-    x, y = batch(oom, rows, "cpu")[0], oom["labels"][rows]
-    lacking = [oom["class_names"][c] for c in range(classes) if not (y == c).any()]
-    if len(lacking) == classes:
-        raise files.UserError("--name-with takes the names from labelled training items, and the sensor has none; label one of "
-                             "each class and extract again")
-    items = choose_labelled(y, 0, per_class, generator)
-    label, confidence = spread_names(x, items, y[items], classes)
-    said = f"names spread from {len(items)} labelled items ({per_class} per class) along the graph of the readings"
-    said += f"; no item of {', '.join(lacking)} has a label, so that nothing can get this name" if lacking else ""
-    return label, 1 - confidence, {"by": "items", "items": [oom["ids"][r] for r in rows[items].tolist()]}, said
-
-
-def name_by_clusters(oom, rows, inputs, classes, seed):
-    """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs or banks {m: file};
-    doubtful is what lies far from its cluster's centre."""
-    if len(rows) < classes:
-        raise files.UserError(f"--init spectral makes {classes} clusters, one for a class, and there are only {len(rows)} training "
-                             f"items of the sensor; record more, or use --setting semi")
-    x = batch(oom, rows, "cpu")[0]
-    values = lambda file, r: batch(file, r, "cpu")[0] if "x" in file else file["features"][r]
-    label, embedding, centroids = spectral(x, classes, seed=seed)
-    distance = (embedding - centroids[label]).norm(dim=1)
-    seen = {m: (r := files.rows(im, ("train",)))[im["labels"][r] >= 0] for m, im in inputs.items()}
-    theirs = {m: geometry(values(inputs[m], r), inputs[m]["labels"][r], classes) for m, r in seen.items()}
-    ours = geometry(x, label, classes)
-    if ours.isnan().any():
-        raise files.UserError(f"--init spectral: the {len(rows)} training items of the sensor do not fall into {classes} clusters, "
-                             f"one for a class; record more, or give --name-with 1")
-    known = torch.stack(list(theirs.values())).nanmean(0)                                  # over the modalities that show both
-    if known.isnan().any():
-        shown = set().union(*(set(inputs[m]["labels"][r].tolist()) for m, r in seen.items()))
-        lacking = [oom["class_names"][c] for c in range(classes) if c not in shown]
-        raise files.UserError(f"--init spectral names clusters by how the classes lie to each other in a known modality, and "
-                             f"none shows {', '.join(lacking) or 'every two classes'} with a label; label some, or give "
-                             f"--name-with 1")
-    of_cluster, agreement, null = name_by_geometry(ours, known, seed=seed)
-    p = (1 + (null >= agreement).sum().item()) / (1 + len(null))
-    trust = "a weak sign at best" if p > 0.05 or agreement < 0.8 else "they may be right"
-    said = (f"{classes} spectral clusters, named by the geometry of {len(inputs)} known modalities: correlation "
-            f"{agreement:.2f}, shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}")
-    said += "" if trust == "they may be right" else ": expect chance. --name-with 1 takes the names from one label per class"
-    return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}, said

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from cox_oom.augment import augment
 from cox_oom.run import number
-from cox_oom.model import entropy
 
 UNLABELLED = ("entmin", "moco", "ssl", "fixmatch")          # the baselines that learn from them
 
@@ -62,6 +61,12 @@ class MomentumContrast(torch.nn.Module):
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], 1) / self.temperature
         self.queue = torch.cat([k, self.queue])[:len(self.queue)]
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
+def entropy(logits):
+    """Mean entropy of the posteriors (EntMin), logits (B, C)."""
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1).mean()
 
 
 def consistency(learner, head, kind, x, lengths, noise):

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from cox_oom.augment import augment, batch
 from cox_oom.files import UserError, rows
-from cox_oom.model import info_nce
 
 
 def pair_table(inputs, pair_by_class, generator):
@@ -174,3 +173,10 @@ def features(encoder, file, *, device="cpu", batch_size=512):
     """The bank of one modality: unit rows (n, dim) float32 for all n rows of its inputs file, in their order."""
     out = [encoder(*batch(file, r, device)).float().cpu() for r in torch.arange(len(file["ids"])).split(batch_size)]
     return torch.cat(out)
+
+
+def info_nce(a, b, scale):
+    """Symmetric InfoNCE of paired unit rows a, b (B, d) at logit scale `scale`."""
+    logits = scale * a @ b.T
+    target = torch.arange(len(a), device=a.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))

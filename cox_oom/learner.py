@@ -1,0 +1,101 @@
+"""The OOM learner g: a Vision Transformer from scratch for images, videos, series and text.
+
+Shapes: B batch, width features of the learner.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+MASKED_BYTE = 1                                    # stands for a dropped byte of text; never part of real text
+
+
+class Attention(nn.Module):
+    def __init__(self, *, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t, mask):
+        q, k, v = rearrange(self.qkv(t), "b n (three h e) -> three b h n e", three=3, h=self.heads)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(rearrange(o, "b h n e -> b n (h e)"))
+
+
+class Block(nn.Module):
+    def __init__(self, *, width, heads, ratio=4):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width=width, heads=heads)
+        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+
+    def forward(self, t, mask):
+        t = t + self.attention(self.norm1(t), mask)
+        return t + self.mlp(self.norm2(t))
+
+
+class Learner(nn.Module):
+    """g, the OOM learner: a Vision Transformer from scratch; the defaults are ViT-T/16 (width 192, depth 12, 3 heads).
+
+    kind   "image" (C,H,W): patches of `patch`²; "video" (C,F,H,W): tubelets of 2 frames; "series" (C,T): time slices of
+           `slice` steps over all channels (spectrograms too: square patches lose 14 points); "text" (T,): byte tokens.
+    shape  of one item, without the batch.
+    forward(x, lengths=None): x (B, …) normalised floats (text: byte ids), lengths (B,) valid steps -> z (B, width), the
+    mean of the valid tokens after a LayerNorm.
+    """
+
+    def __init__(self, *, kind, shape, width=192, depth=12, heads=0, patch=16, slice=0):
+        super().__init__()
+        self.kind, self.width = kind, width
+        if kind == "image":
+            c, *size = shape
+            self.step = (min(patch, size[0]), min(patch, size[1]))
+            self.embed = nn.Conv2d(c, width, self.step, self.step)
+        elif kind == "video":
+            c, *size = shape
+            self.step = (min(2, size[0]), min(patch, size[1]), min(patch, size[2]))
+            self.embed = nn.Conv3d(c, width, self.step, self.step)
+        elif kind == "series":
+            c, *size = shape
+            self.step = (slice or slice_steps(size[0]),)
+            self.embed = nn.Conv1d(c, width, self.step, self.step)
+        elif kind == "text":
+            size, self.step = list(shape), (1,)
+            self.embed = nn.Embedding(256, width, padding_idx=0)
+        else:
+            raise ValueError(f"kind {kind!r}: one of image, video, series, text")
+        tokens = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))
+        self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width=width, heads=heads or heads_of(width)) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x, lengths=None):
+        if self.kind == "text":
+            t = self.embed(x.long())                                                    # (B, T, width)
+        else:
+            pad = [(-s) % p for s, p in zip(x.shape[2:], self.step)]                    # to whole patches
+            x = F.pad(x, [v for p in reversed(pad) for v in (0, p)]) if any(pad) else x
+            t = self.embed(x).flatten(2).transpose(1, 2)                                # (B, tokens, width)
+        t = t + self.position
+        if lengths is None:
+            for block in self.blocks:
+                t = block(t, None)
+            return self.norm(t).mean(1)
+        starts = torch.arange(t.shape[1], device=t.device) * self.step[0]
+        valid = starts < lengths.clamp(min=1)[:, None]                                  # (B, tokens)
+        for block in self.blocks:
+            t = block(t, valid[:, None, None, :])
+        return (self.norm(t) * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+
+
+def heads_of(width):
+    """Attention heads of a learner: 64 features each, two at least, fewer where they do not divide the width."""
+    return next(n for n in range(max(2, width // 64), 0, -1) if width % n == 0)
+
+
+def slice_steps(steps, tokens=32):
+    """Steps of one time slice so that `steps` make at most `tokens` tokens."""
+    return max(1, math.ceil(steps / tokens))
