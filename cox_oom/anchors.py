@@ -1,19 +1,22 @@
-"""Anchors of exploration (Section 3.2): which unlabelled readings teach the learner, and what the others learn from them.
+"""Anchors of exploration (Section 3.2, Eqs. 13-15): which unlabelled readings teach the learner, and what the others learn
+from them.
 
-No files, no arguments, no printing. Shapes: M unlabelled OOM items, N labelled IM items, K IM modalities, B a batch, C classes.
+Shapes: U unlabelled OOM items, N labelled IM items, K IM modalities, B a batch, C classes.
 """
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 
 import cox_ops
 from cox_oom.connect import match_shares
 
-EMERGENT = ("emergent", "emergent_im", "emergent_label")       # OOM items, their IM instances, their labels
 
+# ------------------------------------------------------------------------------------------------------ agreement, choice
 
 @torch.no_grad()
-def judge(z, head, heads, shares, gate):
-    """Agreement on features z (M, d): mask (M,), label (M,) (-1: disagreement), confidence (M,), posteriors (K, M, C).
+def judge(z, head, heads, shares, gate=True):
+    """Agreement on features z (U, d): mask (U,), label (U,) (-1: disagreement), confidence (U,), posteriors (K, U, C).
 
     The heads h*_k on mapped items judge; with `gate` the learner's head is one more of them. `shares` (C,) or None: every
     head is held to these class frequencies.
@@ -25,11 +28,11 @@ def judge(z, head, heads, shares, gate):
     return mask, label, confidence, logits.softmax(-1)
 
 
-def emergent(z, mapped, y_im, mask, label, count, named):
-    """Eq. 15: the `count` items of z (M, d) that lie nearest to one IM item in all its mappings (K, N, d) become its pairs.
+def emergent_pairs(z, mapped, y_im, mask, label, count, named):
+    """Eq. 15: the `count` items of z (U, d) that lie nearest to one IM item in all its mappings (K, N, d) become its pairs.
 
     Where the heads know class names (`named`) an item must have the class of its IM item, y_im (N,), or it leaves A; else
-    the new pairs are the anchors and have their IM items' labels. Returns mask (M,), label (M,), {name of EMERGENT: (S,)}.
+    the new pairs are the anchors and have their IM items' labels. Returns mask (U,), label (U,), {"item", "im", "label": (S,)}.
     """
     score, nearest = cox_ops.nearest_anchor(z, mapped)
     label_im = y_im[nearest]
@@ -37,46 +40,95 @@ def emergent(z, mapped, y_im, mask, label, count, named):
     best = surest(-score, count, mask)
     if not named:
         mask, label = torch.zeros_like(mask).index_fill_(0, best, True), label_im
-    return mask, label, dict(zip(EMERGENT, (best, nearest[best], label_im[best])))
+    return mask, label, {"item": best, "im": nearest[best], "label": label_im[best]}
 
 
 def surest(confidence, count, mask=None):
-    """The (at most) `count` items of greatest confidence (M,) in the mask (M,)."""
+    """The (at most) `count` items of greatest confidence (U,) in the mask (U,)."""
     best = cox_ops.top_anchors(confidence, count, largest=True, mask=mask)
     return best[best >= 0]
 
 
 def surest_classes(posteriors, count):
-    """Anchors by class posteriors (M, C): mask (M,) of the `count` items surest of their class, class (M,) of every item."""
+    """Anchors by class posteriors (U, C): mask (U,) of the `count` items surest of their class, class (U,) of every item."""
     confidence, label = posteriors.max(-1)
     return torch.zeros_like(label, dtype=torch.bool).index_fill_(0, surest(confidence, count), True), label
 
 
-def statistics(logits, mask, label):
-    """What Eq. 13 matches to, of the learner's logits (M, C): class_posteriors (C, C), the anchors' mean posterior by their
-    class (NaN rows: no anchor), and mean_anchor_logp (C,)."""
-    p = logits.softmax(-1).detach()
-    of_class = F.one_hot(label.clamp(min=0), p.shape[1]).float() * mask[:, None]                       # (M, C)
-    return {"class_posteriors": (of_class.T @ p) / of_class.sum(0)[:, None],
-            "mean_anchor_logp": p.clamp(min=1e-12).log()[mask].mean(0)}
+def no_pairs(device="cpu"):
+    """Emergent pairs before the first choice: none."""
+    return {k: torch.empty(0, dtype=torch.long, device=device) for k in ("item", "im", "label")}
 
 
-def losses(logits, sets, j, kl):
+@dataclass
+class Anchors:
+    """What one refresh chose among the U unlabelled items.
+
+    agreement {agree, label, confidence, prediction: (U,)} on the CPU, as METHOD.pt keeps it (Fig. 6); mask (U,) of the anchors A,
+    label (U,) of every item, posteriors (K, U, C) or (1, U, C); class_posteriors (C, C), the anchors' mean posterior by their
+    class (NaN rows: no anchor); mean_anchor_logp (C,); emergent {item, im, label: (S,)}: places of items, their
+    common IM items, labels.
+    """
+    agreement: dict
+    mask: torch.Tensor = None
+    label: torch.Tensor = None
+    posteriors: torch.Tensor = None
+    class_posteriors: torch.Tensor = None
+    mean_anchor_logp: torch.Tensor = None
+    emergent: dict = field(default_factory=no_pairs)
+
+
+def agreement(z, head, bridge, items, args):
+    """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d), and nothing else."""
+    z = z[items.unlabelled.to(z.device)]
+    shares = items.frequencies.to(z.device) if args.shares == "known" else None
+    mask, label, confidence, posteriors = judge(z, head, [bridge.heads[m] for m in bridge.names], shares, args.gate)
+    return Anchors({"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
+                    "prediction": head(z).argmax(1).cpu()}, mask, label, posteriors, emergent=no_pairs(z.device))
+
+
+def choose(z, head, bridge, teacher, items, args, plan):
+    """The Anchors under the learner's features z (M, d): as many as the heads and the nearest IM items agree on, those that the
+    teacher is surest of; without a teacher those that the heads agree on (COX) or the learner's head is surest of (selftrain)."""
+    chosen, unlabelled = agreement(z, head, bridge, items, args), items.unlabelled.to(z.device)
+    z = z[unlabelled]
+    if bridge.common and "emergent" not in plan.without:
+        count = max(1, round(args.anchors * len(items.rows)))
+        chosen.mask, chosen.label, pairs = emergent_pairs(z, bridge.common_mapped(), bridge.y_common, chosen.mask, chosen.label,
+                                                          count, plan.named)
+        if args.method == "cox":
+            chosen.emergent = {**pairs, "item": unlabelled[pairs["item"]]}
+    if teacher:
+        chosen.posteriors = teacher.posteriors[None, unlabelled]
+    elif args.method == "selftrain":
+        chosen.posteriors = judge(z, head, [], items.frequencies.to(z.device) if args.shares == "known" else None)[3]
+    if teacher or args.method == "selftrain":
+        chosen.mask, chosen.label = surest_classes(chosen.posteriors[0], int(chosen.mask.sum()))
+    p = head(z).softmax(-1).detach()
+    of_class = F.one_hot(chosen.label.clamp(min=0), p.shape[1]).float() * chosen.mask[:, None]          # (U, C)
+    chosen.class_posteriors = (of_class.T @ p) / of_class.sum(0)[:, None]
+    chosen.mean_anchor_logp = p.clamp(min=1e-12).log()[chosen.mask].mean(0)
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------ losses on A and D (Eq. 13)
+
+def losses(logits, anchors, j, kl):
     """Eqs. 13-15 on a batch, logits (B, C) of the items j (B,): the anchors' labels on A, and what the rest is drawn to on D.
 
     kl: "expected", an item's own class posterior; "matched", the mean posterior of the anchors of the classes that its
     heads name; "literal", every anchor's posterior, as Eq. 13 is printed. The second is None where D or all anchors are missing.
     """
-    a = sets["mask"][j]
-    ce = F.cross_entropy(logits, sets["label"][j].clamp(min=0), reduction="none")
+    a = anchors.mask[j]
+    ce = F.cross_entropy(logits, anchors.label[j].clamp(min=0), reduction="none")
     agree, disagree = (ce * a).mean(), None
-    if not a.all() and sets["mask"].any():
+    if not a.all() and anchors.mask.any():
         if kl == "expected":
-            disagree = F.cross_entropy(logits[~a], sets["posteriors"][:, j[~a]].mean(0))
+            disagree = F.cross_entropy(logits[~a], anchors.posteriors[:, j[~a]].mean(0))
         elif kl == "matched":
-            disagree = kl_matched(logits[~a], matched_target(sets["posteriors"][:, j[~a]], sets["class_posteriors"]))
+            disagree = kl_matched(logits[~a], matched_target(anchors.posteriors[:, j[~a]], anchors.class_posteriors))
         else:
-            disagree = kl_literal(logits[~a], sets["mean_anchor_logp"])
+            disagree = kl_literal(logits[~a], anchors.mean_anchor_logp)
         disagree = (~a).float().mean() * disagree
     return agree, disagree
 

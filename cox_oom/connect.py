@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cox_oom.files import features_of
+
 
 # ------------------------------------------------------------------------------------------------------------- heads
 
@@ -159,13 +161,75 @@ def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=25
     return loss.item()
 
 
-def warm_connection(connect, m, z_im, *, lr, weight_decay, trained=True):
-    """Stage 2's connection of IM modality m and its optimizer from connect.pt, to go on with, on the device of its items z_im
-    (N, d_im); not `trained`: one of random weights."""
-    connection = Connection(d_im=z_im.shape[1], d=connect["arch"]["width"]).to(z_im.device)
-    connection.standardise(z_im)
-    if trained:
-        connection.load_state_dict(connect["connections"][m])
-    optimizer = torch.optim.Adam(connection.parameters(), lr=lr, weight_decay=weight_decay)
-    optimizer.load_state_dict(copy.deepcopy(connect["optimizers"][m]))            # else it would go on in connect's own tensors
-    return connection, optimizer
+class Bridge:
+    """What joins K IM banks to the learner's space in stages 3 and 4, by modality: connections with their optimizers, the
+    labelled IM items z_im (N_k, d_k), y_im (N_k,), their mappings v (N_k, d), the heads h*_k.
+
+    common: the ids [N] of the items that every modality shows, `rows` {modality: their places in z_im (N,)}.
+    """
+
+    def __init__(self, seed, names=None, *, device, lr, weight_decay, start=True, heads=True):
+        """The connections go on from stage 2's, `start` False: from random weights; with `heads` its heads h*_k too."""
+        connect, self.settings = seed.connect, seed.connect["meta"]["args"]
+        self.names, self.classes = list(names or connect["im"]), len(seed.oom["class_names"])
+        self.connections, self.optimizers, self.heads, self.z_im, self.y_im = {}, {}, {}, {}, {}
+        for m in self.names:
+            z = self.z_im[m] = features_of(seed.ims[m], connect["mapped_ids"][m]).to(device)
+            self.y_im[m] = connect["mapped_labels"][m].to(device)
+            c = self.connections[m] = Connection(d_im=z.shape[1], d=connect["arch"]["width"]).to(device)
+            c.standardise(z)
+            if start:
+                c.load_state_dict(connect["connections"][m])
+            self.optimizers[m] = torch.optim.Adam(c.parameters(), lr=lr, weight_decay=weight_decay)
+            self.optimizers[m].load_state_dict(copy.deepcopy(connect["optimizers"][m]))    # else it would go on in connect's own
+            if heads:
+                self.heads[m] = Head(connect["arch"]["width"], self.classes).to(device)
+                self.heads[m].load_state_dict(connect["mapped_heads"][m])
+        self.v = {m: map_items(self.connections[m], self.z_im[m]) for m in self.names}
+        ids = {m: connect["mapped_ids"][m] for m in self.names}
+        self.common = sorted(set.intersection(*map(set, ids.values())))
+        place = {m: {i: r for r, i in enumerate(own)} for m, own in ids.items()}
+        self.rows = {m: torch.tensor([place[m][i] for i in self.common], dtype=torch.long, device=device) for m in ids}
+
+    @property
+    def y_common(self):
+        """Labels (N,) of the common items."""
+        return self.y_im[self.names[0]][self.rows[self.names[0]]]
+
+    def common_banks(self):
+        """{modality: features (N, d_k)} of the common items."""
+        return {m: self.z_im[m][self.rows[m]] for m in self.names}
+
+    def common_mapped(self):
+        """The common items in the learner's space, by each connection: (K, N, d)."""
+        return torch.stack([self.v[m][self.rows[m]] for m in self.names])
+
+    def train(self, m, im_pair, z_pair, y, head, *, steps, generator):
+        """`steps` of L_con for modality m on pairs im_pair (P, d_k), z_pair (P, d), y (P,); then its items are mapped anew."""
+        train_connection(self.connections[m], self.optimizers[m], im_pair, z_pair[None], y, head, steps=steps,
+                         beta=self.settings["beta"], w_ce=self.settings["w_ce"], generator=generator)
+        self.v[m] = map_items(self.connections[m], self.z_im[m])
+
+    def follow(self, z, items, emergent, head, *, steps, generator, train=True, w_mapped=1.0):
+        """Follow the learner, whose features of all items z (M, d) have moved: train every connection on the known and the
+        emergent pairs (Eqs. 4-9), and fit the heads h*_k to mapped IM items and labelled OOM items. `train` False: the
+        connections stay untrained, and the heads see mapped items alone (ablation)."""
+        y = items.y.to(z.device)
+        for m in self.names:
+            own, im = (t.to(z.device) for t in items.pairs[m])
+            at = torch.cat([own, emergent["item"]])
+            if train and steps and len(at):
+                im = torch.cat([im, self.rows[m][emergent["im"]]])
+                self.train(m, self.z_im[m][im], z[at], torch.cat([y[own], emergent["label"]]), head, steps=steps,
+                           generator=generator)
+            own = items.labelled if train else items.labelled[:0]
+            self.heads[m] = fit_mapped_head(self.v[m], self.y_im[m], z[own], y[own], self.classes, w_mapped=w_mapped)
+
+    def parts(self):
+        """{name: module or optimizer} for a checkpoint."""
+        return {**{f"connection {m}": self.connections[m] for m in self.names},
+                **{f"connection optimizer {m}": self.optimizers[m] for m in self.names}}
+
+    def remap(self):
+        """Map the IM items by the connections as they are now."""
+        self.v = {m: map_items(self.connections[m], self.z_im[m]) for m in self.names}

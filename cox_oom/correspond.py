@@ -1,12 +1,14 @@
 """Soft correspondence: which known items an unlabelled reading may come from (Eq. 15's emergent pairs without a hard choice).
 
-No files, no arguments, no printing. Shapes: M OOM items, N labelled IM items, C classes, d and p dimensions of whitened vectors.
+Shapes: M OOM items, N labelled IM items, C classes, d and p dimensions of whitened vectors.
 """
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 
 from cox_oom.augment import batch
-from cox_oom.connect import match_shares
+from cox_oom.connect import fit_head, match_shares, move_head
 
 
 def plain_vectors(file, rows, side=16, steps=64, most=8192):
@@ -79,7 +81,7 @@ def correspond(z, y_z, partner, x, y, shares, *, held=True, rounds=6, weight=0.3
     labelled one is spread over its class alone. z and x whitened.
     """
     classes, d = len(shares), z.shape[1]
-    paired, left_over = (partner >= 0).nonzero().squeeze(1), (partner < 0).nonzero().squeeze(1)
+    paired, unpaired = (partner >= 0).nonzero().squeeze(1), (partner < 0).nonzero().squeeze(1)
     z_pair, at = z[paired], partner[paired]
     of_pair, of_class = F.one_hot(y[at], classes).to(z), F.one_hot(y, classes).to(z)
     b = z_pair.mean(0)
@@ -88,20 +90,21 @@ def correspond(z, y_z, partner, x, y, shares, *, held=True, rounds=6, weight=0.3
     eye = ridge * torch.eye(x.shape[1], device=x.device)
     gram = x[at].T @ x[at]
     weights = torch.linalg.solve(gram + eye, x[at].T @ (z_pair - b))
-    left = of_pair.T @ (z_pair - b - x[at] @ weights)
-    offsets, noise = offset * left / of_pair.sum(0)[:, None].clamp(min=1), torch.eye(d, device=z.device)
+    residual = of_pair.T @ (z_pair - b - x[at] @ weights)
+    offsets, noise = offset * residual / of_pair.sum(0)[:, None].clamp(min=1), torch.eye(d, device=z.device)
     bias, posterior = torch.zeros(classes, device=z.device), z.new_zeros(len(z), classes)
     if held:
         bias[shares == 0] = -20.0                                                         # never, from the first turn on
     posterior[paired] = of_pair
     expected = z.new_empty(len(z), x.shape[1])
     expected[paired] = x[at]
-    unknown = left_over[y_z[left_over] < 0]
-    for turn in range(rounds):
+    unknown = unpaired[y_z[unpaired] < 0]
+    for _ in range(rounds):
+        # E step: where may every unpaired item come from
         means, precision = b + x @ weights + offsets[y], torch.linalg.inv(noise)                    # (N, d)
         pull, level = precision @ means.T, ((means @ precision) * means).sum(1)
         use, total, scatter = x.new_zeros(len(x)), x.new_zeros(len(x), d), x.new_zeros(d, d)
-        for r in left_over.split(chunk):
+        for r in unpaired.split(chunk):
             far = (((z[r] @ precision) * z[r]).sum(1)[:, None] - 2 * z[r] @ pull + level).clamp(min=0)   # (chunk, N), squared
             logits = bias[y] - 0.5 * (freedom + d) * (far / freedom).log1p()
             other = (y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y)
@@ -113,15 +116,16 @@ def correspond(z, y_z, partner, x, y, shares, *, held=True, rounds=6, weight=0.3
             bias = bias + match_shares(posterior[unknown].clamp(min=1e-9).log(), shares)
         else:
             bias = (posterior[unknown].mean(0).clamp(min=1e-6) / of_class.mean(0).clamp(min=1e-6)).log()
+        # M step: map B, class offsets r, noise S
         cross = x[at].T @ (z_pair - b - offsets[y[at]]) + x.T @ (total - use[:, None] * (b + offsets[y]))
         weights = torch.linalg.solve(gram + x.T @ (x * use[:, None]) + eye, cross)
         plain = b + x @ weights
-        left = of_pair.T @ (z_pair - plain[at]) + of_class.T @ (total - use[:, None] * plain)
-        offsets = left / (of_pair.sum(0) + of_class.T @ use + prior)[:, None]
+        residual = of_pair.T @ (z_pair - plain[at]) + of_class.T @ (total - use[:, None] * plain)
+        offsets = residual / (of_pair.sum(0) + of_class.T @ use + prior)[:, None]
         means = plain + offsets[y]
         fit, both = z_pair - means[at], total.T @ means
         noise = fit.T @ fit + scatter - both - both.T + means.T @ (means * use[:, None])
-        noise = (1 - floor) * noise / (len(paired) + weight * len(left_over))
+        noise = (1 - floor) * noise / (len(paired) + weight * len(unpaired))
         noise = noise + floor / (1 - floor) * noise.diagonal().mean() * torch.eye(d, device=z.device)
     return posterior, expected + x_mean
 
@@ -132,11 +136,23 @@ def coarse_and_fine(raw, learned, p, q=20):
     return [torch.cat([raw[:, :a], learned[:, :b]], 1) for a, b in ((p // 2, q), (p, q // 2), (p, 2 * q), (2 * p, q))]
 
 
-def class_posteriors(views, y_z, world, shares, *, temper=0.4, rounds=6):
+@dataclass
+class Source:
+    """Where readings may come from, the arguments of `correspond`: partner (M,) of each OOM item, -1 where none is known;
+    items x (N, p) of classes y (N,); the class frequencies `shares` (C,), to which they are held or (`held` False) not."""
+    partner: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+    shares: torch.Tensor
+    held: bool = True
+    offset: float = 0.25
+
+
+def class_posteriors(views, y_z, source, shares, *, temper=0.4, rounds=6):
     """Class posteriors (M, C) for training by, and expected IM vectors (M, p): the mean (of the posteriors a geometric one) over
-    `views` [(M, d)] of the same items, each by `correspond` in a `world` (its arguments); the posteriors held to the class
-    frequencies `shares` (C,) (None: free), then tempered; a labelled item (y_z >= 0) has its label."""
-    each = [correspond(z, y_z, **world, rounds=rounds) for z in views]
+    `views` [(M, d)] of the same items, each by `correspond` with a Source; the posteriors held to the class frequencies `shares`
+    (C,) (None: free), then tempered; a labelled item (y_z >= 0) has its label."""
+    each = [correspond(z, y_z, **vars(source), rounds=rounds) for z in views]
     logits = sum(q.clamp(min=1e-6).log() for q, _ in each)[y_z < 0] / len(each)
     logits = logits if shares is None else logits + match_shares(logits, shares)
     out = F.one_hot(y_z.clamp(min=0), logits.shape[1]).to(logits)
@@ -144,17 +160,11 @@ def class_posteriors(views, y_z, world, shares, *, temper=0.4, rounds=6):
     return out, sum(x for _, x in each) / len(each)
 
 
-def common_items(ids, device="cpu"):
-    """The items that every IM modality shows, of {modality: ids [N_k]}: ids [N] in order, {modality: their rows (N,)}."""
-    common = sorted(set.intersection(*map(set, ids.values())))
-    row = {m: {i: r for r, i in enumerate(own)} for m, own in ids.items()}
-    return common, {m: torch.tensor([row[m][i] for i in common], dtype=torch.long, device=device) for m in ids}
-
-
-def known_items(ids, y_z, ids_im, banks, y, shares, class_names, least=8):
-    """Arguments of `correspond` for the labelled IM items that all modalities show, ids_im [N], banks {modality: (N, d_k)},
-    y (N,), and their pairs among the labelled OOM items ids [M], y_z (M,), at the class frequencies `shares` (C,); and what is
-    to be said of them, [str]. None where there are fewer than `least` pairs: these show nothing of how modalities correspond.
+def known_items(ids, y_z, ids_im, banks, y, shares, least=8):
+    """The Source of the labelled IM items that all modalities show, ids_im [N], banks {modality: (N, d_k)}, y (N,), and their
+    pairs among the labelled OOM items ids [M], y_z (M,), at the class frequencies `shares` (C,); and facts of it: how many
+    `pairs`, the classes `lacking` on the IM side. None where there are fewer than `least` pairs: these show nothing of how
+    modalities correspond.
 
     A class of labelled OOM items that no IM item has gets one like the mean of all partners, and its labelled items are paired
     with it: it is then told by its offset alone, as by `labels_alone`.
@@ -163,28 +173,27 @@ def known_items(ids, y_z, ids_im, banks, y, shares, class_names, least=8):
     partner = torch.tensor([row.get(i, -1) for i in ids], device=y_z.device).where(y_z >= 0, -1)
     pairs = int((partner >= 0).sum())
     if pairs < least:
-        return None, [f"{pairs} labelled items have a pair in all of {', '.join(banks)}, {least} are needed: COX goes by labels and "
-                      f"agreement"]
+        return None, {"pairs": pairs, "least": least, "lacking": []}
     lacking = sorted({*y_z[y_z >= 0].tolist()} - {*y.tolist()})
     x = shared_vectors([*banks.values()])
     mean = x[partner[partner >= 0]].mean(0)
     for n, c in enumerate(lacking):
         partner = partner.masked_fill(y_z == c, len(x) + n)
-    return {"partner": partner, "x": torch.cat([x, mean.expand(len(lacking), -1)]),
-            "y": torch.cat([y, torch.tensor(lacking, dtype=torch.long, device=y.device)]), "shares": shares}, [
-        f"no labelled item that all of {', '.join(banks)} show is {class_names[c]}: this the labels alone tell" for c in lacking]
+    return Source(partner, torch.cat([x, mean.expand(len(lacking), -1)]),
+                  torch.cat([y, torch.tensor(lacking, dtype=torch.long, device=y.device)]), shares), \
+        {"pairs": pairs, "least": least, "lacking": lacking}
 
 
 def labels_alone(y_z, shares):
-    """Arguments of `correspond` without IM items, its control: classes of one spread from labels (M,) (-1: none) and readings, at
+    """The Source without IM items, the control of known_items: classes of one spread from labels (M,) (-1: none) and readings, at
     the class frequencies `shares` (C,). The IM side's, as for COX: a gain over the control is then more than a prior."""
     classes = torch.arange(len(shares), device=y_z.device)
-    return {"partner": y_z, "x": torch.zeros(len(shares), 1, device=y_z.device), "y": classes, "shares": shares, "offset": 1.0}
+    return Source(y_z, torch.zeros(len(shares), 1, device=y_z.device), classes, shares, offset=1.0)
 
 
 def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)):
-    """What `one` tells of held-out labels beyond `other` (arguments of `correspond`): the mean `gain` in nats, its standard
-    `error`, how many both get `right` (`right_alone`), and whether one can be `trusted`: not worse by two errors.
+    """What the Source `one` tells of held-out labels beyond `other`: the mean `gain` in nats, its standard `error`, how many
+    both get `right` (`right_alone`), and whether one can be `trusted`: not worse by two errors.
 
     A fold of the labelled items at a time loses label and partner; each's posteriors are tempered to their best likelihood,
     as they may be too sure. z (M, d) must not have been fitted to the labels.
@@ -192,15 +201,77 @@ def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0
     labelled = (y_z >= 0).nonzero().squeeze(1)
     y, fold = y_z[labelled], torch.empty_like(labelled)
     fold[torch.argsort(y, stable=True)] = torch.arange(len(y), device=y.device) % folds          # every class in all folds
-    told, right = [], []
-    for world in (one, other):
-        log_q = torch.empty(len(y), len(one["shares"]), device=z.device)
+    likelihood, right = [], []
+    for source in (one, other):
+        log_q = torch.empty(len(y), len(one.shares), device=z.device)
         for f in range(folds):
-            hidden, kept, partner = labelled[fold == f], y_z.clone(), world["partner"].clone()
+            hidden, kept, partner = labelled[fold == f], y_z.clone(), source.partner.clone()
             kept[hidden], partner[hidden] = -1, -1
-            log_q[fold == f] = correspond(z, kept, **{**world, "partner": partner}, rounds=rounds)[0][hidden].clamp(min=1e-6).log()
+            q, _ = correspond(z, kept, **vars(replace(source, partner=partner)), rounds=rounds)
+            log_q[fold == f] = q[hidden].clamp(min=1e-6).log()
         right.append((log_q.argmax(1) == y).float().mean().item())
-        told.append(max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum))
-    each = told[0] - told[1]
+        likelihood.append(max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum))
+    each = likelihood[0] - likelihood[1]
     gain, error = each.mean().item(), each.std().item() / len(y) ** 0.5
     return {"gain": gain, "error": error, "right": right[0], "right_alone": right[1], "trusted": gain > -2 * error}
+
+
+# ----------------------------------------------------------------------------------------------------------- the teacher
+
+class Teacher:
+    """What names the readings for the learner: `posteriors` (M, C) and `expected` IM vectors (M, p) of all items, by a Source
+    and two kinds of view, the raw readings (M, 2 `components`) and the learner's features."""
+
+    def __init__(self, source, raw, components, y, shares, *, temper, rounds, cross):
+        self.source, self.raw, self.components, self.y, self.shares = source, raw, components, y, shares
+        self.temper, self.rounds = temper, rounds
+        self.width = source.x.shape[1] if cross else 0                        # p; 0: there are no IM vectors to expect
+
+    def look(self, z):
+        """Take in the learner's features z (M, d) as they are now."""
+        views = coarse_and_fine(self.raw, whiten(z, 40), self.components)
+        self.posteriors, self.expected = class_posteriors(views, self.y, self.source, self.shares, temper=self.temper,
+                                                          rounds=self.rounds)
+
+    def refit(self, head, z, share):
+        """Move the learner's head by `share` to the optimal classifier of the posteriors of all items, z (M, d)."""
+        move_head(head, fit_head(z, self.posteriors, self.posteriors.shape[1], weight_decay=1e-2), share)
+
+
+def teacher_of(seed, items, bridge, args, trust=None):
+    """The Teacher of a run, and facts of it: {"trust": held_out_gain's, "fallback": why COX has no correspondences}.
+
+    COX's is told by the IM items, where there are pairs enough and they do not do worse on held-out pairs than labels alone;
+    else, and for selftrain, by labels alone. trust: what an earlier part of the same run found.
+    """
+    y = items.y.to(args.device)
+    components = max(10, min(50, len(items.rows) // 20))
+    raw = whiten(plain_vectors(seed.oom, items.rows), 2 * components).to(args.device)
+    shares = items.frequencies.to(args.device)
+    alone, source, facts = labels_alone(y, shares), None, {"trust": {}, "fallback": {}}
+    if args.method == "cox" and bridge.common:
+        source, found = known_items(items.ids, y, bridge.common, bridge.common_banks(), bridge.y_common, shares)
+        for c in found["lacking"]:
+            print(f"  no labelled item that all of {', '.join(bridge.names)} show is {seed.oom['class_names'][c]}: this the labels "
+                  f"alone tell")
+        if not source:
+            facts["fallback"] = {"code": "few_pairs", "pairs": found["pairs"], "least": found["least"], "im": bridge.names}
+    for each in filter(None, (alone, source)):
+        each.held = args.shares == "known"
+    if source:
+        trust = facts["trust"] = trust or held_out_gain(raw[:, :components], y, source, alone, rounds=args.rounds)
+        print("  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; gain "
+              "{gain:+.3f} ± {error:.3f} nat".format(**trust))
+        if not trust["trusted"]:
+            facts["fallback"] = {"code": "not_trusted"}
+    cross = bool(facts["trust"].get("trusted"))
+    return Teacher(source if cross else alone, raw, components, y, shares if args.shares == "known" else None,
+                   temper=args.temper, rounds=args.rounds, cross=cross), facts
+
+
+def explain(fallback):
+    """A fallback in words: why COX goes without correspondences; "" where it has them."""
+    return {"few_pairs": "{pairs} labelled items have a pair in all of {names}, {least} are needed: COX goes by labels and agreement",
+            "not_trusted": "correspondences do worse on held-out pairs than labels alone: COX goes by labels and agreement",
+            "none_common": "no instance is in all of {names}: agreement alone, without emergent correspondences",
+            "": ""}[fallback.get("code", "")].format(**fallback, names=", ".join(fallback.get("im", ())))

@@ -1,4 +1,4 @@
-"""The `.pt` contract between the stages: where each file lies, how it is written, read and checked.
+"""The `.pt` contract between the stages: where each file lies, what it holds, how it is written, read and checked.
 
 A file is a dict of tensors and plain types, so that `torch.load(weights_only=True)` reads it. Its `meta` holds
   stage, data, fingerprint (of the data set), args (the flags that shaped it), made_from ({"inputs/rgb": digest} of the
@@ -6,16 +6,27 @@ A file is a dict of tensors and plain types, so that `torch.load(weights_only=Tr
   run of the same command, argv and time.
 A stage that reads a file compares `made_from` and `fingerprint` along the chain and refuses what is of other data.
 
-Layout under --runs:
-  <data>/inputs/<modality>.pt                           OOM learner's inputs, one file per modality   (stage 1)
+Layout under --runs, and what each file holds (M OOM training items, N_k labelled items of IM modality k, C classes):
+  <data>/inputs/<modality>.pt                           what the OOM learner is given                 (stage 1)
+      kind, x (n, ...), lengths (n,) or None, mean, std, ids [n], labels (n,), split (n,), class_names [C]
   <data>/<perceptor>/banks/<modality>.pt                features of a pretrained perceptor            (stage 1)
   <data>/<perceptor>/no-<oom>/banks/<modality>.pt       of encoders trained here, without the OOM modality (stage 1)
-  <data>/<perceptor>/no-<oom>/im.pt                     which banks stages 2 to 4 take                (stage 1)
+      features (n, d_k) float32 unit rows, ids, labels, split, class_names; encoder, where it was trained here
+  <data>/<perceptor>/no-<oom>/im.pt                     which banks stages 2 to 4 take: im [K]        (stage 1)
   <data>/<perceptor>/banks/<modality>.parts/            a bank that is being made                     (stage 1)
   <data>/log/media-<modality>.csv                       broken, missing and silent media              (stage 1)
-  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                            (stage 2)
-  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                   (stage 3)
-  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                 (stage 4)
+  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                           (stage 2)
+      arch, learner, head, initial {learner, head}, im [K], class_names, labelled [L] ids, held [H] ids, naming, warmup_loss,
+      curve (Fig. 5), and by modality: im_heads, connections, optimizers, mapped (N_k, d), mapped_labels (N_k,),
+      mapped_ids [N_k], mapped_heads, pairs [places among the labelled (P,), items of the bank (P,)]
+  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                  (stage 3)
+      arch, learner, head, im [K], class_names, unlabelled [U] ids, before and after {agree, label, confidence,
+      prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, and by modality: connections, mapped,
+      mapped_heads
+  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                (stage 4)
+      the record: what it is of, metrics as fractions, history, seconds, command, args
+  beside them, while stage 2 or 3 runs: NAME.checkpoint.pt, from which a stopped run goes on, and NAME.log.jsonl, a line
+  an epoch
 """
 import hashlib
 import os
@@ -25,6 +36,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -37,34 +49,11 @@ class UserError(Exception):
     """Bad input, said in one line that names the file, flag or row and the mend. Scripts print it and exit with 2."""
 
 
-def run(main, argv=None):
-    """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2."""
-    try:
-        main(argv)
-    except (UserError, OSError) as error:              # OSError: what the system refuses, with the file and its reason
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-
-
-def command(script, data, oom, *, perceptor="bind", runs="runs", **more):
-    """A stage's command line, as messages advise it: `more` are further flags, the stages' defaults are left out."""
-    flags = {"data": data, "oom": oom, "perceptor": None if perceptor == "bind" else perceptor, **more,
-             "runs": None if str(runs) == "runs" else runs}
-    return " ".join(["python", script, *(f"--{k} {shlex.quote(str(v))}" for k, v in flags.items() if v is not None)])
-
-
 # ---------------------------------------------------------------------------------------------------------- paths
 
 def data_name(data):
     """The name of a data set in paths and tables: the name itself, or the last part of a folder's path."""
     return Path(data).resolve().name if os.path.isdir(data) else data.strip("/").split("/")[-1]
-
-
-def inputs_path(runs, data, modality):
-    return Path(runs) / data_name(data) / "inputs" / f"{modality}.pt"
 
 
 def perceptor_name(perceptor):
@@ -73,19 +62,64 @@ def perceptor_name(perceptor):
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(perceptor.encode()).hexdigest()[:16]}"
 
 
-def bank_dir(runs, data, perceptor, oom, trained=False):
-    """Folder of the banks of a pretrained perceptor, one for all OOM modalities; of the encoders trained here (bind, or
-    `trained`), one for each."""
-    base = Path(runs) / data_name(data) / perceptor_name(perceptor)
-    return base / f"no-{oom}" / "banks" if trained or perceptor == "bind" else base / "banks"
+@dataclass(frozen=True)
+class Place:
+    """Which run: where its files lie, and the commands that make them."""
+    runs: str
+    data: str
+    perceptor: str = "bind"
+    oom: str = None
+    setting: str = "semi"
+    seed: int = 0
 
+    @classmethod
+    def of(cls, args):
+        """From a stage's flags; those that it lacks keep their defaults."""
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)})
 
-def run_dir(runs, data, perceptor, oom, setting, seed):
-    return Path(runs) / data_name(data) / perceptor_name(perceptor) / f"oom-{oom}" / setting / f"seed{seed}"
+    @property
+    def base(self):
+        return Path(self.runs) / data_name(self.data)
 
+    def inputs(self, modality):
+        return self.base / "inputs" / f"{modality}.pt"
 
-def media_path(runs, data, modality):
-    return Path(runs) / data_name(data) / "log" / f"media-{modality}.csv"
+    def banks(self, trained=False):
+        """Folder of the banks of a pretrained perceptor, one for all OOM modalities; of the encoders trained here (bind,
+        or `trained`), one for each."""
+        folder = self.base / perceptor_name(self.perceptor)
+        return folder / f"no-{self.oom}" / "banks" if trained or self.perceptor == "bind" else folder / "banks"
+
+    def bank(self, modality, trained=False):
+        return self.banks(trained) / f"{modality}.pt"
+
+    @property
+    def choice(self):
+        """The file that says which banks stages 2 to 4 take."""
+        return self.banks(trained=True).parent / "im.pt"
+
+    @property
+    def folder(self):
+        """What stages 2 to 4 write for this seed."""
+        return self.base / perceptor_name(self.perceptor) / f"oom-{self.oom}" / self.setting / f"seed{self.seed}"
+
+    @property
+    def connect(self):
+        return self.folder / "connect.pt"
+
+    def method(self, method, tag=""):
+        """METHOD.pt, or METHOD-TAG.pt."""
+        return self.folder / f"{'-'.join(filter(None, (method, tag)))}.pt"
+
+    def media(self, modality):
+        return self.base / "log" / f"media-{modality}.csv"
+
+    def command(self, script, **more):
+        """A stage's command line, as messages advise it: `more` are further flags, the stages' defaults are left out."""
+        flags = {"data": self.data, "oom": self.oom, "perceptor": None if self.perceptor == "bind" else self.perceptor}
+        flags |= {"setting": self.setting, "seed": self.seed} if script.startswith("train") else {}
+        flags |= {**more, "runs": None if str(self.runs) == "runs" else self.runs}
+        return " ".join(["python", script, *(f"--{k} {shlex.quote(str(v))}" for k, v in flags.items() if v is not None)])
 
 
 # ---------------------------------------------------------------------------------------------------- write and read
@@ -256,53 +290,75 @@ def rows(file, splits=("train", "val")):
     return torch.isin(file["split"], wanted).nonzero().squeeze(1)
 
 
-def load_inputs(runs, data, modality, *, first=""):
-    """The OOM learner's inputs: kind, x (n, …), lengths (n,) or None, mean, std, ids, labels, split (n,), class_names."""
-    path = inputs_path(runs, data, modality)
-    return load(path, first=first, keys=("kind", "x", "ids", "labels", "split", "class_names")), path
+def load_inputs(place, modality):
+    """The inputs file of a modality."""
+    return load(place.inputs(modality), first=place.command("extract_features.py"),
+                keys=("kind", "x", "ids", "labels", "split", "class_names"))
 
 
-def load_banks(runs, data, perceptor, oom, *, first=""):
-    """The IM feature banks of an OOM modality: ({modality: file}, {"banks/<modality>": digest, …}). features (n, d_k)
-    float32, unit rows; labels, ids, split as in the inputs. Stage 1's im.pt says which; without it all but the OOM's."""
-    folders = [bank_dir(runs, data, perceptor, oom), bank_dir(runs, data, perceptor, oom, trained=True)]
-    then = f"; run first: {first}" if first else ""
-    paths = {p.stem: p for folder in folders for p in sorted(folder.glob("*.pt")) if p.stem != oom}
+def load_banks(place):
+    """The IM feature banks of an OOM modality: ({modality: file}, {"banks/<modality>": digest, …}). Stage 1's im.pt says
+    which; without it all but the OOM's."""
+    first = place.command("extract_features.py")
+    folders = [place.banks(), place.banks(trained=True)]
+    paths = {p.stem: p for folder in folders for p in sorted(folder.glob("*.pt")) if p.stem != place.oom}
     if not paths:
-        raise UserError(f"{folders[0]} holds no feature bank{then}")
-    chosen = folders[1].parent / "im.pt"
-    choice = load(chosen, first=first, keys=("im",)) if chosen.exists() else None
-    files = {m: load(paths[m], first=first, keys=("features", "ids", "labels", "split", "class_names"))
+        raise UserError(f"{folders[0]} holds no feature bank; run first: {first}")
+    choice = load(place.choice, first=first, keys=("im",)) if place.choice.exists() else None
+    banks = {m: load(paths[m], first=first, keys=("features", "ids", "labels", "split", "class_names"))
              for m in sorted(paths) if choice is None or m in choice["im"]}
-    expected = choice["im"] if choice else {m for f in files.values() for m in f["meta"]["args"].get("im", ())}
-    missing = sorted(set(expected) - set(files))
+    expected = choice["im"] if choice else {m for f in banks.values() for m in f["meta"]["args"].get("im", ())}
+    missing = sorted(set(expected) - set(banks))
     if missing:                                                        # stage 1 was stopped between two banks
-        raise UserError(f"{folders[0]} lacks the bank of {', '.join(missing)}{then}")
-    together = [m for m in files if files[m]["meta"].get("perceptor") == "bind"]
+        raise UserError(f"{folders[0]} lacks the bank of {', '.join(missing)}; run first: {first}")
+    together = [m for m in banks if banks[m]["meta"].get("perceptor") == "bind"]
     for m in together[1:]:
-        if files[m]["meta"]["args"] != files[together[0]]["meta"]["args"]:
+        if banks[m]["meta"]["args"] != banks[together[0]]["meta"]["args"]:
             raise UserError(f"{paths[m]} and {paths[together[0]].name} were not trained together: stage 1 was stopped between them, "
                             f"or other flags were given; make them again by extract_features.py --force")
-    made_from = {f"banks/{m}": files[m]["meta"]["digest"] for m in files}
+    made_from = {f"banks/{m}": banks[m]["meta"]["digest"] for m in banks}
     if choice:
         made_from["choice of IM modalities"] = choice["meta"]["digest"]
-    return files, made_from
+    return banks, made_from
 
 
-def features_of(file, ids):
+def load_sources(place):
+    """What stage 1 left: the OOM inputs, the IM banks {modality: file}, the digests of all; UserError where a bank was made from
+    other inputs than those in place."""
+    oom = load_inputs(place, place.oom)
+    ims, made_from = load_banks(place)
+    in_place = {f"inputs/{m}": load(place.inputs(m))["meta"]["digest"] for m in ims if place.inputs(m).exists()}
+    for m, im in ims.items():
+        check_chain(place.banks() / f"{m}.pt", im["meta"], {**in_place, **made_from}, oom["meta"]["fingerprint"])
+    return oom, ims, {**made_from, f"inputs/{place.oom}": oom["meta"]["digest"]}
+
+
+def state_of(module):
+    """A module's state as it is saved, on the CPU."""
+    return {k: t.detach().cpu().clone() for k, t in module.state_dict().items()}
+
+
+def features_of(bank, ids):
     """Features (n, d_k) of a bank's items by their ids [n]."""
-    at = {i: r for r, i in enumerate(file["ids"])}
-    return file["features"][torch.tensor([at[i] for i in ids], dtype=torch.long)]
+    at = {i: r for r, i in enumerate(bank["ids"])}
+    return bank["features"][torch.tensor([at[i] for i in ids], dtype=torch.long)]
 
 
-def load_seed(runs, data, perceptor, oom, setting, seed, *, first="", keys=()):
-    """What every method of a seed goes on from: the OOM inputs, the IM banks, stage 2's connect.pt (with `keys`), and the
-    digests of all of them; UserError where one is missing (`first`: stage 1's command) or connect.pt was made from others."""
-    inputs, _ = load_inputs(runs, data, oom, first=first)
-    ims, made_from = load_banks(runs, data, perceptor, oom, first=first)
-    made_from[f"inputs/{oom}"] = inputs["meta"]["digest"]
-    path = run_dir(runs, data, perceptor, oom, setting, seed) / "connect.pt"
-    connect = load(path, keys=keys, first=command(
-        "train_connect.py", data, oom, perceptor=perceptor, runs=runs, setting=setting, seed=seed))
-    check_chain(path, connect["meta"], made_from, inputs["meta"]["fingerprint"])
-    return inputs, ims, connect, {**made_from, "connect": connect["meta"]["digest"]}
+@dataclass
+class Seed:
+    """What every method of a seed goes on from: the OOM inputs, the IM banks, stage 2's connect.pt, the digests of all."""
+    place: Place
+    oom: dict
+    ims: dict
+    connect: dict
+    made_from: dict
+
+
+def load_seed(place, keys=()):
+    """The Seed of a place, `keys` in its connect.pt; UserError where a file is missing or connect.pt was made from others."""
+    oom = load_inputs(place, place.oom)
+    ims, made_from = load_banks(place)
+    made_from[f"inputs/{place.oom}"] = oom["meta"]["digest"]
+    connect = load(place.connect, keys=keys, first=place.command("train_connect.py"))
+    check_chain(place.connect, connect["meta"], made_from, oom["meta"]["fingerprint"])
+    return Seed(place, oom, ims, connect, {**made_from, "connect": connect["meta"]["digest"]})

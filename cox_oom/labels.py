@@ -1,11 +1,13 @@
-"""What stages 2 and 3 take their labels from. semi: the items that keep theirs, those held out, their pairs among the IM
-items; unsup: IM heads in a random space, or class names for the readings. No files, no arguments, no printing.
+"""Which OOM items keep a label, which are held out, which IM items they are paired with.
 
-Shapes: M OOM training items, L of them labelled, N IM items, C classes.
+Shapes: M OOM training items, L of them labelled, U not, N IM items, C classes.
 """
+from dataclasses import dataclass
+
 import torch
 
 from cox_oom import files
+from cox_oom.files import UserError
 
 
 def choose_labelled(labels, count, per_class, generator, paired=None):
@@ -45,15 +47,53 @@ def hold_out(labels, share):
     return held
 
 
-def training_rows(oom, labelled, held):
-    """Rows of the OOM inputs that stage 3 trains on (M,), which of them are `labelled` (M,) bool, and those that its curve is
-    validated on: with stage 2's --holdout the `held` items (ids), which are then not trained on; else the split val."""
+@dataclass
+class Items:
+    """The OOM items that stage 3 trains on, M in the order of the inputs' rows: an item's place among them is its address.
+
+    rows (M,) in the inputs file; ids [M]; y (M,) labels, -1 where hidden; labelled (L,) and unlabelled (U,) places;
+    pairs {modality: (places (P,), items of the bank (P,))}; val (V,) rows that training does not see, y_val (V,);
+    frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them.
+    """
+    rows: torch.Tensor
+    ids: list
+    y: torch.Tensor
+    labelled: torch.Tensor
+    unlabelled: torch.Tensor
+    pairs: dict
+    val: torch.Tensor
+    y_val: torch.Tensor
+    frequencies: torch.Tensor
+    unseen: torch.Tensor
+
+    def draw(self, steps, labelled_batch, batch, generator):
+        """`steps` random batches: places i (labelled_batch,) of labelled items, and j (batch,) among the unlabelled ones."""
+        for _ in range(steps):
+            i = torch.randint(max(1, len(self.labelled)), (labelled_batch,), generator=generator)
+            j = torch.randint(max(1, len(self.unlabelled)), (batch,), generator=generator)
+            yield (self.labelled[i] if len(self.labelled) else i), j
+
+
+def items(seed, all_labels=False):
+    """The Items of a files.Seed. `all_labels`: every label of the sensor is known, the upper limit.
+
+    With stage 2's --holdout the items held out are those to validate on, else the rows of the split val.
+    """
+    oom, connect = seed.oom, seed.connect
     train, val = files.rows(oom, ("train",)), files.rows(oom, ("val",))
     among = lambda ids, rows: torch.tensor([oom["ids"][r] in ids for r in rows.tolist()], dtype=torch.bool)
-    if held:
-        aside = among(set(held), train)
+    if connect.get("held"):
+        aside = among(set(connect["held"]), train)
         train, val = train[~aside], train[aside]
-    return train, among(set(labelled), train), val[oom["labels"][val] >= 0]
+    val = val[oom["labels"][val] >= 0]
+    known = oom["labels"][train] >= 0 if all_labels else among(set(connect["labelled"]), train)
+    places = torch.arange(len(train))
+    first = places[among(set(connect["labelled"]), train)]                       # stage 2's labelled items, in its order
+    y = oom["labels"][train].masked_fill(~known, -1)
+    on_im_side = torch.cat([connect["mapped_labels"][m] for m in connect["im"]])
+    return Items(train, [oom["ids"][r] for r in train.tolist()], y, places[known], places[~known],
+                 {m: (first[own], im) for m, (own, im) in connect["pairs"].items()}, val, oom["labels"][val],
+                 *class_frequencies(on_im_side, y[known], len(oom["class_names"])))
 
 
 def find_pairs(ids, labels, ids_im, y_im, draw, generator):
@@ -82,3 +122,48 @@ def class_frequencies(known, y, classes):
     unseen = (frequent > 0) & (own == 0)
     expected = torch.where(frequent == 0, own, frequent).masked_fill(unseen, 0.0)
     return (expected / expected.sum() if (expected != frequent).any() else frequent), unseen
+
+
+@dataclass
+class Start:
+    """What stage 2's learner starts from: rows (L,) of the inputs with labels y (L,), perhaps a teacher's posteriors (L, C), and
+    the labelled ids, the ids held out, pairs {modality: (places (P,) among the labelled, items of the bank (P,))}, the
+    modalities whose pairs are drawn by class, and how clusters got their names."""
+    rows: torch.Tensor
+    y: torch.Tensor
+    teacher: torch.Tensor = None
+    labelled: list = ()
+    held: list = ()
+    pairs: dict = None
+    by_class: list = ()
+    naming: dict = None
+
+
+def few(args, oom, train, known, generator):
+    """Setting semi: the Start in which a class-balanced share of the OOM items, rows `train` (M,), keeps label and pair; known
+    {modality: z (N, d_k), y, ids, head}: the IM side, whose heads are the teacher on the pairs."""
+    ids_of = lambda rows: [oom["ids"][r] for r in rows.tolist()]
+    labels, in_im = oom["labels"][train], [set(k.ids) for k in known.values()]
+    shown = torch.tensor([[i in ids for ids in in_im] for i in ids_of(train)])                             # (M, K): has a pair
+    has_pairs = shown[labels >= 0].any(0)                                                                  # (K,)
+    chosen = choose_labelled(labels, args.labels * len(train), args.per_class, generator, shown)
+    rows, y, held, with_label = train[chosen], labels[chosen], train[:0], (labels >= 0).sum()
+    if args.holdout:
+        aside = hold_out(y, args.holdout)
+        rows, y, held = rows[~aside], y[~aside], rows[aside]
+        print(f"  {len(held)} labelled items held out (--holdout)")
+    of_class = torch.bincount(y, minlength=len(oom["class_names"]))
+    print(f"  {len(rows)} labelled items, {of_class.min()}-{of_class.max()} per class, of {with_label} with a label")
+    pairs, by_class = {}, []
+    for (m, k), has in zip(known.items(), has_pairs.tolist()):
+        drawn = args.pair_by_class and not has                                                         # the data have none of it
+        pairs[m] = find_pairs(ids_of(rows), y, k.ids, k.y, drawn, generator)
+        if not len(pairs[m][0]):
+            raise UserError(f"no labelled {args.oom} item has a pair in {m}; give {'' if has else '--pair-by-class, '}"
+                            f"more --labels, or leave {m} out with --im in stage 1")
+        by_class += [m] if drawn else []
+        print(f"  {len(pairs[m][0])} pairs with {m}{', drawn within the class (--pair-by-class)' if drawn else ''}")
+    teacher = torch.zeros(len(rows), len(oom["class_names"]), device=args.device)                      # mean of p(y | x_im)
+    for m, (places, items_im) in pairs.items():
+        teacher[places] += known[m].head(known[m].z[items_im]).softmax(-1)
+    return Start(rows, y, torch.nn.functional.normalize(teacher, p=1, dim=-1), ids_of(rows), ids_of(held), pairs, by_class, {})

@@ -1,41 +1,94 @@
-"""What the baselines of stage 3 learn from unlabelled readings, and the flags of it. No files, no printing.
+"""COX and the methods that it is compared with: METHODS has a row for each, and everything else reads the rows.
 
-x (B, …) and lengths (B,) or None are a batch as `augment.batch` gives it, `kind` says how it is augmented.
+A new baseline is one function of (args, model, step) -> {name: loss}, and one row. It then appears in stage 3, in the shell
+files, in tables, plots and documents. `python -m cox_oom.methods --setting semi` prints the names.
 """
+import argparse
 import copy
+import math
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from cox_oom.augment import augment
+from cox_oom import anchors
+from cox_oom.augment import augment, batch
+from cox_oom.files import UserError
 from cox_oom.run import number
 
-UNLABELLED = ("entmin", "moco", "ssl", "fixmatch")          # the baselines that learn from them
+
+class Model(nn.Module):
+    """What the optimizer moves and a checkpoint holds: the learner, its head, and perhaps a layer that predicts IM features
+    (COX) and a method's own module."""
+
+    def __init__(self, learner, head, predict=None, extra=None):
+        super().__init__()
+        self.learner, self.head, self.predict, self.extra = learner, head, predict, extra
 
 
-def add_flags(p):
-    p.add_argument("--w-entropy", type=number(float, 0), default=0.3, help="entmin, moco: weight of the entropy")
-    p.add_argument("--threshold", type=number(float, 0, 1), default=0.95, help="fixmatch: least confidence of a pseudo-label")
-    p.add_argument("--noise", type=number(float, 0), default=0.3, help="ssl: standard deviation of the Gaussian noise on the input")
-    p.add_argument("--w-ssl", type=number(float, 0), default=1.0, help="ssl: weight of the consistency")
-    p.add_argument("--queue", type=number(int, 1), default=2048, help="moco: negatives")
-    p.add_argument("--momentum", type=number(float, 0, 1), default=0.99, help="moco: of the key encoder")
-    p.add_argument("--temperature", type=number(float, 0, ends="(]"), default=0.1, help="moco: of the contrastive loss")
+@dataclass
+class Step:
+    """What a method learns from at a step beside the labelled items: places j (B,) among the unlabelled ones, their batch x
+    (B, ...) and lengths as augment.batch gives them, the anchors, the IM vectors (B, p) that a teacher expects of them.
+    `labelled`: is there any label at all."""
+    kind: str
+    x: torch.Tensor
+    lengths: torch.Tensor
+    j: torch.Tensor
+    labelled: bool
+    anchors: object = None
+    expected: torch.Tensor = None
 
 
-def terms(args, learner, head, moco, kind, x, lengths, *, labelled):
-    """The terms {name: loss} of --method on a batch of unlabelled items; `labelled`: is there any label (entropy sharpens what
-    labels have begun)."""
-    found = {}
-    if args.method in ("entmin", "moco") and labelled:
-        found["entropy"] = args.w_entropy * entropy(head(learner(*augment(kind, x, lengths))).float())
-    if args.method == "moco":
-        found["contrast"] = moco.loss(learner, kind, x, lengths)
-    elif args.method == "ssl":
-        found["consistency"] = args.w_ssl * consistency(learner, head, kind, x, lengths, args.noise)
-    elif args.method == "fixmatch":
-        found["pseudo"] = confident(learner, head, kind, x, lengths, args.threshold)
+# -------------------------------------------------------------------------------------------- what unlabelled items teach
+
+def explore(args, model, step):
+    """COX and selftrain: the anchors' labels on A, what the others are drawn to on D, IM features predicted (Eqs. 13-15)."""
+    z = model.learner(*augment(step.kind, step.x, step.lengths, "strong"))
+    logits, found = model.head(z).float(), {}
+    if model.predict:
+        found["im"] = args.w_im * F.mse_loss(model.predict(z).float(), step.expected)
+    agree, disagree = anchors.losses(logits, step.anchors, step.j, args.kl)
+    found["agree"] = args.w_agree * agree
+    if args.w_disagree and disagree is not None:
+        found["disagree"] = args.w_disagree * disagree
     return found
+
+
+def entropy(logits):
+    """Mean entropy of the posteriors, logits (B, C)."""
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1).mean()
+
+
+def entmin(args, model, step):
+    """EntMin (Grandvalet & Bengio, NeurIPS 2004): sharpens what labels have begun, so nothing where there is none."""
+    if not step.labelled:
+        return {}
+    return {"entropy": args.w_entropy * entropy(model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float())}
+
+
+def moco(args, model, step):
+    """Momentum contrast beside entropy."""
+    return {**entmin(args, model, step), "contrast": model.extra.loss(model.learner, step.kind, step.x, step.lengths)}
+
+
+def ssl(args, model, step):
+    """Consistency: KL of the posterior under Gaussian noise (text: another augmentation) to the item's own, without gradient."""
+    x, lengths = augment(step.kind, step.x, step.lengths)
+    noisy = augment(step.kind, x, lengths)[0] if step.kind == "text" else x + args.noise * torch.randn_like(x)
+    p, q = model.head(model.learner(x, lengths)).float(), model.head(model.learner(noisy, lengths)).float()
+    return {"consistency": args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")}
+
+
+def fixmatch(args, model, step):
+    """FixMatch (Sohn et al., NeurIPS 2020): the class of the weak view teaches the strong one where it is sure enough."""
+    with torch.no_grad():
+        weak = model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
+        confidence, pseudo = weak.max(-1)
+    logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
+    return {"pseudo": (F.cross_entropy(logits, pseudo, reduction="none") * (confidence >= args.threshold)).mean()}
 
 
 class MomentumContrast(torch.nn.Module):
@@ -63,23 +116,124 @@ class MomentumContrast(torch.nn.Module):
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def entropy(logits):
-    """Mean entropy of the posteriors (EntMin), logits (B, C)."""
-    logp = logits.log_softmax(-1)
-    return -(logp.exp() * logp).sum(-1).mean()
+# ---------------------------------------------------------------------------------------------------------------- METHODS
+
+@dataclass(frozen=True)
+class Method:
+    """A row of METHODS. loss: the documents' line; colour: in plots; learn(args, model, step) -> {name: loss} of unlabelled
+    items, None where they teach nothing; start(args, learner) -> a module of its own; flags {flag: (default, type, help)};
+    labels: it needs some, so it has no place in the setting unsup; start_from: which state of stage 2 the learner begins
+    with; explores: it chooses anchors."""
+    loss: str
+    colour: str
+    learn: object = None
+    start: object = None
+    flags: dict = field(default_factory=dict)
+    labels: bool = False
+    explores: bool = False
+    trains: bool = True
+    all_labels: bool = False
 
 
-def consistency(learner, head, kind, x, lengths, noise):
-    """SSL: KL of the posterior under Gaussian noise (text: another augmentation) to the item's own, which gets no gradient."""
-    x, lengths = augment(kind, x, lengths)
-    noisy = augment(kind, x, lengths)[0] if kind == "text" else x + noise * torch.randn_like(x)
-    p, q = head(learner(x, lengths)).float(), head(learner(noisy, lengths)).float()
-    return F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")
+W_ENTROPY = {"--w-entropy": (0.3, number(float, 0), "entmin, moco: weight of the entropy")}
+METHODS = {                                                                         # in the order of the tables' rows
+    "random": Method("none: the untrained learner", "#c9c9c9", trains=False),
+    "erm": Method("cross-entropy on the labelled items", "#7f8fa6", labels=True),
+    "entmin": Method("+ entropy of the posteriors", "#8fb996", entmin, labels=True, flags=W_ENTROPY),
+    "ssl": Method("consistency under Gaussian noise; in semi + cross-entropy", "#b5a1d0", ssl, flags={
+        "--noise": (0.3, number(float, 0), "ssl: standard deviation of the Gaussian noise on the input"),
+        "--w-ssl": (1.0, number(float, 0), "ssl: weight of the consistency")}),
+    "moco": Method("momentum contrast; in semi + cross-entropy and entropy", "#d9b26f", moco, flags={
+        **W_ENTROPY,
+        "--queue": (2048, number(int, 1), "moco: negatives"),
+        "--momentum": (0.99, number(float, 0, 1), "moco: of the key encoder"),
+        "--temperature": (0.1, number(float, 0, ends="(]"), "moco: of the contrastive loss")},
+        start=lambda args, learner: MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
+                                                     temperature=args.temperature).to(args.device)),
+    "fixmatch": Method("+ confident pseudo-labels under strong augmentation", "#c98f8f", fixmatch, labels=True, flags={
+        "--threshold": (0.95, number(float, 0, 1), "fixmatch: least confidence of a pseudo-label")}),
+    "selftrain": Method("COX's losses, schedule and number of anchors, chosen by the same model of the readings without any IM item",
+                        "#5f9ea0", explore, labels=True, explores=True),
+    "cox": Method("agreement, soft emergent correspondences, expected classes on disagreement, IM features predicted",
+                  "#c0392b", explore, explores=True),
+    "aligned": Method("cross-entropy on all labels: the upper limit", "#444444", all_labels=True),
+}
 
 
-def confident(learner, head, kind, x, lengths, threshold):
-    """FixMatch (Sohn et al., NeurIPS 2020): the class of the weak view teaches the strong one where it is sure enough."""
-    with torch.no_grad():
-        sure, pseudo = head(learner(*augment(kind, x, lengths))).float().softmax(-1).max(-1)
-    logits = head(learner(*augment(kind, x, lengths, "strong"))).float()
-    return (F.cross_entropy(logits, pseudo, reduction="none") * (sure >= threshold)).mean()
+def names(setting="semi"):
+    """The methods that a setting has."""
+    return [m for m, row in METHODS.items() if setting == "semi" or not row.labels]
+
+
+def add_flags(p):
+    """Every method's flags to a parser."""
+    for flag, (default, kind, text) in {f: v for row in METHODS.values() for f, v in row.flags.items()}.items():
+        p.add_argument(flag, default=default, type=kind, help=text)
+
+
+# ------------------------------------------------------------------------------------------------------- a run's settings
+
+@dataclass
+class Plan:
+    """What stage 3's flags and stage 2's file settle for a run.
+
+    explores: anchors are chosen; without: parts that an ablation leaves out; soft: correspondences can be had; named: the heads
+    know class names; epochs: 0 where nothing is trained; refreshes: the epochs at which anchors are chosen, and a checkpoint is
+    written.
+    """
+    explores: bool
+    without: set
+    soft: bool
+    named: bool
+    epochs: int
+    refreshes: range
+
+
+def refreshes(args):
+    """The epochs (range) at which COX chooses anchors anew; args {"epochs", "refreshes"}."""
+    return range(0, args["epochs"], max(1, math.ceil(args["epochs"] / args["refreshes"])))
+
+
+def plan(args, seed):
+    """The Plan of a run on a files.Seed; args.kl and args.w_disagree are settled by it."""
+    row, at_stage_2 = METHODS[args.method], seed.connect["meta"]["args"]["without"]
+    args.without = sorted(set(args.without))
+    if "warmup" in args.without and "warmup" not in at_stage_2:
+        raise UserError(f"{seed.place.connect} was made with the warm-up; run first, under another --runs or with --force: "
+                        f"{seed.place.command('train_connect.py', without='warmup')}")
+    without = {*args.without, *at_stage_2} if args.method == "cox" else set()
+    soft = args.setting == "semi" and bool(args.rounds) and not without & {"connection", "emergent"}
+    args.kl = "matched" if args.kl == "expected" and not soft else args.kl
+    args.w_disagree = (1.0 if args.kl == "expected" else 0.5) if args.w_disagree is None else args.w_disagree
+    idle = not row.trains or args.setting == "unsup" and "exploration" in without
+    return Plan(row.explores, without, soft and row.explores, args.setting == "semi" or bool(seed.connect["naming"]),
+                0 if idle else args.epochs, range(0) if idle else refreshes(vars(args)))
+
+
+def terms(args, plan, model, seed, items, chosen, teacher, i, j):
+    """The loss of a step, {name: term}: of the labelled items at places i (B,) and of the j-th unlabelled ones (B',)."""
+    oom, found = seed.oom, {}
+    if len(items.labelled):
+        x, lengths = augment(oom["kind"], *batch(oom, items.rows[i], args.device))
+        z = model.learner(x, lengths)
+        found["labelled"] = F.cross_entropy(model.head(z).float(), items.y[i].to(args.device))
+        if model.predict:
+            found["im"] = args.w_im * F.mse_loss(model.predict(z).float(), teacher.expected[i])
+    learn = METHODS[args.method].learn
+    if learn and "exploration" not in plan.without:
+        place = items.unlabelled[j]
+        step = Step(oom["kind"], *batch(oom, items.rows[place], args.device), j.to(args.device), len(items.labelled) > 0, chosen,
+                    teacher.expected[place] if model.predict else None)
+        for name, term in learn(args, model, step).items():
+            found[name] = found[name] + term if name in found else term
+    return found
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(prog="python -m cox_oom.methods", description="prints the names of the methods")
+    p.add_argument("--setting", default="semi", choices=["semi", "unsup"])
+    print(*names(p.parse_args(argv).setting))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,5 @@
-"""The unsupervised start that gives names a chance: spectral clusters of the raw readings, named by class geometry, or the
-names of a few labelled items carried along the readings' graph. No files, no arguments, no printing.
+"""Where class names come from without labels: the IM heads in a random space (Eq. 14 as printed), spectral clusters of the raw
+readings that are named by class geometry, or the names of a few labelled items carried along the readings' graph.
 """
 import numpy as np
 import scipy.cluster.vq
@@ -9,9 +9,12 @@ import scipy.sparse.linalg
 import torch
 import torch.nn.functional as F
 
+import cox_ops
 from cox_oom import files
-from cox_oom.augment import batch
-from cox_oom.labels import choose_labelled
+from cox_oom.anchors import surest
+from cox_oom.augment import batch, embed
+from cox_oom.files import UserError
+from cox_oom.labels import Start, choose_labelled
 
 
 def graph(x, *, components=50, neighbours=10):
@@ -131,7 +134,7 @@ def name_by_items(oom, rows, classes, per_class, generator):
     x, y = batch(oom, rows, "cpu")[0], oom["labels"][rows]
     lacking = [oom["class_names"][c] for c in range(classes) if not (y == c).any()]
     if len(lacking) == classes:
-        raise files.UserError("--name-with takes the names from labelled training items, and the sensor has none; label one of "
+        raise UserError("--name-with takes the names from labelled training items, and the sensor has none; label one of "
                              "each class and extract again")
     items = choose_labelled(y, 0, per_class, generator)
     label, confidence = spread_names(x, items, y[items], classes)
@@ -144,7 +147,7 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
     """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs or banks {m: file};
     doubtful is what lies far from its cluster's centre."""
     if len(rows) < classes:
-        raise files.UserError(f"--init spectral makes {classes} clusters, one for a class, and there are only {len(rows)} training "
+        raise UserError(f"--init spectral makes {classes} clusters, one for a class, and there are only {len(rows)} training "
                              f"items of the sensor; record more, or use --setting semi")
     x = batch(oom, rows, "cpu")[0]
     values = lambda file, r: batch(file, r, "cpu")[0] if "x" in file else file["features"][r]
@@ -154,13 +157,13 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
     theirs = {m: geometry(values(inputs[m], r), inputs[m]["labels"][r], classes) for m, r in seen.items()}
     ours = geometry(x, label, classes)
     if ours.isnan().any():
-        raise files.UserError(f"--init spectral: the {len(rows)} training items of the sensor do not fall into {classes} clusters, "
+        raise UserError(f"--init spectral: the {len(rows)} training items of the sensor do not fall into {classes} clusters, "
                              f"one for a class; record more, or give --name-with 1")
     known = torch.stack(list(theirs.values())).nanmean(0)                                  # over the modalities that show both
     if known.isnan().any():
         shown = set().union(*(set(inputs[m]["labels"][r].tolist()) for m, r in seen.items()))
         lacking = [oom["class_names"][c] for c in range(classes) if c not in shown]
-        raise files.UserError(f"--init spectral names clusters by how the classes lie to each other in a known modality, and "
+        raise UserError(f"--init spectral names clusters by how the classes lie to each other in a known modality, and "
                              f"none shows {', '.join(lacking) or 'every two classes'} with a label; label some, or give "
                              f"--name-with 1")
     of_cluster, agreement, null = name_by_geometry(ours, known, seed=seed)
@@ -170,3 +173,36 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
             f"{agreement:.2f}, shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}")
     said += "" if trust == "they may be right" else ": expect chance. --name-with 1 takes the names from one label per class"
     return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}, said
+
+
+def name_by_heads(args, oom, rows, known, learner):
+    """The same as Eq. 14 is printed: the class on which the IM heads agree about a random learner's features; doubtful is what
+    they are not confident of, and infinitely so what they do not agree on."""
+    z = embed(learner, oom, rows, args.device)[0]                                                             # (M, d)
+    logits = torch.stack([k.head(literal_space(z, k.z.shape[1], args.seed)) for k in known.values()])
+    mask, label, confidence = cox_ops.modality_agreement(logits)
+    anchors = surest(confidence, max(1, round(args.anchors * len(rows))), mask)
+    if not len(anchors):
+        raise UserError(f"the IM heads of {', '.join(known)} agree on no {args.oom} item, so there is no anchor; "
+                        f"try another --seed, or --setting semi")
+    print(f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
+          f"{label[anchors].unique().numel()} of {logits.shape[-1]} classes. A random network carries no class names: expect chance")
+    return anchors, label, {}
+
+
+def none(args, oom, train, known, learner, inputs, generator):
+    """Setting unsup: the Start in which no OOM item, rows `train` (M,), has a label or a pair; it is warmed up on anchors whose
+    classes --init and --name-with say. inputs() gives {modality: inputs file, or bank of a pretrained perceptor}."""
+    classes = len(oom["class_names"])
+    if args.init == "literal":
+        anchors, label, naming = name_by_heads(args, oom, train, known, learner)
+    else:
+        if args.name_with:
+            label, doubt, naming, words = name_by_items(oom, train, classes, args.name_with, generator)
+        else:
+            label, doubt, naming, words = name_by_clusters(oom, train, inputs(), classes, args.seed)
+        print(f"  {words}")
+        of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]
+        anchors = torch.cat([i[doubt[i].argsort()[:(len(i) + 1) // 2]] for i in of_class])                  # the surer half
+    return Start(train[anchors.cpu()], label[anchors].cpu(), pairs={m: (torch.arange(0), torch.arange(0)) for m in known},
+                 naming=naming)

@@ -13,10 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cox_oom.methods import METHODS
 from cox_oom.report.scores import mean_sd, order, percent, score
 
-COLOUR = {"random": "#c9c9c9", "erm": "#7f8fa6", "entmin": "#8fb996", "ssl": "#b5a1d0", "moco": "#d9b26f",
-          "fixmatch": "#c98f8f", "selftrain": "#5f9ea0", "cox": "#c0392b", "aligned": "#444444"}
 # for what matplotlib's own font lacks, names in Chinese, Japanese or Korean above all: those of these that are installed
 FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans",
          "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic", "NanumGothic", "Hiragino Sans",
@@ -99,7 +98,7 @@ def colours(methods):
     """{method: its colour}; runs with a --tag have paler ones, unlike one another as far as there are enough."""
     tagged = sorted(m for m in methods if "-" in m)
     paler = dict(zip(tagged, colormaps["Set3"](np.arange(len(tagged)) % 12)[:, :3]))
-    return {m: tuple(paler.get(m, to_rgb(COLOUR[m.partition("-")[0]]))) for m in methods}
+    return {m: tuple(paler.get(m, to_rgb(METHODS[m.partition("-")[0]].colour))) for m in methods}
 
 
 def method_bars(rows, metric="accuracy", words="test accuracy"):

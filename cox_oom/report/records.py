@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cox_oom import files
 from cox_oom.report.tables import markdown
-from cox_oom.report.scores import METHODS, condition, order
+from cox_oom.methods import METHODS
+from cox_oom.report.scores import condition, order
 
 COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
            "paired", "metrics")
@@ -30,12 +31,9 @@ def find(args, data, suffix):
 
 def what_first(args, data):
     """The line that is said where no run of `data` matches."""
-    base = Path(args.runs) / files.data_name(data)
-    one = lambda chosen, other: str(chosen[0]) if chosen else other
-    oom, setting, seed = one(args.oom, "M"), one(args.setting, "semi"), one(args.seed, "0")
-    chain = {"data": data, "oom": oom, "perceptor": one(args.perceptor, "bind"), "runs": args.runs}
-    seeded = {**chain, "setting": setting, "seed": seed}
-    filters = ("oom", "perceptor", "setting", "method", "seed")
+    one = lambda chosen, other: chosen[0] if chosen else other
+    place = files.Place(args.runs, data, one(args.perceptor, "bind"), one(args.oom, "M"), one(args.setting, "semi"), one(args.seed, 0))
+    base, filters = place.base, ("oom", "perceptor", "setting", "method", "seed")
     asked = " ".join(f"--{k} {' '.join(map(str, v))}" for k in filters if (v := getattr(args, k)))
     there = sorted({p.name[4:] for p in base.glob("*/oom-*")})
     unknown = [m for m in args.method or () if m.partition("-")[0] not in METHODS]
@@ -44,11 +42,11 @@ def what_first(args, data):
     if args.oom and there and not set(args.oom) & set(there):
         return f"--oom {' '.join(args.oom)}: {base} has runs of {', '.join(there)}"
     if not (base / "inputs").is_dir():
-        first = files.command("extract_features.py", **chain)
-    elif not any(base.glob(f"*/oom-{oom if args.oom else '*'}/{setting}/seed{seed}/connect.pt")):
-        first = files.command("train_connect.py", **seeded)
+        first = place.command("extract_features.py")
+    elif not any(base.glob(f"*/oom-{place.oom if args.oom else '*'}/{place.setting}/seed{place.seed}/connect.pt")):
+        first = place.command("train_connect.py")
     else:
-        first = files.command("train_explore.py", **seeded, method=one(args.method, "cox"))
+        first = place.command("train_explore.py", method=one(args.method, "cox"))
     return f"no finished run in {base}{' matches ' + asked if asked else ''}; run first: {first}"
 
 

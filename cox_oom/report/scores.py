@@ -4,7 +4,7 @@ A record is what METHOD.json holds (evaluate.py).
 """
 import math
 
-METHODS = ("random", "erm", "entmin", "ssl", "moco", "fixmatch", "selftrain", "cox", "aligned")   # rows in this order
+from cox_oom.methods import METHODS
 
 
 def mean_sd(values):
@@ -44,7 +44,7 @@ def pairing(paired):
 
 def order(method):
     """Sorts methods as in the paper, METHOD-TAG behind METHOD."""
-    return METHODS.index(method.partition("-")[0]), method
+    return list(METHODS).index(method.partition("-")[0]), method
 
 
 def score(r, metric):
