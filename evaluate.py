@@ -14,33 +14,34 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
-
 from cox_oom import files, run
 from cox_oom.files import Place, UserError
+from cox_oom.seed import load_seed, split_rows
 from cox_oom.report import page, tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
 from cox_oom.report.records import find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order, score
-from cox_oom.run import Parser, known_device
+from cox_oom.run import Parser
+
+
+MANY = {"nargs": "+"}
+EVERYDAY = (
+    ("--data", run.REQUIRED, str, "one or several data sets, as in stages 1 to 3", MANY),
+    ("--oom", None, str, "these OOM modalities; left out: all", MANY),
+    ("--perceptor", None, str, "these perceptors; left out: all", MANY),
+    ("--setting", None, ("semi", "unsup"), "left out: both", MANY),
+    ("--method", None, str, "these methods, METHOD-TAG for a run with --tag; left out: all", MANY),
+    ("--seed", None, int, "left out: all", MANY),
+    ("--task", "classification", ("classification", "retrieval"), "retrieval: of IM test items by OOM ones, and back"),
+    ("--table", False, None, "all runs that match in a table and a report"),
+    ("--out", None, str, "with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report"),
+)
 
 
 def get_args(argv=None):
-    p = Parser(__doc__)
-    p.add_argument("--data", required=True, nargs="+", help="one or several, as in stages 1 to 3")
-    p.add_argument("--oom", nargs="+", help="these OOM modalities; left out: all")
-    p.add_argument("--perceptor", nargs="+", help="these perceptors; left out: all")
-    p.add_argument("--setting", nargs="+", choices=["semi", "unsup"], help="left out: both")
-    p.add_argument("--method", nargs="+", help="these methods, METHOD-TAG for a run with --tag; left out: all")
-    p.add_argument("--seed", nargs="+", type=int, help="left out: all")
-    p.add_argument("--runs", default="runs", help="where the stages wrote, and where METHOD.json is written")
-    p.add_argument("--task", default="classification", choices=["classification", "retrieval"], help="retrieval: of each IM "
-                   "modality's test items by OOM test items and back, through the connections; beside the accuracies")
-    p.add_argument("--table", action="store_true", help="all runs that match in a table and a report")
-    p.add_argument("--out", help="with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report; of --task "
-                   "retrieval: report-retrieval there")
-    p.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    p.add_argument("--force", action="store_true", help="evaluate again what was evaluated")
+    p = Parser(__doc__, "")
+    p.rows(EVERYDAY)
+    p.common("--runs", "--device", "--force")
     return p.parse_args(argv)
 
 
@@ -59,10 +60,10 @@ def words(record, task):
 
 
 def seed_of(args, data, folder):
-    """The files.Seed of a folder of runs, and its labelled OOM test rows."""
+    """The Seed of a folder of runs, and its labelled OOM test rows."""
     perceptor, oom, setting, seed = folder.parts[-4:]
     place = Place(args.runs, data, perceptor, oom[4:], setting, int(seed[4:]))
-    found = files.load_seed(place, keys=("learner", "im_heads", "curve"))
+    found = load_seed(place, keys=("learner", "im_heads", "curve"))
     test = labelled_rows(found.oom, "test")
     if not len(test):
         raise UserError(f"{place.inputs(place.oom)} has no labelled test row; mark some as test and extract again")
@@ -108,8 +109,8 @@ def cloud(args, data, folder, names):
     """Features for the report's planes, of one seed: IM banks, the learner's OOM test items, mapped items."""
     seed, _ = seed_of(args, data, folder)
     method = next(m for m in ("cox", *sorted(names, key=order, reverse=True)) if m in names)
-    run, test = files.load(folder / f"{method}.pt"), files.rows(seed.oom, ("test",))
-    shown = {m: files.rows(im, ("train",)) for m, im in seed.ims.items()}
+    run, test = files.load(folder / f"{method}.pt"), split_rows(seed.oom, ("test",))
+    shown = {m: split_rows(im, ("train",)) for m, im in seed.ims.items()}
     return {"method": method, "seed": seed.place.seed, "classes": seed.oom["class_names"],
             "im": {m: (seed.ims[m]["features"][r], seed.ims[m]["labels"][r]) for m, r in shown.items()},
             "oom": (features(run, seed.oom, test, args.device)[0], seed.oom["labels"][test]),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import cox_ops
-from cox_oom.connect import match_shares
+from cox_oom.heads import match_shares
 
 
 # ------------------------------------------------------------------------------------------------------ agreement, choice
@@ -77,6 +77,9 @@ class Anchors:
     mean_anchor_logp: torch.Tensor = None
     emergent: dict = field(default_factory=no_pairs)
 
+    def __str__(self):
+        return f"{self.mask.float().mean():.1%} of the unlabelled are anchors, {len(self.emergent['item'])} emergent pairs"
+
 
 def agreement(z, head, bridge, items, args):
     """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d), and nothing else."""
@@ -91,7 +94,7 @@ def choose(z, head, bridge, teacher, items, args, plan):
     """The Anchors under the learner's features z (M, d): as many as the heads and the nearest IM items agree on, those that the
     teacher is surest of; without a teacher those that the heads agree on (COX) or the learner's head is surest of (selftrain)."""
     chosen, unlabelled = agreement(z, head, bridge, items, args), items.unlabelled.to(z.device)
-    z = z[unlabelled]
+    z_all, z = z, z[unlabelled]
     if bridge.common and "emergent" not in plan.without:
         count = max(1, round(args.anchors * len(items.rows)))
         chosen.mask, chosen.label, pairs = emergent_pairs(z, bridge.common_mapped(), bridge.y_common, chosen.mask, chosen.label,
@@ -99,6 +102,7 @@ def choose(z, head, bridge, teacher, items, args, plan):
         if args.method == "cox":
             chosen.emergent = {**pairs, "item": unlabelled[pairs["item"]]}
     if teacher:
+        teacher.look(z_all)
         chosen.posteriors = teacher.posteriors[None, unlabelled]
     elif args.method == "selftrain":
         chosen.posteriors = judge(z, head, [], items.frequencies.to(z.device) if args.shares == "known" else None)[3]

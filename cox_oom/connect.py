@@ -1,105 +1,21 @@
-"""Heads, and connections from each IM modality to the learner's feature space (Section 4.1, Eqs. 4-9).
+"""Connections from each IM modality to the learner's feature space (Section 4.1, Eqs. 4-9), and what is built on them.
 
 Shapes: B batch, M OOM items, N labelled IM items, K IM modalities, C classes, d features of the learner, d_k of a bank.
 Equations and sections: "Towards Out-of-Modal Generalization without Instance-level Modal Correspondence".
 """
 import copy
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cox_oom.files import features_of
+import cox_ops
+from cox_oom.augment import embed
+from cox_oom.files import UserError
+from cox_oom.heads import Head, deviation, fit_head, fit_mapped_head
+from cox_oom.seed import features_of, split_rows, state_of
 
-
-# ------------------------------------------------------------------------------------------------------------- heads
-
-class Head(nn.Module):
-    """A linear classifier on standardised features: h_k on z_im[k], h*_k on mapped items, h on z (Section 4.1)."""
-
-    def __init__(self, d, classes):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(d))
-        self.register_buffer("std", torch.ones(d))
-        self.linear = nn.Linear(d, classes)
-
-    def forward(self, z):
-        return self.linear((z - self.mean) / self.std)
-
-
-def deviation(z):
-    """Standard deviation (d,) of each feature of z (N, d); 1 where a feature is constant up to the rounding of its mean."""
-    std = z.std(0, correction=0)
-    return torch.where(std > 1e-5 * z.abs().amax(0), std, torch.ones_like(std))
-
-
-def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
-    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C), optional item
-    weights (N,).
-
-    Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
-    """
-    head = Head(z.shape[1], classes)
-    nn.init.zeros_(head.linear.weight)
-    nn.init.zeros_(head.linear.bias)
-    head.mean.copy_(z.mean(0))
-    head.std.copy_(deviation(z))
-    head.to(z.device)
-    x = (z - head.mean) / head.std
-
-    def loss_of(i):
-        loss = F.cross_entropy(head.linear(x[i]), y[i], reduction="none")
-        loss = loss.mean() if weight is None else (loss * weight[i]).sum() / weight[i].sum()
-        return loss + weight_decay * head.linear.weight.square().sum()
-
-    def step(i):
-        opt.zero_grad()
-        loss = loss_of(i)
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        if len(x) <= batch:                                      # convex and whole: L-BFGS needs a fifth of the passes
-            opt = torch.optim.LBFGS(head.linear.parameters(), max_iter=steps // 5, history_size=10,
-                                    line_search_fn="strong_wolfe")
-            opt.step(lambda: step(slice(None)))
-        else:
-            opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
-            for _ in range(steps):
-                step(torch.randint(len(x), (batch,), generator=generator).to(x.device))
-                opt.step()
-                schedule.step()
-    return head.requires_grad_(False)
-
-
-def fit_mapped_head(v, y_im, z, y, classes, *, w_mapped=1.0):
-    """h*_k: the optimal classifier of mapped IM items v (N, d), y_im (N,), each with weight `w_mapped`, and of labelled OOM items
-    z (L, d), y (L,)."""
-    weight = torch.cat([v.new_full((len(v),), w_mapped), v.new_ones(len(z))])
-    return fit_head(torch.cat([v, z]), torch.cat([y_im, y]), classes, weight=weight)
-
-
-@torch.no_grad()
-def move_head(linear, head, share):
-    """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays one."""
-    weight = head.linear.weight / head.std
-    linear.weight.lerp_(weight, share)
-    linear.bias.lerp_(head.linear.bias - weight @ head.mean, share)
-
-
-def match_shares(logits, shares, rounds=10):
-    """Biases (C,) under which the mean posterior of logits (M, C) is `shares` (C,): a few rounds of Sinkhorn's scaling.
-
-    The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too often.
-    """
-    bias = torch.zeros_like(shares)
-    for _ in range(rounds):
-        bias = bias + shares.clamp(min=1e-6).log() - (logits + bias).softmax(-1).mean(0).clamp(min=1e-6).log()
-    return bias - bias.mean()
-
-
-# ------------------------------------------------------------------------------------------------------- connections
 
 class Connection(nn.Module):
     """One variational information bottleneck, z_im[k] -> v -> OOM feature space (Eqs. 4-9).
@@ -230,6 +146,75 @@ class Bridge:
         return {**{f"connection {m}": self.connections[m] for m in self.names},
                 **{f"connection optimizer {m}": self.optimizers[m] for m in self.names}}
 
+    def saved(self):
+        """What METHOD.pt keeps of it."""
+        return {"im": self.names, "connections": {m: state_of(c) for m, c in self.connections.items()},
+                "mapped_heads": {m: state_of(h) for m, h in self.heads.items()}, "mapped": {m: t.cpu() for m, t in self.v.items()}}
+
     def remap(self):
         """Map the IM items by the connections as they are now."""
         self.v = {m: map_items(self.connections[m], self.z_im[m]) for m in self.names}
+
+
+# ------------------------------------------------------------------------------------------------------------ stage 2
+
+@dataclass
+class Known:
+    """The labelled training items of one IM modality: features z (N, d_k), labels y (N,), ids [N], the IM head h_k."""
+    z: torch.Tensor
+    y: torch.Tensor
+    ids: list
+    head: Head
+
+
+def known_side(ims, classes, device, generator):
+    """{modality: Known} of the banks; prints how well a head does on a fifth of the items that it has not seen."""
+    known = {}
+    for m in sorted(ims):
+        r = split_rows(ims[m], ("train",))
+        r = r[ims[m]["labels"][r] >= 0]
+        if not len(r):
+            raise UserError(f"IM modality {m} has no labelled training item; label some, or leave it out with --im in stage 1")
+        z, y = ims[m]["features"][r].to(device), ims[m]["labels"][r].to(device)
+        fold, words = torch.rand(len(r), generator=generator) < 0.2, "too few to hold out a fifth"
+        if fold.any() and not fold.all():
+            probe = fit_head(z[~fold], y[~fold], classes)
+            words = f"{100 * (probe(z[fold]).argmax(1) == y[fold]).float().mean():.1f}% on a fifth held out"
+        known[m] = Known(z, y, [ims[m]["ids"][i] for i in r.tolist()], fit_head(z, y, classes))
+        print(f"  IM head {m}: N = {len(r)}, d = {z.shape[1]}, {words}")
+    return known
+
+
+def pairs_of(learner, head, oom, train, start, known, args):
+    """What a connection is trained on: {modality: IM features (P, d_k), OOM features (V, P, d) in V views, labels (P,)}, and the
+    labelled OOM items' own z (L, d), y (L,). unsup: class centroids in the place of pairs."""
+    if args.setting == "semi":
+        z, y = embed(learner, oom, start.rows, args.device, views=3), start.y.to(args.device)               # (V, L, d)
+        return {m: (known[m].z[im], z[:, own], y[own]) for m, (own, im) in start.pairs.items()}, z[0], y
+    z_all = embed(learner, oom, train, args.device)[0]
+    guess = head(z_all).argmax(1)
+    classes = [c for c in range(len(oom["class_names"])) if (guess == c).any() and all((k.y == c).any() for k in known.values())]
+    if not classes:
+        raise UserError(f"no class that the {args.oom} items are given has a labelled item in each of {', '.join(known)}, "
+                        f"so there are no centroids to pair; choose --im in stage 1 so that classes are common")
+    z, y = torch.stack([z_all[guess == c].mean(0) for c in classes])[None], torch.tensor(classes, device=args.device)
+    return {m: (torch.stack([k.z[k.y == c].mean(0) for c in classes]), z, y) for m, k in known.items()}, None, None
+
+
+def connect(m, known, pair, head, z_oom, args, generator, chance):
+    """Stage 2's connection of modality m, trained on `pair` (IM features, views of OOM features, labels), its optimizer, its items
+    v (N, d) mapped, and Fig. 5's curve at seven points: MMD of mapped and OOM items, and the head fitted to mapped items alone.
+    chance: a generator for the sample of the MMD, so that this changes no run."""
+    points = sorted({0, *(round(args.connect_steps * f) for f in (0.02, 0.07, 0.15, 0.3, 0.6, 1.0))})
+    c = Connection(d_im=known.z.shape[1], d=args.width).to(args.device)
+    c.standardise(known.z)
+    optimizer = torch.optim.Adam(c.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    sample, curve = torch.randperm(len(known.z), generator=chance)[:2000].to(args.device), []
+    for at, following in zip(points, [*points[1:], None]):
+        v = map_items(c, known.z)
+        h = fit_head(v, known.y, head.out_features, steps=60)
+        curve.append({"modality": m, "step": at, "mmd": float(cox_ops.mmd(v[sample], z_oom)), "head": state_of(h)})
+        if following is not None and "connection" not in args.without:
+            train_connection(c, optimizer, *pair, head, steps=following - at, beta=args.beta, w_ce=args.w_ce, generator=generator)
+    print(f"  connection {m}: MMD {curve[0]['mmd']:.3f} -> {curve[-1]['mmd']:.3f}")
+    return c, optimizer, v, curve

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cox_oom.augment import batch
-from cox_oom.connect import fit_head, match_shares, move_head
+from cox_oom.heads import fit_head, match_shares, move_head
 
 
 def plain_vectors(file, rows, side=16, steps=64, most=8192):
@@ -235,6 +235,7 @@ class Teacher:
 
     def refit(self, head, z, share):
         """Move the learner's head by `share` to the optimal classifier of the posteriors of all items, z (M, d)."""
+        self.look(z)
         move_head(head, fit_head(z, self.posteriors, self.posteriors.shape[1], weight_decay=1e-2), share)
 
 

@@ -2,12 +2,13 @@
 
 Shapes: M OOM training items, L of them labelled, U not, N IM items, C classes.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from cox_oom import files
+from cox_oom.augment import embed
 from cox_oom.files import UserError
+from cox_oom.seed import split_rows
 
 
 def choose_labelled(labels, count, per_class, generator, paired=None):
@@ -51,10 +52,11 @@ def hold_out(labels, share):
 class Items:
     """The OOM items that stage 3 trains on, M in the order of the inputs' rows: an item's place among them is its address.
 
-    rows (M,) in the inputs file; ids [M]; y (M,) labels, -1 where hidden; labelled (L,) and unlabelled (U,) places;
+    oom: the inputs file; rows (M,) in it; ids [M]; y (M,) labels, -1 where hidden; labelled (L,) and unlabelled (U,) places;
     pairs {modality: (places (P,), items of the bank (P,))}; val (V,) rows that training does not see, y_val (V,);
     frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them.
     """
+    oom: dict
     rows: torch.Tensor
     ids: list
     y: torch.Tensor
@@ -73,14 +75,28 @@ class Items:
             j = torch.randint(max(1, len(self.unlabelled)), (batch,), generator=generator)
             yield (self.labelled[i] if len(self.labelled) else i), j
 
+    def embed(self, learner, device, labelled=True):
+        """The learner's features z (M, d) of all items; zeros of the labelled ones where these are not asked for."""
+        z = torch.zeros(len(self.rows), learner.width, device=device)
+        for places in (self.labelled, self.unlabelled) if labelled else (self.unlabelled,):
+            z[places.to(device)] = embed(learner, self.oom, self.rows[places], device)[0]
+        return z
+
+    def validate(self, learner, head, device):
+        """{"val_accuracy": accuracy on the validation items}, {} where there are none."""
+        if not len(self.val):
+            return {}
+        guess = head(embed(learner, self.oom, self.val, device)[0]).argmax(1).cpu()
+        return {"val_accuracy": (guess == self.y_val).float().mean().item()}
+
 
 def items(seed, all_labels=False):
-    """The Items of a files.Seed. `all_labels`: every label of the sensor is known, the upper limit.
+    """The Items of a Seed. `all_labels`: every label of the sensor is known, the upper limit.
 
     With stage 2's --holdout the items held out are those to validate on, else the rows of the split val.
     """
     oom, connect = seed.oom, seed.connect
-    train, val = files.rows(oom, ("train",)), files.rows(oom, ("val",))
+    train, val = split_rows(oom, ("train",)), split_rows(oom, ("val",))
     among = lambda ids, rows: torch.tensor([oom["ids"][r] in ids for r in rows.tolist()], dtype=torch.bool)
     if connect.get("held"):
         aside = among(set(connect["held"]), train)
@@ -91,7 +107,7 @@ def items(seed, all_labels=False):
     first = places[among(set(connect["labelled"]), train)]                       # stage 2's labelled items, in its order
     y = oom["labels"][train].masked_fill(~known, -1)
     on_im_side = torch.cat([connect["mapped_labels"][m] for m in connect["im"]])
-    return Items(train, [oom["ids"][r] for r in train.tolist()], y, places[known], places[~known],
+    return Items(oom, train, [oom["ids"][r] for r in train.tolist()], y, places[known], places[~known],
                  {m: (first[own], im) for m, (own, im) in connect["pairs"].items()}, val, oom["labels"][val],
                  *class_frequencies(on_im_side, y[known], len(oom["class_names"])))
 
@@ -127,16 +143,17 @@ def class_frequencies(known, y, classes):
 @dataclass
 class Start:
     """What stage 2's learner starts from: rows (L,) of the inputs with labels y (L,), perhaps a teacher's posteriors (L, C), and
-    the labelled ids, the ids held out, pairs {modality: (places (P,) among the labelled, items of the bank (P,))}, the
-    modalities whose pairs are drawn by class, and how clusters got their names."""
+    the labelled ids, the ids held out and their rows, pairs {modality: [places (P,) among the labelled, items of the bank (P,)]},
+    the modalities whose pairs are drawn by class, and how clusters got their names."""
     rows: torch.Tensor
     y: torch.Tensor
+    pairs: dict
+    naming: dict
     teacher: torch.Tensor = None
-    labelled: list = ()
-    held: list = ()
-    pairs: dict = None
-    by_class: list = ()
-    naming: dict = None
+    labelled: list = field(default_factory=list)
+    held: list = field(default_factory=list)
+    rows_held: torch.Tensor = None
+    by_class: list = field(default_factory=list)
 
 
 def few(args, oom, train, known, generator):
@@ -166,4 +183,5 @@ def few(args, oom, train, known, generator):
     teacher = torch.zeros(len(rows), len(oom["class_names"]), device=args.device)                      # mean of p(y | x_im)
     for m, (places, items_im) in pairs.items():
         teacher[places] += known[m].head(known[m].z[items_im]).softmax(-1)
-    return Start(rows, y, torch.nn.functional.normalize(teacher, p=1, dim=-1), ids_of(rows), ids_of(held), pairs, by_class, {})
+    return Start(rows, y, {m: list(p) for m, p in pairs.items()}, {}, torch.nn.functional.normalize(teacher, p=1, dim=-1),
+                 ids_of(rows), ids_of(held), held, by_class)

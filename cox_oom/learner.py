@@ -99,3 +99,23 @@ def heads_of(width):
 def slice_steps(steps, tokens=32):
     """Steps of one time slice so that `steps` make at most `tokens` tokens."""
     return max(1, math.ceil(steps / tokens))
+
+
+def new_learner(oom, width, depth, patch, slice, device):
+    """A Learner with random weights for an inputs file, its head, and what it is made from. A series of fixed length and at most
+    512 values, a feature vector or binned sensor, is one token where `slice` is 0."""
+    shape = list(oom["x"].shape[1:])
+    fixed = oom["kind"] == "series" and oom["lengths"] is None and math.prod(shape) <= 512
+    arch = {"kind": oom["kind"], "shape": shape, "width": width, "depth": depth, "patch": patch}
+    arch["slice"] = slice or (shape[-1] if fixed else 0)
+    learner = Learner(**arch).to(device)
+    return learner, nn.Linear(width, len(oom["class_names"])).to(device), arch
+
+
+def load_learner(arch, state, device):
+    """The Learner and its head (a Linear to the classes) with the weights in state {"learner", "head"}, on a device."""
+    learner = Learner(**arch).to(device)
+    head = nn.Linear(learner.width, len(state["head"]["bias"])).to(device)
+    learner.load_state_dict(state["learner"])
+    head.load_state_dict(state["head"])
+    return learner, head

@@ -165,10 +165,9 @@ def names(setting="semi"):
     return [m for m, row in METHODS.items() if setting == "semi" or not row.labels]
 
 
-def add_flags(p):
-    """Every method's flags to a parser."""
-    for flag, (default, kind, text) in {f: v for row in METHODS.values() for f, v in row.flags.items()}.items():
-        p.add_argument(flag, default=default, type=kind, help=text)
+def flags():
+    """Every method's flags as rows of a run.Parser: (name, default, type, help)."""
+    return [(name, *row) for name, row in {f: v for method in METHODS.values() for f, v in method.flags.items()}.items()]
 
 
 # ------------------------------------------------------------------------------------------------------- a run's settings
@@ -195,7 +194,7 @@ def refreshes(args):
 
 
 def plan(args, seed):
-    """The Plan of a run on a files.Seed; args.kl and args.w_disagree are settled by it."""
+    """The Plan of a run on a Seed; args.kl and args.w_disagree are settled by it."""
     row, at_stage_2 = METHODS[args.method], seed.connect["meta"]["args"]["without"]
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in at_stage_2:
@@ -210,9 +209,9 @@ def plan(args, seed):
                 0 if idle else args.epochs, range(0) if idle else refreshes(vars(args)))
 
 
-def terms(args, plan, model, seed, items, chosen, teacher, i, j):
+def terms(args, plan, model, items, chosen, teacher, i, j):
     """The loss of a step, {name: term}: of the labelled items at places i (B,) and of the j-th unlabelled ones (B',)."""
-    oom, found = seed.oom, {}
+    oom, found = items.oom, {}
     if len(items.labelled):
         x, lengths = augment(oom["kind"], *batch(oom, items.rows[i], args.device))
         z = model.learner(x, lengths)

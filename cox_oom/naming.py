@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import cox_ops
-from cox_oom import files
 from cox_oom.anchors import surest
 from cox_oom.augment import batch, embed
 from cox_oom.files import UserError
+from cox_oom.seed import split_rows
 from cox_oom.labels import Start, choose_labelled
 
 
@@ -153,7 +153,7 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
     values = lambda file, r: batch(file, r, "cpu")[0] if "x" in file else file["features"][r]
     label, embedding, centroids = spectral(x, classes, seed=seed)
     distance = (embedding - centroids[label]).norm(dim=1)
-    seen = {m: (r := files.rows(im, ("train",)))[im["labels"][r] >= 0] for m, im in inputs.items()}
+    seen = {m: (r := split_rows(im, ("train",)))[im["labels"][r] >= 0] for m, im in inputs.items()}
     theirs = {m: geometry(values(inputs[m], r), inputs[m]["labels"][r], classes) for m, r in seen.items()}
     ours = geometry(x, label, classes)
     if ours.isnan().any():
@@ -192,7 +192,7 @@ def name_by_heads(args, oom, rows, known, learner):
 
 def none(args, oom, train, known, learner, inputs, generator):
     """Setting unsup: the Start in which no OOM item, rows `train` (M,), has a label or a pair; it is warmed up on anchors whose
-    classes --init and --name-with say. inputs() gives {modality: inputs file, or bank of a pretrained perceptor}."""
+    classes --init and --name-with say. inputs {modality: inputs file, or bank of a pretrained perceptor}."""
     classes = len(oom["class_names"])
     if args.init == "literal":
         anchors, label, naming = name_by_heads(args, oom, train, known, learner)
@@ -200,9 +200,8 @@ def none(args, oom, train, known, learner, inputs, generator):
         if args.name_with:
             label, doubt, naming, words = name_by_items(oom, train, classes, args.name_with, generator)
         else:
-            label, doubt, naming, words = name_by_clusters(oom, train, inputs(), classes, args.seed)
+            label, doubt, naming, words = name_by_clusters(oom, train, inputs, classes, args.seed)
         print(f"  {words}")
         of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]
         anchors = torch.cat([i[doubt[i].argsort()[:(len(i) + 1) // 2]] for i in of_class])                  # the surer half
-    return Start(train[anchors.cpu()], label[anchors].cpu(), pairs={m: (torch.arange(0), torch.arange(0)) for m in known},
-                 naming=naming)
+    return Start(train[anchors.cpu()], label[anchors].cpu(), {m: [torch.arange(0), torch.arange(0)] for m in known}, naming)

@@ -30,16 +30,6 @@ def script(main, argv=None):
 # ---------------------------------------------------------------------------------------------------------------- flags
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser with defaults in its --help, whose complaint is one line that names the flag, as every stage's are."""
-
-    def __init__(self, doc, **more):
-        super().__init__(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, **more)
-
-    def error(self, message):
-        message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix("argument ")
-        self.exit(2, f"error: {message} (--help shows every flag)\n")
-
 def leave_out(text):
     """--without's comma-separated list, sorted."""
     found = sorted({p for p in text.split(",") if p})
@@ -75,6 +65,56 @@ def number(kind, low, high=math.inf, ends="[]"):
     return check
 
 
+REQUIRED = object()                                            # as a flag's default: it has none and must be given
+COMMON = {                                                     # flags that several stages have: default, type, help
+    "--data": (REQUIRED, str, "a folder with manifest.csv, or the name of a public data set (docs/data/)"),
+    "--oom": (REQUIRED, str, "the out-of-modal modality, the one to learn"),
+    "--perceptor": ("bind", str, "frozen IM perceptor: bind (trained here), imagebind, languagebind, hf:MODEL"),
+    "--setting": ("semi", ("semi", "unsup"), "semi: few labels and pairs; unsup: none"),
+    "--seed": (0, number(int, 0), "labelled items, initial weights, order of batches"),
+    "--runs": ("runs", str, "folder under which all stages write"),
+    "--device": ("cuda" if torch.cuda.is_available() else "cpu", known_device, "cpu or cuda"),
+    "--force": (False, None, "redo finished work"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of flags that are given as rows (name, default, type, help): --help shows the everyday ones, --help-all all of
+    them, and a complaint is one line that names the flag.
+
+    A type is what argparse calls on the text, a tuple of choices, or None for a switch.
+    """
+
+    def __init__(self, doc, then):
+        super().__init__(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, add_help=False)
+        self.rare, self.then = [], then
+        self.add_argument("-h", "--help", action="help", help="show the everyday flags")
+        self.add_argument("--help-all", action="help", help="show all flags")
+
+    def common(self, *names):
+        """Add flags of COMMON."""
+        self.rows([(name, *COMMON[name]) for name in names])
+
+    def rows(self, rows, rare=False):
+        """Add flags; `rare` ones are shown by --help-all alone. A fifth entry of a row holds further arguments for argparse."""
+        for name, default, kind, text, *more in rows:
+            how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind} if kind else {"action": "store_true"}
+            how |= {"required": True} if default is REQUIRED else {"default": default}
+            action = self.add_argument(name, help=text, **how, **(more[0] if more else {}))
+            self.rare += [action] if rare else []
+
+    def parse_args(self, argv=None, namespace=None):
+        hide = self.rare if "--help-all" not in (sys.argv[1:] if argv is None else argv) else []
+        for action in hide:
+            action.help = argparse.SUPPRESS
+        self.epilog = (f"--help-all shows {len(hide)} more flags. " if hide else "") + self.then
+        return super().parse_args(argv, namespace)
+
+    def error(self, message):
+        message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix("argument ")
+        self.exit(2, f"error: {message} (--help-all shows every flag)\n")
+
+
 def cosine(lr, done):
     """A learning rate after the share `done` of all steps: from lr down to 0."""
     return lr * 0.5 * (1 + math.cos(math.pi * done))
@@ -96,14 +136,15 @@ def descend(optimizer, terms, lr):
 class Work:
     """One file of stage 2 or 3 in the making: `path` itself, its checkpoint and its log beside it.
 
-    args: the stage's flags; those that shape the file are kept in its meta, and other ones are refused where it is done.
+    args: the stage's flags; those that shape the file are kept in its meta, and other ones are refused where it is done. oom: the
+    OOM inputs; made_from: the digests of all files that it is made from.
     """
 
-    def __init__(self, path, args, *, fingerprint, made_from):
+    def __init__(self, stage, path, args, oom, made_from):
         self.path, self.force, self.begun, self.saved = Path(path), args.force, time.time(), {}
         self.checkpoint_path, self.log_path = self.path.with_suffix(".checkpoint.pt"), self.path.with_suffix(".log.jsonl")
         settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
-        self.facts = {"data": data_name(args.data), "fingerprint": fingerprint, "args": settings, "made_from": made_from}
+        self.facts = {"stage": stage, "data": data_name(args.data), "fingerprint": oom["meta"]["fingerprint"], "args": settings, "made_from": made_from}
 
     @property
     def seconds(self):
@@ -136,7 +177,7 @@ class Work:
             "state": state, "parts": {name: part.state_dict() for name, part in parts.items()}, "forced": self.force,
             "seconds": self.seconds, "rng": torch.get_rng_state(), "generator": generator.get_state(),
             "log": self.log_path.stat().st_size if self.log_path.exists() else 0},
-            stage=self.path.stem, **self.facts, quiet=True)
+            **self.facts, quiet=True)
 
     def resume(self, parts, generator):
         """Restore `parts` and the random generators from the last checkpoint of this very work. Returns its plain state."""
@@ -155,7 +196,7 @@ class Work:
         with open(self.log_path, "a", encoding="utf-8") as f:
             f.write(json.dumps({**line, "seconds": round(self.seconds, 1)}) + "\n")
 
-    def save(self, obj, *, stage, **facts):
+    def save(self, obj, **facts):
         """Write the file; the checkpoint goes."""
-        save(self.path, obj, stage=stage, **self.facts, **facts, seconds=round(self.seconds, 1))
+        save(self.path, obj, **self.facts, **facts, seconds=round(self.seconds, 1))
         self.checkpoint_path.unlink(missing_ok=True)

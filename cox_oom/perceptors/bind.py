@@ -13,7 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from cox_oom.augment import augment, batch
-from cox_oom.files import UserError, rows
+from cox_oom.files import UserError
+from cox_oom.seed import split_rows
 
 
 def pair_table(inputs, pair_by_class, generator):
@@ -24,7 +25,7 @@ def pair_table(inputs, pair_by_class, generator):
     labelled item allows it: UserError.
     """
     names = sorted(inputs)
-    at = {m: {inputs[m]["ids"][r]: r for r in rows(inputs[m], ("train",)).tolist()} for m in names}
+    at = {m: {inputs[m]["ids"][r]: r for r in split_rows(inputs[m], ("train",)).tolist()} for m in names}
     ids = sorted(set().union(*at.values()))
     table = torch.tensor([[at[m].get(i, -1) for m in names] for i in ids])
     if len(names) == 1:
@@ -36,7 +37,7 @@ def pair_table(inputs, pair_by_class, generator):
                         f"for it; fill rows of manifest.csv in both, or give --pair-by-class")
     for k in alone:
         own = inputs[names[k]]
-        if not (own["labels"][rows(own, ("train",))] >= 0).any():
+        if not (own["labels"][split_rows(own, ("train",))] >= 0).any():
             raise UserError(f"modality {names[k]} has no labelled training row, so --pair-by-class finds no pairs for it; "
                             f"label some, or leave it out with --im")
     label = torch.full((len(ids),), -1)
@@ -44,7 +45,7 @@ def pair_table(inputs, pair_by_class, generator):
         seen = table[:, k] >= 0
         label[seen] = torch.maximum(label[seen], inputs[m]["labels"][table[seen, k]])
     for k in alone:
-        own, labels = rows(inputs[names[k]], ("train",)), inputs[names[k]]["labels"]
+        own, labels = split_rows(inputs[names[k]], ("train",)), inputs[names[k]]["labels"]
         for c in label.unique().tolist():
             pool = own[labels[own] == c]
             need = ((label == c) & (table[:, k] < 0)).nonzero().squeeze(1)

@@ -1,10 +1,11 @@
 """What the test items say of a run: the record that METHOD.json holds. Test rows are read here and in evaluate.py alone."""
 import torch
 
-from cox_oom import files
 from cox_oom.augment import embed
-from cox_oom.connect import Bridge, Head, map_items
+from cox_oom.connect import Bridge, map_items
+from cox_oom.heads import Head
 from cox_oom.files import data_name
+from cox_oom.seed import features_of, split_rows
 from cox_oom.learner import Learner
 from cox_oom.methods import METHODS, refreshes
 from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
@@ -13,7 +14,7 @@ from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
 @torch.no_grad()
 def features(state, oom, rows, device):
     """Features (R, d) and class (R,) of OOM rows by the learner and head in a connect.pt or METHOD.pt."""
-    learner = Learner(**state["arch"]).to(device)
+    learner = Learner(**state["arch"]).to(device)                                    # its head is applied on the CPU
     learner.load_state_dict(state["learner"])
     z = embed(learner, oom, rows, device)[0].cpu()
     return z, (z @ state["head"]["weight"].T + state["head"]["bias"]).argmax(1)
@@ -29,7 +30,7 @@ def apply_head(state, z):
 
 def labelled_rows(file, split):
     """Rows of a split of an inputs or bank file that have a label."""
-    rows = files.rows(file, (split,))
+    rows = split_rows(file, (split,))
     return rows[file["labels"][rows] >= 0]
 
 
@@ -40,8 +41,8 @@ def own_pairs(run, seed, m, device):
     pairs; aligned: of all pairs; without any pair: of class centroids under the method's own guesses, None where none of the
     classes that it names has an item in m."""
     oom, connect = seed.oom, seed.connect
-    at, train = {i: r for r, i in enumerate(oom["ids"])}, files.rows(oom, ("train",))
-    z_im, y_im = files.features_of(seed.ims[m], connect["mapped_ids"][m]), connect["mapped_labels"][m]
+    at, train = {i: r for r, i in enumerate(oom["ids"])}, split_rows(oom, ("train",))
+    z_im, y_im = features_of(seed.ims[m], connect["mapped_ids"][m]), connect["mapped_labels"][m]
     own, paired = connect["pairs"][m]
     rows = torch.tensor([at[connect["labelled"][j]] for j in own.tolist()], dtype=torch.long)
     if METHODS[run["meta"]["args"]["method"]].all_labels:
@@ -134,7 +135,7 @@ def record(run, seed, test, connections, device, task):
     """What METHOD.json holds."""
     meta, args, known, oom = run["meta"], run["meta"]["args"], seed.connect["meta"]["args"], seed.oom
     method = "-".join(filter(None, (args["method"], args.get("tag"))))
-    semi, train = args["setting"] == "semi", files.rows(oom, ("train",))
+    semi, train = args["setting"] == "semi", split_rows(oom, ("train",))
     n_labelled = seed.connect["meta"]["n_labelled"]
     share = known["labels"] if not known["per_class"] else round(n_labelled / len(train), 4)
     if n_labelled == (oom["labels"][train] >= 0).sum():

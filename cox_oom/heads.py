@@ -1,0 +1,92 @@
+"""Heads: linear classifiers on features, the "optimal classifiers" of Section 4.1, and class frequencies for them.
+
+Shapes: N items, M OOM items, C classes, d features.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Head(nn.Module):
+    """A linear classifier on standardised features: h_k on z_im[k], h*_k on mapped items, h on z (Section 4.1)."""
+
+    def __init__(self, d, classes):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("std", torch.ones(d))
+        self.linear = nn.Linear(d, classes)
+
+    def forward(self, z):
+        return self.linear((z - self.mean) / self.std)
+
+
+def deviation(z):
+    """Standard deviation (d,) of each feature of z (N, d); 1 where a feature is constant up to the rounding of its mean."""
+    std = z.std(0, correction=0)
+    return torch.where(std > 1e-5 * z.abs().amax(0), std, torch.ones_like(std))
+
+
+def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
+    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C), optional item
+    weights (N,).
+
+    Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
+    """
+    head = Head(z.shape[1], classes)
+    nn.init.zeros_(head.linear.weight)
+    nn.init.zeros_(head.linear.bias)
+    head.mean.copy_(z.mean(0))
+    head.std.copy_(deviation(z))
+    head.to(z.device)
+    x = (z - head.mean) / head.std
+
+    def loss_of(i):
+        loss = F.cross_entropy(head.linear(x[i]), y[i], reduction="none")
+        loss = loss.mean() if weight is None else (loss * weight[i]).sum() / weight[i].sum()
+        return loss + weight_decay * head.linear.weight.square().sum()
+
+    def step(i):
+        opt.zero_grad()
+        loss = loss_of(i)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        if len(x) <= batch:                                      # convex and whole: L-BFGS needs a fifth of the passes
+            opt = torch.optim.LBFGS(head.linear.parameters(), max_iter=steps // 5, history_size=10,
+                                    line_search_fn="strong_wolfe")
+            opt.step(lambda: step(slice(None)))
+        else:
+            opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+            for _ in range(steps):
+                step(torch.randint(len(x), (batch,), generator=generator).to(x.device))
+                opt.step()
+                schedule.step()
+    return head.requires_grad_(False)
+
+
+def fit_mapped_head(v, y_im, z, y, classes, *, w_mapped=1.0):
+    """h*_k: the optimal classifier of mapped IM items v (N, d), y_im (N,), each with weight `w_mapped`, and of labelled OOM items
+    z (L, d), y (L,)."""
+    weight = torch.cat([v.new_full((len(v),), w_mapped), v.new_ones(len(z))])
+    return fit_head(torch.cat([v, z]), torch.cat([y_im, y]), classes, weight=weight)
+
+
+@torch.no_grad()
+def move_head(linear, head, share):
+    """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays one."""
+    weight = head.linear.weight / head.std
+    linear.weight.lerp_(weight, share)
+    linear.bias.lerp_(head.linear.bias - weight @ head.mean, share)
+
+
+def match_shares(logits, shares, rounds=10):
+    """Biases (C,) under which the mean posterior of logits (M, C) is `shares` (C,): a few rounds of Sinkhorn's scaling.
+
+    The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too often.
+    """
+    bias = torch.zeros_like(shares)
+    for _ in range(rounds):
+        bias = bias + shares.clamp(min=1e-6).log() - (logits + bias).softmax(-1).mean(0).clamp(min=1e-6).log()
+    return bias - bias.mean()
