@@ -2,12 +2,12 @@
 
     python -m tests.docs.prose docs/method.md README.md
 
-Prints, for each file, words a sentence, the share of sentences over 25 words, and the longest three.
+Prints, for each file, words a sentence, the share of sentences over 25 words, and the longest three sentences.
 
-A sentence is running text, or an item of a list. Left out are code blocks, tables, headings, HTML comments, images, the
-targets of links, and generated parts between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. A short bold phrase that opens
-a paragraph and ends in a full stop, as in "**Layout.** The files …", is a heading as well. A word is a piece of text between
-spaces that has a letter or a digit; each word of `code` counts.
+Sentences are found in running text and in items of lists. Left out are code blocks, tables, headings, HTML comments, images,
+the targets of links, and generated parts between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. A short bold phrase that opens
+a paragraph and ends in a full stop, as in "**Layout.** The files …", is a heading as well. A word is a piece of text
+between spaces that has a letter or a digit; each word of `code` counts.
 """
 import re
 import sys
@@ -100,7 +100,7 @@ def main(paths):
     for path in paths:
         found = sentences(Path(path).read_text(encoding="utf-8"))
         long = sum(words(s) > LONG for s in found) / max(1, len(found))
-        print(f"{path}: {words_a_sentence(path):.1f} words a sentence, {len(found)} sentences, {long:.0%} over {LONG} words")
+        print(f"{path}: {words_a_sentence(path):.1f} words a sentence, {len(found)} sentences, {long:.0%} over {LONG}")
         for s in sorted(found, key=words, reverse=True)[:3]:
             print(f"  {words(s):3d}  {s}")
 

@@ -9,7 +9,7 @@ from tests.docs.prose import COMMENT, GENERATED, sentences, words, words_a_sente
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 MEAN, LONGEST = 16, 40                                                      # words of a sentence
-PENDING = {"cox_oom/learner.py", "cox_oom/connect.py"}                      # named in the documents before they are there
+PENDING = {"cox_oom/learner.py", "cox_oom/connect.py"}                      # named before they are there: to be emptied
 
 FENCED = re.compile(r"^```.*?^```", re.S | re.M)
 TARGET = re.compile(r"\]\(([^()\s]+)\)")
@@ -24,15 +24,16 @@ every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.
 
 
 def paths_of(text):
-    """The repository's files and folders that a document names: in backticks, or files of its folders wherever they stand."""
-    spans = SPAN.findall(FENCED.sub("", text))
-    return {t for span in spans for t in span.split() if FILE.fullmatch(t) or FOLDER.fullmatch(t)} | set(OWN.findall(text))
+    """The repository's files and folders that a document names: in backticks, or anywhere files of its folders."""
+    tokens = {t for span in SPAN.findall(FENCED.sub("", text)) for t in span.split()}
+    return {t for t in tokens if FILE.fullmatch(t) or FOLDER.fullmatch(t)} | set(OWN.findall(text))
 
 
 def headings(path):
     """The anchors of a document's headings, as GitHub makes them."""
     lines = re.findall(r"^#+ +(.*)$", FENCED.sub("", path.read_text(encoding="utf-8")), re.M)
-    return {re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", t).lower()).strip().replace(" ", "-") for t in lines}
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", line) for line in lines)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in plain}
 
 
 @every_document
@@ -67,7 +68,22 @@ def test_named_files_exist(path):
 def test_named_functions_are_in_their_files(path):
     for name, file in NAME.findall(path.read_text(encoding="utf-8")):
         if file not in PENDING or (ROOT / file).exists():
-            assert re.search(rf"^\s*(?:def|class) {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.M), f"{name} in {file}"
+            code = (ROOT / file).read_text(encoding="utf-8")
+            assert re.search(rf"^\s*(?:def|class) {name}\b", code, re.M), f"{name} in {file}"
+
+
+def test_operators_page():
+    """Its examples run, and each operator's section names the program's files that call it."""
+    import cox_ops
+    page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+    exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)), {})
+    parts = dict(re.findall(r"^## `(\w+)\(.*?\*\*Callers\.\*\*(.*?)(?=^## |\Z)", page, re.S | re.M))
+    assert set(parts) == set(cox_ops.__all__)
+    for name, said in parts.items():
+        callers = {str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.py"), *ROOT.glob("cox_oom/**/*.py"))
+                   if f"cox_ops.{name}(" in p.read_text(encoding="utf-8")}
+        assert callers == set(OWN.findall(said)) | set(re.findall(r"`(\w+\.py)`", said)), name
+        assert callers or "The program does not call it" in said, name
 
 
 def test_what_counts_as_a_sentence():
@@ -111,6 +127,6 @@ The formula:
 
 
 def test_paths_that_a_document_names():
-    text = "`cox_oom/no.py`, `bash experiments/x.sh 1`, `tests/<op>.py`, `a.py`, `bench/results/`, `DIR/x/`, tests/docs/prose.py."
+    text = "`cox_oom/no.py`, `bash experiments/x.sh 1`, `tests/<op>.py`, `a.py`, `bench/results/`, `DIR/x/`, docs/method.md."
     assert paths_of(f"{text}\n```\ncsrc/no/such.cu\n```\n") == {
-        "cox_oom/no.py", "experiments/x.sh", "bench/results/", "tests/docs/prose.py", "csrc/no/such.cu"}
+        "cox_oom/no.py", "experiments/x.sh", "bench/results/", "docs/method.md", "csrc/no/such.cu"}
