@@ -100,7 +100,8 @@ def main(paths):
     for path in paths:
         found = sentences(Path(path).read_text(encoding="utf-8"))
         long = sum(words(s) > LONG for s in found) / max(1, len(found))
-        print(f"{path}: {words_a_sentence(path):.1f} words a sentence, {len(found)} sentences, {long:.0%} over {LONG}")
+        mean = words_a_sentence(path)
+        print(f"{path}: {mean:.1f} words a sentence, {len(found)} sentences, {long:.0%} over {LONG} words")
         for s in sorted(found, key=words, reverse=True)[:3]:
             print(f"  {words(s):3d}  {s}")
 
