@@ -65,7 +65,7 @@ bench: export OMP_WAIT_POLICY ?= passive
 bench: $(READY)  ## time the operators beside their peers and limits: bench/results/<device>.md (OPS="mmd": these alone)
 	@mkdir -p bench/results
 	$(PYTHON) -m pytest $(if $(OPS),$(OPS:%=bench/bench_%.py),bench) -q --benchmark-columns=median,iqr --benchmark-json=bench/results/.raw.json
-	$(PYTHON) bench/write_results.py bench/results/.raw.json --commit $(COMMIT) --readme
+	$(PYTHON) bench/write_results.py bench/results/.raw.json --commit $(COMMIT) --document
 
 build: $(READY)  ## compile the operators in place, incrementally
 	$(PYTHON) setup.py build_ext --inplace

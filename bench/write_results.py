@@ -1,6 +1,6 @@
-"""From pytest-benchmark files to bench/results/<device>.json and .md, and, for the CPU, to README.md.
+"""From pytest-benchmark files to bench/results/<device>.json and .md, and, for the CPU, to docs/operators.md.
 
-    python bench/write_results.py FILE.json [--commit COMMIT] [--readme] [--gpu]
+    python bench/write_results.py FILE.json [--commit COMMIT] [--document] [--gpu]
 
 Groups that were timed anew replace those of earlier runs; the others stay, each with its date and commit. Works without a
 git checkout: on a GPU machine there may be only a copy of the files.
@@ -64,7 +64,7 @@ def table(rows):
 
 
 def summary(rows):
-    """Markdown for README: per group the kernel, the fastest peer and the limit."""
+    """Markdown for the document: per group the kernel, the fastest peer and the limit."""
     lines = ["| | kernel | fastest peer | limit | memory |", "|:--|--:|:--|:--|--:|"]
     for group in dict.fromkeys(r["group"] for r in rows):
         members = [r for r in rows if r["group"] == group]
@@ -84,7 +84,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("file", type=Path, help="what pytest --benchmark-json wrote")
     p.add_argument("--commit", default="unknown")
-    p.add_argument("--readme", action="store_true", help="quote the table in README.md, too")
+    p.add_argument("--document", action="store_true", help="quote the table in docs/operators.md, too")
     p.add_argument("--gpu", action="store_true", help="refuse timings that are not a GPU's")
     args = p.parse_args()
     stamp = {"date": time.strftime("%Y-%m-%d"), "commit": args.commit}
@@ -109,12 +109,11 @@ def main():
             "limit's (`…_alone`). Memory: what a call holds at most beyond its inputs, its result included.", "", *table(rows)]
     path.with_suffix(".md").write_text("\n".join(text) + "\n")
     print(f"wrote {path} and {path.with_suffix('.md').name}")
-    if args.readme:
-        readme = HERE.parent / "README.md"
-        head, rest = readme.read_text().split(BEGIN)
-        note = f"{device}, {new[0]['threads']} threads: [every row](bench/results/{path.stem}.md), written by `make bench`. " \
-               "Peers and limits: time as a multiple of the kernel's."
-        readme.write_text(head + BEGIN + "\n" + "\n".join([*summary(rows), "", note]) + "\n" + END + rest.split(END)[1])
+    if args.document:
+        document = HERE.parent / "docs" / "operators.md"
+        head, rest = document.read_text().split(BEGIN)
+        note = f"{device}, {new[0]['threads']} threads: [every row](../bench/results/{path.stem}.md)."
+        document.write_text(head + BEGIN + "\n" + "\n".join([*summary(rows), "", note]) + "\n" + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":
