@@ -12,18 +12,18 @@ set -euo pipefail
 export PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-synth} OOM=${OOM:-audio} SETTING=${SETTING:-semi}
 export RUNS=${RUNS:-runs}                     # everything is written under it
 export PERCEPTOR=${PERCEPTOR:-bind}           # or imagebind, languagebind, hf:MODEL, rgb=hf:MODEL,audio=imagebind
-[ "$SETTING" = unsup ] && methods="random moco ssl cox" || methods="random erm selftrain cox"
-METHODS=${METHODS:-$methods}                  # also: entmin fixmatch moco ssl aligned; METHOD-TAG: --tag TAG
+every=$("$PYTHON" -m cox_oom.methods --setting "$SETTING")
+METHODS=${METHODS:-$("$PYTHON" -m cox_oom.methods --setting "$SETTING" --few)}          # METHOD-TAG: --tag TAG
 for method in $METHODS; do
-    case " random erm entmin ssl moco fixmatch selftrain cox aligned " in
+    case " $every " in
     *" ${method%%-*} "*) ;;
-    *) echo "error: METHODS: there is no method ${method%%-*}; python train_explore.py --help lists them" >&2; exit 2 ;;
+    *) echo "error: METHODS: there is no method ${method%%-*} with SETTING=$SETTING; choose among $every" >&2; exit 2 ;;
     esac
 done
 SEEDS=${SEEDS:-0 1 2}
 export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3
 # EXPLORE_method, EXPLORE_method_tag (- becomes _): further flags of stage 3 for this method, for this run, if exported
-cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS=${JOBS:-$cores}                          # seeds and methods side by side
 name=$([ -d "$DATA" ] && cd "$DATA" && basename "$(pwd -P)" || basename "$DATA")
 OUT=${OUT:-$RUNS/$name/report}                # table.md, table.csv, table.json, report.html
@@ -42,7 +42,7 @@ job() {  # job NAME COMMAND...: output to the log, one line on the screen, the e
     local file="$log/$1.log"
     if OMP_NUM_THREADS=$threads "${@:2}" >"$file" 2>&1; then
         echo "  $1: $(grep -E 'already done|done in' "$file" | tail -n 1 | sed 's/ Next:.*//')"
-        grep -E 'COX goes by|agreement alone|no reading will be' "$file" | sed 's/^ */    /' || true
+        grep -E '^ *note: ' "$file" | sed 's/^ */    /' || true
     else
         { echo "error: $1 failed; the last lines of $file:"; tail -n 5 "$file"; } >&2
         return 1

@@ -70,7 +70,7 @@ def check(args, plan, seed, items):
     if not METHODS[args.method].all_labels and not len(items.unlabelled):
         raise UserError(f"all {len(items.rows)} training items are labelled, nothing is left to explore; lower --labels in stage 2")
     if items.unseen.any() and args.shares == "known" and plan.explores:
-        print(f"  no labelled {args.oom} item shows {', '.join(seed.oom['class_names'][c] for c in items.unseen.nonzero())}: no "
+        print(f"  note: no labelled {args.oom} item shows {', '.join(seed.oom['class_names'][c] for c in items.unseen.nonzero())}: no "
               f"reading will be taken for one; label one if the sensor has recorded it, or give --shares free")
 
 
@@ -88,7 +88,7 @@ def warm_start(args, plan, seed, items, work):
     print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(items.labelled)} labelled, "
           f"{len(items.unlabelled)} unlabelled, {plan.epochs} epochs, {args.device}")
     if facts.get("fallback"):
-        print(f"  {explain(facts['fallback'])}")
+        print(f"  note: {explain(facts['fallback'])}")
     return Model(learner, head, predict, extra), bridge, teacher, facts
 
 

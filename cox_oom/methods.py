@@ -122,8 +122,8 @@ class MomentumContrast(torch.nn.Module):
 class Method:
     """A row of METHODS. loss: the documents' line; colour: in plots; learn(args, model, step) -> {name: loss} of unlabelled
     items, None where they teach nothing; start(args, learner) -> a module of its own; flags {flag: (default, type, help)};
-    labels: it needs some, so it has no place in the setting unsup; start_from: which state of stage 2 the learner begins
-    with; explores: it chooses anchors."""
+    labels: it needs some, so it has no place in the setting unsup; explores: it chooses anchors; trains: False for the learner
+    as it was before stage 2; all_labels: it is shown every label; few: it is among the few that run.sh runs unasked."""
     loss: str
     colour: str
     learn: object = None
@@ -133,12 +133,13 @@ class Method:
     explores: bool = False
     trains: bool = True
     all_labels: bool = False
+    few: bool = False
 
 
 W_ENTROPY = {"--w-entropy": (0.3, number(float, 0), "entmin, moco: weight of the entropy")}
 METHODS = {                                                                         # in the order of the tables' rows
-    "random": Method("none: the untrained learner", "#c9c9c9", trains=False),
-    "erm": Method("cross-entropy on the labelled items", "#7f8fa6", labels=True),
+    "random": Method("none: the untrained learner", "#c9c9c9", trains=False, few=True),
+    "erm": Method("cross-entropy on the labelled items", "#7f8fa6", labels=True, few=True),
     "entmin": Method("+ entropy of the posteriors", "#8fb996", entmin, labels=True, flags=W_ENTROPY),
     "ssl": Method("consistency under Gaussian noise; in semi + cross-entropy", "#b5a1d0", ssl, flags={
         "--noise": (0.3, number(float, 0), "ssl: standard deviation of the Gaussian noise on the input"),
@@ -153,16 +154,22 @@ METHODS = {                                                                     
     "fixmatch": Method("+ confident pseudo-labels under strong augmentation", "#c98f8f", fixmatch, labels=True, flags={
         "--threshold": (0.95, number(float, 0, 1), "fixmatch: least confidence of a pseudo-label")}),
     "selftrain": Method("COX's losses, schedule and number of anchors, chosen by the same model of the readings without any IM item",
-                        "#5f9ea0", explore, labels=True, explores=True),
+                        "#5f9ea0", explore, labels=True, explores=True, few=True),
     "cox": Method("agreement, soft emergent correspondences, expected classes on disagreement, IM features predicted",
-                  "#c0392b", explore, explores=True),
+                  "#c0392b", explore, explores=True, few=True),
     "aligned": Method("cross-entropy on all labels: the upper limit", "#444444", all_labels=True),
 }
 
 
-def names(setting="semi"):
-    """The methods that a setting has."""
-    return [m for m, row in METHODS.items() if setting == "semi" or not row.labels]
+def names(setting="semi", few=False):
+    """The methods that a setting has, or the few of them that run.sh runs unasked."""
+    return [m for m, row in METHODS.items() if (setting == "semi" or not row.labels) and (row.few or not few)]
+
+
+def table():
+    """The methods as a table in Markdown, for docs/method.md."""
+    lines = ["| method | learns from | settings |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{m}` | {row.loss} | {'semi' if row.labels else 'semi, unsup'} |" for m, row in METHODS.items())])
 
 
 def flags():
@@ -231,7 +238,9 @@ def terms(args, plan, model, items, chosen, teacher, i, j):
 def main(argv=None):
     p = argparse.ArgumentParser(prog="python -m cox_oom.methods", description="prints the names of the methods")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"])
-    print(*names(p.parse_args(argv).setting))
+    p.add_argument("--few", action="store_true", help="those that run.sh runs unasked")
+    args = p.parse_args(argv)
+    print(*names(args.setting, args.few))
 
 
 if __name__ == "__main__":
