@@ -1,5 +1,6 @@
 """Fixtures of all tests: every device present, the folder of real recordings, a fixed seed, any number of
 threads."""
+
 import contextlib
 import os
 import sys
@@ -13,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 if os.environ.get("COX_EMULATED") == "1":  # the CUDA kernels' source on the CPU in place of the CPU kernels
     import cox_ops  # noqa: F401
+
     sys.path.insert(0, str(ROOT / "tests" / "emulated"))
     import build
+
     torch.ops.load_library(str(build.build()))
 
 # The same examples in every run: a failure on one machine is a failure on all.
@@ -51,6 +54,7 @@ def seed():
 @pytest.fixture
 def threads():
     """with threads(n): torch uses n threads inside."""
+
     @contextlib.contextmanager
     def use(n):
         before = torch.get_num_threads()
@@ -59,6 +63,7 @@ def threads():
             yield
         finally:
             torch.set_num_threads(before)
+
     return use
 
 
@@ -68,6 +73,7 @@ def far():
 
     The memory between the rows is never touched, hence never really allocated.
     """
+
     def spread(t, dtype):
         rows, columns = t.shape
         try:
@@ -78,4 +84,5 @@ def far():
         view.copy_(t)
         assert (rows - 1) * 2**29 > 2**31
         return view
+
     return spread

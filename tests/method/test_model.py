@@ -10,7 +10,6 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from cox_oom import model
 from cox_oom.model import (
-    match_shares,
     Connection,
     Head,
     Learner,
@@ -21,6 +20,7 @@ from cox_oom.model import (
     kl_literal,
     kl_matched,
     map_items,
+    match_shares,
     matched_target,
     move_head,
     slice_steps,
@@ -115,17 +115,13 @@ def test_longer_padding_gives_the_same_features(kind, shape, longer):
 def test_full_lengths_are_no_lengths(kind):
     learner = Learner(kind=kind, shape=SHAPES[kind], **SMALL).eval()
     x = item(kind, SHAPES[kind])
-    torch.testing.assert_close(
-        learner(x, torch.full((3,), SHAPES[kind][-1])), learner(x), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(learner(x, torch.full((3,), SHAPES[kind][-1])), learner(x), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["series", "text"])
 def test_length_zero_gives_finite_features(kind):
     learner = Learner(kind=kind, shape=SHAPES[kind], **SMALL)
-    x = item(kind, SHAPES[kind]) * torch.tensor([0, 1, 1], dtype=torch.uint8).view(
-        3, *(1,) * len(SHAPES[kind])
-    )
+    x = item(kind, SHAPES[kind]) * torch.tensor([0, 1, 1], dtype=torch.uint8).view(3, *(1,) * len(SHAPES[kind]))
     z = learner(x, torch.tensor([0, 3, 7]))
     z.sum().backward()
     assert z.isfinite().all() and all(p.grad.isfinite().all() for p in learner.parameters())
@@ -135,9 +131,7 @@ def test_default_learner_is_vit_t_16():
     learner = Learner(kind="image", shape=(3, 224, 224))
     assert learner.position.shape == (1, 196, 192) and len(learner.blocks) == 12
     assert learner.blocks[0].attention.heads == 3
-    encoder = (
-        12 * (4 * 192 * 192 + 4 * 192 + 2 * 192 * 768 + 768 + 192 + 4 * 192) + 2 * 192
-    )  # weights and biases
+    encoder = 12 * (4 * 192 * 192 + 4 * 192 + 2 * 192 * 768 + 768 + 192 + 4 * 192) + 2 * 192  # weights and biases
     ends = 3 * 16 * 16 * 192 + 192 + 196 * 192  # patches, positions
     assert sum(p.numel() for p in learner.parameters()) == encoder + ends
     assert encoder + ends == pytest.approx(5.5e6, rel=0.02)  # DeiT's 5.7 M has the 1000-way head
@@ -151,9 +145,9 @@ def test_learner_refuses_an_unknown_kind():
 def test_slice_steps():
     for steps in [1, 2, 31, 32, 33, 64, 65, 512, 1000]:
         s = slice_steps(steps)
-        assert math.ceil(steps / s) <= 32 and (
-            s == 1 or math.ceil(steps / (s - 1)) > 32
-        ), steps  # the shortest that fits
+        assert math.ceil(steps / s) <= 32 and (s == 1 or math.ceil(steps / (s - 1)) > 32), (
+            steps
+        )  # the shortest that fits
     assert slice_steps(100, tokens=10) == 10 and slice_steps(0) == 1
 
 
@@ -209,9 +203,7 @@ def test_a_feature_that_was_constant_decides_nothing_later(constant):
     zt, yt = blobs(2000, 10, 5, 0.5, 2)
     head = fit_head(torch.cat([z, torch.full((600, 1), constant)], 1), y, 5)
     later = torch.cat([zt, constant + 0.1 * torch.randn(2000, 1)], 1)
-    assert (head(later).argmax(1) == yt).float().mean() >= (
-        fit_head(z, y, 5)(zt).argmax(1) == yt
-    ).float().mean() - 0.01
+    assert (head(later).argmax(1) == yt).float().mean() >= (fit_head(z, y, 5)(zt).argmax(1) == yt).float().mean() - 0.01
 
 
 def test_a_connection_does_not_blow_up_a_constant_dimension():
@@ -260,9 +252,7 @@ def test_head_standardises():
     head = Head(2, 3)
     head.mean.copy_(torch.tensor([1.0, -2.0])), head.std.copy_(torch.tensor([2.0, 4.0]))
     z = torch.randn(5, 2)
-    torch.testing.assert_close(
-        head(z), head.linear((z - torch.tensor([1.0, -2.0])) / torch.tensor([2.0, 4.0]))
-    )
+    torch.testing.assert_close(head(z), head.linear((z - torch.tensor([1.0, -2.0])) / torch.tensor([2.0, 4.0])))
     assert {"mean", "std"} <= head.state_dict().keys()  # saved with the weights
 
 
@@ -397,9 +387,7 @@ def test_map_items_in_batches_is_the_same_and_deterministic():
 
 
 def posterior_logp(n, c, seed=0):
-    return (
-        2 * torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    ).log_softmax(-1)
+    return (2 * torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).log_softmax(-1)
 
 
 def test_kl_literal_is_the_mean_over_all_pairs():
@@ -432,11 +420,7 @@ def matched_by_loop(heads, rows, smooth):
     for i in range(b):
         named = {int(heads[m, i].argmax()) for m in range(k)}
         weights = {n: float(heads[:, i, n].mean()) for n in named if not rows[n].isnan().any()}
-        t = (
-            sum(w * rows[n] for n, w in weights.items()) / sum(weights.values())
-            if weights
-            else heads[:, i].mean(0)
-        )
+        t = sum(w * rows[n] for n, w in weights.items()) / sum(weights.values()) if weights else heads[:, i].mean(0)
         out[i] = (1 - smooth) * t + smooth / c
     return out
 
@@ -510,7 +494,7 @@ def test_match_shares_holds_a_head_to_the_class_frequencies():
         bias = match_shares(logits, shares, rounds=50)
         torch.testing.assert_close((logits + bias).softmax(-1).mean(0), shares, atol=1e-3, rtol=0)
         assert abs(bias.mean()) < 1e-5
-    few = match_shares(logits, torch.full((5,), 0.2))                 # the default rounds come close
+    few = match_shares(logits, torch.full((5,), 0.2))  # the default rounds come close
     torch.testing.assert_close((logits + few).softmax(-1).mean(0), torch.full((5,), 0.2), atol=0.02, rtol=0)
 
 
@@ -535,9 +519,11 @@ def test_a_head_fitted_to_posteriors_is_the_optimum_of_their_cross_entropy():
     g = torch.Generator().manual_seed(1)
     z, p = torch.randn(200, 6, generator=g), torch.randn(200, 3, generator=g).mul(2).softmax(-1)
     hard = p.argmax(-1)
-    torch.testing.assert_close(fit_head(z, hard, 3)(z), fit_head(z, F.one_hot(hard, 3).float(), 3)(z), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        fit_head(z, hard, 3)(z), fit_head(z, F.one_hot(hard, 3).float(), 3)(z), atol=1e-3, rtol=1e-3
+    )
     head = fit_head(z, p, 3, weight_decay=0.0, steps=500)
-    residual = (head(z).softmax(-1) - p).double()                                       # its gradient is 0 at the optimum
+    residual = (head(z).softmax(-1) - p).double()  # its gradient is 0 at the optimum
     x = ((z - head.mean) / head.std).double()
     assert (residual.T @ x / 200).abs().max() < 1e-3 and residual.mean(0).abs().max() < 1e-3
 
@@ -548,15 +534,25 @@ def test_a_warm_connection_leaves_what_it_was_read_from_alone():
     first = model.Connection(d_im=5, d=8)
     optimizer = torch.optim.Adam(first.parameters())
     first.standardise(z_im)
-    arguments = lambda: (z_im, torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(20, dtype=torch.long),
-                         torch.nn.Linear(8, 2).requires_grad_(False))
+    arguments = lambda: (
+        z_im,
+        torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(1)),
+        torch.zeros(20, dtype=torch.long),
+        torch.nn.Linear(8, 2).requires_grad_(False),
+    )
     keywords = dict(steps=3, beta=1e-4, w_ce=0.0)
     model.train_connection(first, optimizer, *arguments(), generator=torch.Generator().manual_seed(2), **keywords)
-    connect = {"arch": {"width": 8}, "connections": {"rgb": first.state_dict()}, "optimizers": {"rgb": optimizer.state_dict()}}
+    connect = {
+        "arch": {"width": 8},
+        "connections": {"rgb": first.state_dict()},
+        "optimizers": {"rgb": optimizer.state_dict()},
+    }
     mapped = []
     for _ in range(2):
         torch.manual_seed(3)
         connection, going_on = model.warm_connection(connect, "rgb", z_im, lr=1e-3, weight_decay=0.0)
-        model.train_connection(connection, going_on, *arguments(), generator=torch.Generator().manual_seed(2), **keywords)
+        model.train_connection(
+            connection, going_on, *arguments(), generator=torch.Generator().manual_seed(2), **keywords
+        )
         mapped.append(model.map_items(connection, z_im))
     assert torch.equal(*mapped) and connect["optimizers"]["rgb"]["state"][0]["step"] == 3

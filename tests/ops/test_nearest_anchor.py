@@ -1,5 +1,6 @@
 """nearest_anchor: the index must equal the float64 reference's, ties go to the lowest index, nothing depends
 on tiling."""
+
 import contextlib
 import os
 import subprocess
@@ -7,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cox_ops
 from cox_ops import nearest_anchor, ref
@@ -35,8 +37,7 @@ def same(a, b):
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
-@given(M=st.integers(0, 70), N=st.integers(0, 140), K=st.integers(1, 5), D=st.integers(1, 70),
-       seed=st.integers(0, 99))
+@given(M=st.integers(0, 70), N=st.integers(0, 140), K=st.integers(1, 5), D=st.integers(1, 70), seed=st.integers(0, 99))
 def test_equals_reference(M, N, K, D, seed):
     g = torch.Generator().manual_seed(seed)
     check(torch.randn(M, D, generator=g), torch.randn(K, N, D, generator=g))
@@ -46,8 +47,8 @@ def test_equals_reference(M, N, K, D, seed):
 def test_dtypes(device, dtype, D):
     z, v = torch.randn(37, D, device=device).to(dtype), torch.randn(3, 75, D, device=device).to(dtype)
     if dtype in (torch.float16, torch.bfloat16) and D == 1:
-        z = torch.arange(37., device=device)[:, None].to(dtype)
-        v = torch.arange(111.).reshape(3, 37, 1).to(device, dtype)
+        z = torch.arange(37.0, device=device)[:, None].to(dtype)
+        v = torch.arange(111.0).reshape(3, 37, 1).to(device, dtype)
     check(z, v)
 
 
@@ -137,7 +138,7 @@ def test_bitwise_under_any_split(device, dtype, threads):
     same(whole, [torch.cat(p) for p in zip(*parts)])
     best, arg = nearest_anchor(z, v[:, :100])
     for i in range(100, 600, 100):
-        s, a = nearest_anchor(z, v[:, i:i + 100])
+        s, a = nearest_anchor(z, v[:, i : i + 100])
         arg, best = torch.where(s < best, a + i, arg), torch.minimum(s, best)
     same(whole, (best, arg))
 
@@ -177,8 +178,9 @@ def test_large_finite_values_have_no_sentinel(device):
 
 def test_empty(device, dtype):
     for M, N, D in ((0, 5, 3), (4, 0, 3), (0, 0, 0), (4, 5, 0)):
-        score, index = nearest_anchor(torch.zeros(M, D, device=device, dtype=dtype),
-                                      torch.zeros(2, N, D, device=device, dtype=dtype))
+        score, index = nearest_anchor(
+            torch.zeros(M, D, device=device, dtype=dtype), torch.zeros(2, N, D, device=device, dtype=dtype)
+        )
         assert score.shape == index.shape == (M,)
         assert (index == (0 if N else -1)).all() and (score == (0 if N else INF)).all()
 
@@ -188,8 +190,10 @@ def test_strided(device, dtype):
     v = torch.randn(24, 50, 3, device=device).to(dtype)
     zs, vs = z[:, ::2].T, v.permute(2, 1, 0)  # (31, 24) and (3, 50, 24), last dimension not 1 apart
     same(nearest_anchor(zs, vs), nearest_anchor(zs.contiguous(), vs.contiguous()))
-    same(nearest_anchor(zs[::3], vs[:, 5::2].flip(1)),
-         nearest_anchor(zs[::3].contiguous(), vs[:, 5::2].flip(1).contiguous()))
+    same(
+        nearest_anchor(zs[::3], vs[:, 5::2].flip(1)),
+        nearest_anchor(zs[::3].contiguous(), vs[:, 5::2].flip(1).contiguous()),
+    )
     same(nearest_anchor(zs[:1].expand(9, -1), vs), nearest_anchor(zs[:1].repeat(9, 1), vs))
 
 
@@ -197,8 +201,10 @@ def test_offsets_beyond_32_bits(far):
     z, bank = torch.randn(6, 8), torch.randn(6, 8)
     want = nearest_anchor(z.half(), bank.half()[None])
     same(nearest_anchor(z.half(), far(bank.half(), torch.float16)[None]), want)
-    same(nearest_anchor(z.half(), far(bank.half(), torch.float16)[:, None]),
-         nearest_anchor(z.half(), bank.half()[:, None]))
+    same(
+        nearest_anchor(z.half(), far(bank.half(), torch.float16)[:, None]),
+        nearest_anchor(z.half(), bank.half()[:, None]),
+    )
     same(nearest_anchor(far(z.half(), torch.float16), bank.half()[None]), want)
 
 
@@ -214,11 +220,13 @@ def test_more_than_2_31_elements_on_the_gpu():
 
 
 def test_memory_does_not_hold_the_matrix():
-    code = ("import resource, torch, cox_ops\n"
-            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "z, v = torch.randn(4000, 4), torch.randn(1, 100_000, 4)\n"
-            "cox_ops.nearest_anchor(z[:8], v[:, :8]); before = peak()\n"
-            "cox_ops.nearest_anchor(z, v); print((peak() - before) // 1024)")
+    code = (
+        "import resource, torch, cox_ops\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "z, v = torch.randn(4000, 4), torch.randn(1, 100_000, 4)\n"
+        "cox_ops.nearest_anchor(z[:8], v[:, :8]); before = peak()\n"
+        "cox_ops.nearest_anchor(z, v); print((peak() - before) // 1024)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown = int(run.stdout)
     assert grown < 100  # MiB; the matrix would be 1,526
@@ -276,14 +284,17 @@ def test_gradient_keeps_half_dtype(device):
     assert z.grad.dtype == torch.float16 and z.grad.norm(dim=1).float().sub(1).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("z, v, words", [
-    (torch.zeros(2, 17), torch.zeros(1, 3, 16), "D differs: z has 17, v has 16"),
-    (torch.zeros(2), torch.zeros(1, 3, 2), r"expected z \(M, D\), got \(2\)"),
-    (torch.zeros(2, 2), torch.zeros(3, 2), r"expected v \(K, N, D\), got \(3, 2\)"),
-    (torch.zeros(2, 2), torch.zeros(0, 3, 2), "at least one mapping.*K = 0"),
-    (torch.zeros(2, 2), torch.zeros(1, 3, 2).half(), "z is float32, v is float16"),
-    (torch.zeros(2, 2).long(), torch.zeros(1, 3, 2).long(), "float16 or bfloat16, got int64"),
-])
+@pytest.mark.parametrize(
+    "z, v, words",
+    [
+        (torch.zeros(2, 17), torch.zeros(1, 3, 16), "D differs: z has 17, v has 16"),
+        (torch.zeros(2), torch.zeros(1, 3, 2), r"expected z \(M, D\), got \(2\)"),
+        (torch.zeros(2, 2), torch.zeros(3, 2), r"expected v \(K, N, D\), got \(3, 2\)"),
+        (torch.zeros(2, 2), torch.zeros(0, 3, 2), "at least one mapping.*K = 0"),
+        (torch.zeros(2, 2), torch.zeros(1, 3, 2).half(), "z is float32, v is float16"),
+        (torch.zeros(2, 2).long(), torch.zeros(1, 3, 2).long(), "float16 or bfloat16, got int64"),
+    ],
+)
 def test_errors(z, v, words):
     with pytest.raises(RuntimeError, match="nearest_anchor: .*" + words):
         nearest_anchor(z, v)
@@ -311,8 +322,9 @@ def adversarial(seed):
     while M * N * D > 3_000_000:
         M, N = max(M // 2, 1), max(N * 3 // 4, 1)
     z, v = randn(M, D), randn(K, N, D)
-    kind = pick("gauss", "gauss", "clusters", "lattice", "line", "sparse", "tails", "constant", "zero", "agree",
-                "equal")
+    kind = pick(
+        "gauss", "gauss", "clusters", "lattice", "line", "sparse", "tails", "constant", "zero", "agree", "equal"
+    )
     if kind == "clusters":
         middle = randn(5, D)
         z = middle[torch.randint(5, (M,), generator=g)] + pick(0.3, 1e-2, 1e-4) * z

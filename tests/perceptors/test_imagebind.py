@@ -1,4 +1,5 @@
 """ImageBind: the numbers of the official code at tiny sizes and of its preprocessing, the checkpoint's keys, dtypes."""
+
 import hashlib
 import json
 import math
@@ -70,14 +71,14 @@ def test_an_image_is_a_clip_of_two_equal_frames(perceptor):
 
 def test_clips_are_averaged_as_unit_rows(perceptor):
     audio = tiny_weights.imagebind_batches()["audio"]
-    audio[:, 1] *= 3                                                # a clip of another length before it is normalised
-    clips = torch.stack([perceptor.encode("audio", audio[:, k:k + 1]) for k in range(3)])
+    audio[:, 1] *= 3  # a clip of another length before it is normalised
+    clips = torch.stack([perceptor.encode("audio", audio[:, k : k + 1]) for k in range(3)])
     torch.testing.assert_close(perceptor.encode("audio", audio), torch.nn.functional.normalize(clips.mean(0), dim=1))
 
 
 def test_text_looks_back_only_and_is_read_at_its_end_token(perceptor):
     ids = tiny_weights.imagebind_batches()["text"][:1].repeat(2, 1)
-    ids[1, 6:] = 7                                                  # behind the end token
+    ids[1, 6:] = 7  # behind the end token
     z = perceptor.encode("text", ids)
     assert torch.equal(z[0], z[1])
     ids[1, 3] = 7
@@ -105,6 +106,7 @@ def test_every_tensor_of_the_checkpoint_has_its_effect(name):
 
 # -------------------------------------------------------------------------------------------------- preprocessing
 
+
 def items():
     """{role: raw item}, by integer arithmetic, the same everywhere; recordings of six seconds, so that the clips of two
     seconds do not overlap (where they do, the official loader takes each clip's mean from the next one, too)."""
@@ -112,10 +114,14 @@ def items():
     picture = np.stack([(3 * x + 5 * y + 40 * c + x * y // 17) % 256 for c in range(3)])
     t = np.arange(96000)
     wave = np.sin(t * t / 2.0e7) / 4 + ((t * t * 7919) % 65536 / 65536 - 0.5) / 20 + 0.01
-    return {"image": picture.astype(np.uint8), "thermal": picture.astype(np.uint8),
-            "video": ((picture[None] + 9 * k) % 256).astype(np.uint8), "audio": wave.astype(np.float32),
-            "depth": (0.3 + (x * y % 4001) / 400).astype(np.float32)[None],
-            "text": "A dog\u2019s caf\u00e9 &amp; 2 birds, don't they?  <b>x</b>"}
+    return {
+        "image": picture.astype(np.uint8),
+        "thermal": picture.astype(np.uint8),
+        "video": ((picture[None] + 9 * k) % 256).astype(np.uint8),
+        "audio": wave.astype(np.float32),
+        "depth": (0.3 + (x * y % 4001) / 400).astype(np.float32)[None],
+        "text": "A dog\u2019s caf\u00e9 &amp; 2 birds, don't they?  <b>x</b>",
+    }
 
 
 def few(x):
@@ -168,11 +174,16 @@ def test_long_texts_keep_their_end_token_and_special_tokens_are_letters():
     assert preparer.prepare("text", "").tolist() == [49406, 49407] + [0] * 75
 
 
-@pytest.mark.parametrize("n, fps, picks", [
-    (300, 30.0, [0, 59, 60, 119, 120, 179, 180, 239, 240, 299]),         # ten seconds: clip after clip
-    (40, 20.0, [0, 39] * 5),                                             # exactly one clip
-    (15, 10.0, [0, 14] * 5), (1, 25.0, [0, 0] * 5),                      # shorter ones
-    (45, 10.0, [0, 19, 7, 26, 13, 32, 19, 38, 25, 44])])                 # clips begin at 0, 0.625, ... 2.5 s
+@pytest.mark.parametrize(
+    "n, fps, picks",
+    [
+        (300, 30.0, [0, 59, 60, 119, 120, 179, 180, 239, 240, 299]),  # ten seconds: clip after clip
+        (40, 20.0, [0, 39] * 5),  # exactly one clip
+        (15, 10.0, [0, 14] * 5),
+        (1, 25.0, [0, 0] * 5),  # shorter ones
+        (45, 10.0, [0, 19, 7, 26, 13, 32, 19, 38, 25, 44]),
+    ],
+)  # clips begin at 0, 0.625, ... 2.5 s
 def test_video_frames_are_the_ends_of_five_clips(n, fps, picks):
     assert imagebind.video_frames(n, fps) == picks
 
@@ -185,8 +196,8 @@ def test_video_crops_lie_along_the_longer_side(size):
     assert x.shape == (15, 3, 2, 224, 224)
     mean, std = (torch.tensor(v)[:, None] for v in (preprocess.CLIP_MEAN, preprocess.CLIP_STD))
     for clip in range(5):
-        expected = (torch.tensor([[2.0 * clip, 2.0 * clip + 1]]) * 20 / 255 - mean) / std                # (3, 2)
-        for crop in x[3 * clip:3 * clip + 3]:
+        expected = (torch.tensor([[2.0 * clip, 2.0 * clip + 1]]) * 20 / 255 - mean) / std  # (3, 2)
+        for crop in x[3 * clip : 3 * clip + 3]:
             torch.testing.assert_close(crop, expected[..., None, None].expand_as(crop))
 
 
@@ -201,9 +212,13 @@ def test_depth_is_the_disparity_of_the_camera(tmp_path):
     """0.075 m * 518.857901 px / (8 * 2 m) by hand; other cameras; no depth is the nearest; refusals."""
     prepare = imagebind.Preparer().prepare
     flat = torch.full((1, 240, 320), 2.0)
-    assert prepare("depth", flat).mean().item() == pytest.approx((0.075 * 518.857901 / 16 / 75 - 0.0418) / 0.0295, abs=1e-4)
+    assert prepare("depth", flat).mean().item() == pytest.approx(
+        (0.075 * 518.857901 / 16 / 75 - 0.0418) / 0.0295, abs=1e-4
+    )
     assert prepare("depth", 0 * flat).mean().item() == pytest.approx((1 - 0.0418) / 0.0295, abs=1e-4)
-    assert prepare("depth", 9 * flat).mean().item() == pytest.approx((0.075 * 518.857901 / 50 / 75 - 0.0418) / 0.0295, abs=1e-4)
+    assert prepare("depth", 9 * flat).mean().item() == pytest.approx(
+        (0.075 * 518.857901 / 50 / 75 - 0.0418) / 0.0295, abs=1e-4
+    )
     tiny_weights.imagebind(tmp_path / "a.pth", sizes={"depth": tiny_weights.IMAGEBIND_TINY["depth"]})
     p = imagebind.load(["depth"], weights=tmp_path / "a.pth", baseline=0.095, focal="570", depth_scale=1)
     assert p.prepare("depth", flat).mean().item() == pytest.approx((0.095 * 570 / 2 / 75 - 0.0418) / 0.0295, abs=1e-4)
@@ -241,6 +256,7 @@ def test_grey_and_colour_and_depths_of_bits():
 def test_filter_banks_are_kaldis(mels):
     """Against kaldi-native-fbank, where Kaldi allows as many bands; and waves shorter than a window."""
     import kaldi_native_fbank as knf
+
     wave = items()["audio"][:20000]
     options = knf.FbankOptions()
     options.frame_opts.dither, options.frame_opts.window_type, options.mel_opts.num_bins = 0, "hanning", mels
@@ -255,6 +271,7 @@ def test_filter_banks_are_kaldis(mels):
 
 # ----------------------------------------------------------------------------------------------------- checkpoint
 
+
 def test_published_layout_is_accounted_for():
     """1,311 keys, 1,200.8 million numbers: shapes alone, on torch's meta device."""
     shapes = tiny_weights.imagebind_shapes()
@@ -267,15 +284,31 @@ def test_published_layout_is_accounted_for():
 AUDIO = "modality_trunks.audio.blocks.1.attn.bias_k"
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda t: t.pop(AUDIO), f"1 keys of the audio encoder are missing: {AUDIO}"),
-    (lambda t: t.pop("modality_heads.imu.3.weight"), "keys of the imu encoder are missing: modality_heads.imu.3.weight"),
-    (lambda t: t.update({f"{AUDIO}s": t[AUDIO]}), f"1 keys do not belong to the audio encoder: {AUDIO}s"),
-    (lambda t: t.update({"visual.proj": t[AUDIO]}), "1 keys that are not imagebind's: visual.proj"),
-    (lambda t: t.update({AUDIO: t[AUDIO][..., :-1]}), f"{AUDIO} has shape (1, 1, 23), the audio encoder needs (1, 1, 24)"),
-    (lambda t: t.update({"modality_heads.text.proj.1.weight": torch.zeros(8)}), "modality_heads.text.proj.1.weight has shape"),
-    (lambda t: t["modality_preprocessors.text.mask"].zero_(), "modality_preprocessors.text.mask is not the causal mask"),
-], ids=["missing", "missing head", "unexpected", "of another model", "shape", "dimensions", "mask"])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda t: t.pop(AUDIO), f"1 keys of the audio encoder are missing: {AUDIO}"),
+        (
+            lambda t: t.pop("modality_heads.imu.3.weight"),
+            "keys of the imu encoder are missing: modality_heads.imu.3.weight",
+        ),
+        (lambda t: t.update({f"{AUDIO}s": t[AUDIO]}), f"1 keys do not belong to the audio encoder: {AUDIO}s"),
+        (lambda t: t.update({"visual.proj": t[AUDIO]}), "1 keys that are not imagebind's: visual.proj"),
+        (
+            lambda t: t.update({AUDIO: t[AUDIO][..., :-1]}),
+            f"{AUDIO} has shape (1, 1, 23), the audio encoder needs (1, 1, 24)",
+        ),
+        (
+            lambda t: t.update({"modality_heads.text.proj.1.weight": torch.zeros(8)}),
+            "modality_heads.text.proj.1.weight has shape",
+        ),
+        (
+            lambda t: t["modality_preprocessors.text.mask"].zero_(),
+            "modality_preprocessors.text.mask is not the causal mask",
+        ),
+    ],
+    ids=["missing", "missing head", "unexpected", "of another model", "shape", "dimensions", "mask"],
+)
 def test_keys_that_do_not_fit_are_named(tmp_path, change, says):
     """Also those of an encoder that is not needed."""
     tensors = tiny_weights.imagebind_tensors()
@@ -326,6 +359,7 @@ def test_workers_get_no_weights(checkpoint):
 
 # --------------------------------------------------------------------------------------------------- weight files
 
+
 def test_missing_weights_say_where_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -341,8 +375,14 @@ def test_missing_weights_say_where_they_are(tmp_path, monkeypatch):
         imagebind.load(["image"], weights=tmp_path)
 
 
-@pytest.mark.parametrize("place", [".checkpoints/imagebind_huge.pth", "hub/checkpoints/imagebind_huge.pth",
-                                   "huggingface/hub/models--nielsr--imagebind-huge/snapshots/ab12/pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".checkpoints/imagebind_huge.pth",
+        "hub/checkpoints/imagebind_huge.pth",
+        "huggingface/hub/models--nielsr--imagebind-huge/snapshots/ab12/pytorch_model.bin",
+    ],
+)
 def test_usual_places_are_searched(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -357,7 +397,11 @@ def test_broken_weights_are_one_line(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"<html>404")
     torch.save({"state_dict": {"x": torch.zeros(2)}}, tmp_path / "b.pth")
     torch.save([1, 2], tmp_path / "c.pth")
-    for name, says in (("a.pth", "cannot be read as weights"), ("b.pth", "not a plain dict"), ("c.pth", "not a plain dict")):
+    for name, says in (
+        ("a.pth", "cannot be read as weights"),
+        ("b.pth", "not a plain dict"),
+        ("c.pth", "not a plain dict"),
+    ):
         with pytest.raises(UserError, match=says) as e:
             imagebind.load(["imu"], weights=tmp_path / name)
         assert "\n" not in str(e.value) and name in str(e.value)

@@ -13,12 +13,7 @@ from cox_oom import files
 from cox_oom.files import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-META = {
-    "stage": "train_connect",
-    "data": "toy",
-    "fingerprint": "f" * 64,
-    "args": {"epochs": 2, "w_agree": 1.0},
-}
+META = {"stage": "train_connect", "data": "toy", "fingerprint": "f" * 64, "args": {"epochs": 2, "w_agree": 1.0}}
 
 
 def content():
@@ -68,11 +63,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     meta = read.pop("meta")
     assert same(read, content())
     assert meta["digest"] == digest == files.digest(read)
-    assert (
-        meta["made_from"] == {"inputs/rgb": "abc"}
-        and meta["paired"] == "true"
-        and meta["args"] == META["args"]
-    )
+    assert meta["made_from"] == {"inputs/rgb": "abc"} and meta["paired"] == "true" and meta["args"] == META["args"]
     assert {"stage", "data", "fingerprint", "argv", "torch", "time"} <= meta.keys()
     assert set(torch.load(path, weights_only=True)) == {*content(), "meta"}  # plain types only
     assert os.listdir(path.parent) == ["x.pt"]
@@ -96,9 +87,7 @@ def test_refuses_what_is_not_finite(tmp_path, bad, dtype):
 def test_refuses_weights_that_are_not_finite(tmp_path):
     """A diverged learner lies one level down, in a state dict."""
     path = tmp_path / "connect.pt"
-    complaint(
-        lambda: save(path, {"learner": {"norm.weight": torch.tensor([1.0, float("nan")])}}), path, "learner"
-    )
+    complaint(lambda: save(path, {"learner": {"norm.weight": torch.tensor([1.0, float("nan")])}}), path, "learner")
     assert not path.exists()
 
 
@@ -107,9 +96,7 @@ def test_refuses_what_is_not_finite_in_a_list(tmp_path):
     complaint(lambda: save(tmp_path / "x.pt", deep), "optimizers.rgb.state.0.exp_avg.1")
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"]
-)
+@pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_writer_that_fails_midway_leaves_the_old_file_or_none(tmp_path, monkeypatch, error, old):
     path = tmp_path / "x.pt"
@@ -155,9 +142,7 @@ def test_a_writer_killed_midway_leaves_the_old_file_or_none(tmp_path, moment):
     save(old)
     before = old.read_bytes()
     for path in (old, new):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(path), moment], cwd=ROOT, capture_output=True
-        )
+        done = subprocess.run([sys.executable, "-c", KILLED, str(path), moment], cwd=ROOT, capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert old.read_bytes() == before and not new.exists()
     assert len(os.listdir(banks)) == 3, "the two killed writers should have left their temporary files"
@@ -262,9 +247,7 @@ def test_what_is_no_whole_file_of_ours_is_refused(tmp_path, damage):
 
 def test_no_bank_names_the_command(tmp_path):
     message = complaint(
-        lambda: files.load_banks(
-            tmp_path, "toy", "bind", "audio", first="python extract_features.py --oom audio"
-        ),
+        lambda: files.load_banks(tmp_path, "toy", "bind", "audio", first="python extract_features.py --oom audio"),
         files.bank_dir(tmp_path, "toy", "bind", "audio"),
         "python extract_features.py --oom audio",
     )
@@ -296,12 +279,7 @@ def test_check_chain():
         "train_connect.py --force",
     )
     complaint(
-        lambda: files.check_chain("x.pt", meta, {}, "b" * 64),
-        "x.pt",
-        "aaaaaaaa",
-        "bbbbbbbb",
-        "--force",
-        "--runs",
+        lambda: files.check_chain("x.pt", meta, {}, "b" * 64), "x.pt", "aaaaaaaa", "bbbbbbbb", "--force", "--runs"
     )
 
 
@@ -375,13 +353,10 @@ def test_digest_tells_int_and_float_of_the_same_bytes():
     assert files.digest({"x": bits}) != files.digest({"x": bits.view(torch.int32)})
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool]
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool])
 def test_digest_takes_every_dtype_and_size(dtype):
     digests = {
-        files.digest({"x": torch.zeros(shape, dtype=dtype)})
-        for shape in [(), (0,), (0, 3), (3, 0), (2,), (1, 2)]
+        files.digest({"x": torch.zeros(shape, dtype=dtype)}) for shape in [(), (0,), (0, 3), (3, 0), (2,), (1, 2)]
     }
     assert len(digests) == 6
 
@@ -404,9 +379,7 @@ def test_paths(tmp_path, monkeypatch):
     assert files.inputs_path("runs", "synth", "rgb") == Path("runs/synth/inputs/rgb.pt")
     assert files.bank_dir("runs", "synth", "bind", "audio") == Path("runs/synth/bind/no-audio/banks")
     assert files.bank_dir("runs", "synth", "hf:google/vit", "audio") == Path("runs/synth/hf_google_vit/banks")
-    assert files.run_dir("runs", "synth", "bind", "audio", "semi", 3) == Path(
-        "runs/synth/bind/oom-audio/semi/seed3"
-    )
+    assert files.run_dir("runs", "synth", "bind", "audio", "semi", 3) == Path("runs/synth/bind/oom-audio/semi/seed3")
 
 
 def test_banks_of_different_oom_modalities_never_meet():
@@ -464,17 +437,31 @@ def test_run_ends_an_interrupt_without_a_traceback(capsys):
 
 def test_advised_commands_leave_defaults_out_and_quote():
     assert files.command("evaluate.py", "toy", None) == "python evaluate.py --data toy"
-    assert files.command("train_connect.py", "my data", "imu", perceptor="hf:a/b", runs="out", seed=1) == \
-        "python train_connect.py --data 'my data' --oom imu --perceptor hf:a/b --seed 1 --runs out"
+    assert (
+        files.command("train_connect.py", "my data", "imu", perceptor="hf:a/b", runs="out", seed=1)
+        == "python train_connect.py --data 'my data' --oom imu --perceptor hf:a/b --seed 1 --runs out"
+    )
 
 
 def test_a_missing_file_is_answered_by_a_command_that_makes_it(tmp_path, monkeypatch):
-    files.save(files.inputs_path(tmp_path, "toy", "imu"), {"x": torch.zeros(1)}, stage="extract_features", data="toy",
-              fingerprint="f", args={}, quiet=True)
-    monkeypatch.setattr(files, "load_inputs", lambda *a, **k: (files.load(files.inputs_path(tmp_path, "toy", "imu")), None))
+    files.save(
+        files.inputs_path(tmp_path, "toy", "imu"),
+        {"x": torch.zeros(1)},
+        stage="extract_features",
+        data="toy",
+        fingerprint="f",
+        args={},
+        quiet=True,
+    )
+    monkeypatch.setattr(
+        files, "load_inputs", lambda *a, **k: (files.load(files.inputs_path(tmp_path, "toy", "imu")), None)
+    )
     monkeypatch.setattr(files, "load_banks", lambda *a, **k: ({}, {}))
-    with pytest.raises(files.UserError, match=f"run first: python train_connect.py --data toy --oom imu --perceptor clip "
-                                             f"--setting semi --seed 3 --runs {tmp_path}"):
+    with pytest.raises(
+        files.UserError,
+        match=f"run first: python train_connect.py --data toy --oom imu --perceptor clip "
+        f"--setting semi --seed 3 --runs {tmp_path}",
+    ):
         files.load_seed(tmp_path, "toy", "clip", "imu", "semi", 3)
 
 
@@ -488,6 +475,7 @@ def test_what_cannot_be_written_to_is_said_before_anything_is_computed(tmp_path,
 
     def main(argv):
         open(tmp_path / "nothing", "rb")
+
     with pytest.raises(SystemExit) as stop:
         files.run(main)
     said = capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Stage 1 with a pretrained perceptor: what is embedded and by whom, parts, workers, stops, broken media. The perceptor is
 tests/fake_perceptor.py in the place of imagebind."""
+
 import contextlib
 import csv
 import io
@@ -11,21 +12,19 @@ import sys
 import time
 from pathlib import Path
 
+import fake_perceptor
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cox_oom import files
 import extract_features
-import fake_perceptor
-from cox_oom import model
-from cox_oom import perceptors
-from cox_oom import data as datasets
 import train_connect
+from cox_oom import data as datasets
+from cox_oom import files, model, perceptors
+from cox_oom.data import ahead
 from cox_oom.files import UserError
 from cox_oom.perceptors import embed
-from cox_oom.data import ahead
 
 HEADER = ("id", "split", "label", "rgb", "language", "audio", "touch")
 N = 90
@@ -34,6 +33,7 @@ N = 90
 def write_folder(path, n=N, seed=0):
     """rgb and touch 8 x 8 png, language of unlike lengths, audio wav; a third of the rows have no audio."""
     import soundfile
+
     rng, rows = np.random.default_rng(seed), []
     for folder in ("rgb", "audio", "touch"):
         (path / folder).mkdir(parents=True)
@@ -43,13 +43,22 @@ def write_folder(path, n=N, seed=0):
         picture[:, :, c] += 120
         Image.fromarray(picture.astype(np.uint8)).save(path / f"rgb/{k}.png")
         felt = rng.integers(0, 100, (8, 8))
-        felt[2 * c:2 * c + 3] += 120
+        felt[2 * c : 2 * c + 3] += 120
         Image.fromarray(felt.astype(np.uint8)).save(path / f"touch/{k}.png")
         if k % 3 != 2:
             t = np.arange(rng.integers(800, 6000)) / 16000
             soundfile.write(path / f"audio/{k}.wav", 0.3 * np.sin(2 * np.pi * (200 + 300 * c) * t), 16000)
-        rows.append([f"i{k}", split, ("cup", "key", "pen")[c], f"rgb/{k}.png", f"{'a' * (1 + k % 5)} thing {c}",
-                     f"audio/{k}.wav" if k % 3 != 2 else "", f"touch/{k}.png"])
+        rows.append(
+            [
+                f"i{k}",
+                split,
+                ("cup", "key", "pen")[c],
+                f"rgb/{k}.png",
+                f"{'a' * (1 + k % 5)} thing {c}",
+                f"audio/{k}.wav" if k % 3 != 2 else "",
+                f"touch/{k}.png",
+            ]
+        )
     with open(path / "manifest.csv", "w", newline="") as f:
         csv.writer(f).writerows([HEADER, *rows])
     return path
@@ -85,9 +94,25 @@ def fake(monkeypatch):
 
 
 def argv(folder, runs, weights, *flags, perceptor="imagebind"):
-    return ["--data", str(folder), "--runs", str(runs), "--device", "cpu", "--image-size", "8", "--bind-epochs", "2",
-            "--bind-width", "8", "--perceptor", perceptor, "--weights", str(weights),
-            *(word for f in flags for word in f.split())]
+    return [
+        "--data",
+        str(folder),
+        "--runs",
+        str(runs),
+        "--device",
+        "cpu",
+        "--image-size",
+        "8",
+        "--bind-epochs",
+        "2",
+        "--bind-width",
+        "8",
+        "--perceptor",
+        perceptor,
+        "--weights",
+        str(weights),
+        *(word for f in flags for word in f.split()),
+    ]
 
 
 def extract(folder, runs, weights, *flags, perceptor="imagebind"):
@@ -111,19 +136,35 @@ def bank_of(runs, m, trained=False, oom="audio"):
 
 def written(runs):
     """{path: bytes} of everything that stage 1 wrote but its log."""
-    return {str(p.relative_to(runs)): p.read_bytes() for p in sorted(Path(runs).rglob("*"))
-            if p.is_file() and p.suffix != ".log"}
+    return {
+        str(p.relative_to(runs)): p.read_bytes()
+        for p in sorted(Path(runs).rglob("*"))
+        if p.is_file() and p.suffix != ".log"
+    }
 
 
 # ------------------------------------------------------------------------------------------------ who embeds what
 
+
 def test_role_by_name_and_kind():
-    for name, kind, role in (("rgb", "image", "image"), ("rgb_left", "image", "image"), ("vision", "image", "image"),
-                             ("language", "text", "text"), ("transcript", "text", "text"), ("sound", "audio", "audio"),
-                             ("mic2", "audio", "audio"), ("sound", "series", None), ("depth", "image", "depth"),
-                             ("infrared", "image", "thermal"), ("imu", "series", "imu"), ("grip", "series", None),
-                             ("tactile", "image", None), ("radar", "image", None), ("rgb", "video", "video"),
-                             ("clip", "video", "video")):
+    for name, kind, role in (
+        ("rgb", "image", "image"),
+        ("rgb_left", "image", "image"),
+        ("vision", "image", "image"),
+        ("language", "text", "text"),
+        ("transcript", "text", "text"),
+        ("sound", "audio", "audio"),
+        ("mic2", "audio", "audio"),
+        ("sound", "series", None),
+        ("depth", "image", "depth"),
+        ("infrared", "image", "thermal"),
+        ("imu", "series", "imu"),
+        ("grip", "series", None),
+        ("tactile", "image", None),
+        ("radar", "image", None),
+        ("rgb", "video", "video"),
+        ("clip", "video", "video"),
+    ):
         assert perceptors.role_of(name, kind) == role, (name, kind)
 
 
@@ -133,10 +174,15 @@ def test_choice_of_perceptors(weights):
     assert choose("bind") == dict.fromkeys(("rgb", "language", "touch"))
     assert choose("imagebind") == {"rgb": ("imagebind", "image"), "language": ("imagebind", "text"), "touch": None}
     assert choose("rgb=imagebind") == {"rgb": ("imagebind", "image"), "language": None, "touch": None}
-    assert choose("rgb=imagebind,language=bind,audio=imagebind")["language"] is None      # audio: not an IM modality here
-    for spec, words in (("clip", "choose bind, imagebind"), ("hf:", "choose bind"), ("imagebind:x", "choose bind"),
-                        ("rgb=clip", "--perceptor 'clip'"), ("smell=imagebind", "the modalities are rgb, language"),
-                        ("touch=imagebind", "--perceptor touch=imagebind: it has no encoder for touch .image.; it embeds")):
+    assert choose("rgb=imagebind,language=bind,audio=imagebind")["language"] is None  # audio: not an IM modality here
+    for spec, words in (
+        ("clip", "choose bind, imagebind"),
+        ("hf:", "choose bind"),
+        ("imagebind:x", "choose bind"),
+        ("rgb=clip", "--perceptor 'clip'"),
+        ("smell=imagebind", "the modalities are rgb, language"),
+        ("touch=imagebind", "--perceptor touch=imagebind: it has no encoder for touch .image.; it embeds"),
+    ):
         with pytest.raises(UserError, match=words):
             choose(spec)
     with pytest.raises(UserError, match="embeds none of touch; use --perceptor bind"):
@@ -144,12 +190,16 @@ def test_choice_of_perceptors(weights):
 
 
 def test_names_of_perceptors_are_folders():
-    assert files.perceptor_name("rgb=hf:google/siglip2-base,audio=hf:laion/clap") == "rgb=hf_google_siglip2-base,audio=hf_laion_clap"
+    assert (
+        files.perceptor_name("rgb=hf:google/siglip2-base,audio=hf:laion/clap")
+        == "rgb=hf_google_siglip2-base,audio=hf_laion_clap"
+    )
     long = [files.perceptor_name(f"hf:{'x' * 200}{k}") for k in range(2)]
     assert len(set(long)) == 2 and all(len(n) < 130 for n in long) and files.perceptor_name(long[0]) == long[0]
 
 
 # ------------------------------------------------------------------------------------------------------ the banks
+
 
 def expected(folder, m, weights, role):
     """One item at a time, in this process."""
@@ -171,7 +221,7 @@ def test_banks_are_the_perceptors_features(folder, weights, tmp_path, monkeypatc
         assert file["meta"]["weights"] == {"seed.pth": files.hashlib.sha256(b"seed 0").hexdigest()}
         assert file["meta"]["made_from"]["preprocessing"] == "fake-1" and file["meta"]["args"]["dtype"] == "float32"
         assert [file["class_names"][k] for k in file["labels"][:2]] == ["cup", "key"]
-    assert not list(runs.rglob("*.parts")) and not (runs / "toy" / "inputs").exists()     # nothing learns here: no --oom
+    assert not list(runs.rglob("*.parts")) and not (runs / "toy" / "inputs").exists()  # nothing learns here: no --oom
     assert "rgb as image" in out
     images = [shape[0] for role, shape in fake_perceptor.encoded if role == "image" and shape[0] > 1]
     assert images == [7, 7, 6] * 4 + [7, 3]
@@ -181,7 +231,7 @@ def test_banks_are_the_perceptors_features(folder, weights, tmp_path, monkeypatc
 
 def test_only_what_the_learner_needs_is_preprocessed_for_it(folder, weights, tmp_path):
     extract(folder, tmp_path / "runs", weights, "--oom audio")
-    assert sorted(os.listdir(tmp_path / "runs/toy/inputs")) == ["audio.pt", "touch.pt"]      # touch: an encoder is trained
+    assert sorted(os.listdir(tmp_path / "runs/toy/inputs")) == ["audio.pt", "touch.pt"]  # touch: an encoder is trained
     made, _ = files.load_banks(tmp_path / "runs", "toy", "imagebind", "audio")
     assert sorted(made) == ["language", "rgb", "touch"] and made["touch"]["features"].shape == (90, 12)
 
@@ -197,29 +247,53 @@ def test_workers_change_nothing_and_two_runs_are_the_same_bytes(folder, weights,
 
 def test_video_frames_are_the_perceptors_choice(tmp_path, weights):
     world = datasets.read("synth", n_train=24, n_val=0, n_test=1)
-    z, rows = embed.features(fake_perceptor.load(["video"], weights=weights), "video", world, "video", [3, 5], tmp_path / "parts",
-                             batch_size=8, workers=0, device="cpu", known={}, complain=None)
+    z, rows = embed.features(
+        fake_perceptor.load(["video"], weights=weights),
+        "video",
+        world,
+        "video",
+        [3, 5],
+        tmp_path / "parts",
+        batch_size=8,
+        workers=0,
+        device="cpu",
+        known={},
+        complain=None,
+    )
     assert fake_perceptor.encoded == [("video", (2, 2, 3, 8, 8))] and rows == [3, 5] and z.shape == (2, 12)
 
 
 def test_a_model_of_transformers_for_each_modality(folder, tmp_path):
     pytest.importorskip("transformers")
     import tiny_hf
+
     tiny_hf.write(tmp_path / "clip", "clip"), tiny_hf.write(tmp_path / "clap", "clap")
     spec = f"rgb=hf:{tmp_path / 'clip'},audio=hf:{tmp_path / 'clap'}"
     out = extract(folder, tmp_path / "runs", "", "--oom touch", perceptor=spec)
     assert "training encoders on language against the features of rgb" in out
     made, _ = files.load_banks(tmp_path / "runs", "toy", spec, "touch")
-    assert {m: tuple(f["features"].shape) for m, f in made.items()} == {"rgb": (90, 8), "audio": (60, 8), "language": (90, 8)}
+    assert {m: tuple(f["features"].shape) for m, f in made.items()} == {
+        "rgb": (90, 8),
+        "audio": (60, 8),
+        "language": (90, 8),
+    }
     assert made["rgb"]["meta"]["args"]["perceptor"] == f"hf:{tmp_path / 'clip'}"
     again = extract(folder, tmp_path / "runs", "", "--oom touch", perceptor=spec)
     assert again.count("already done") == 6 and "training" not in again
-    refused(folder, tmp_path / "runs", "", "--oom touch", perceptor=f"audio=hf:{tmp_path / 'clip'}",
-            parts=("audio=hf:", "no encoder for audio; it embeds image, text"))
+    refused(
+        folder,
+        tmp_path / "runs",
+        "",
+        "--oom touch",
+        perceptor=f"audio=hf:{tmp_path / 'clip'}",
+        parts=("audio=hf:", "no encoder for audio; it embeds image, text"),
+    )
 
 
 def test_options_of_a_perceptor(folder, weights, tmp_path, monkeypatch):
-    refused(folder, tmp_path, weights, "--im rgb", "--perceptor-option focal=5", parts=("focal", "imagebind has no options"))
+    refused(
+        folder, tmp_path, weights, "--im rgb", "--perceptor-option focal=5", parts=("focal", "imagebind has no options")
+    )
     monkeypatch.setattr(fake_perceptor, "OPTIONS", {"focal": "of the camera"}, raising=False)
     refused(folder, tmp_path, weights, "--im rgb", "--perceptor-option tone=5", parts=("tone", "the options focal"))
     real, seen = fake_perceptor.load, []
@@ -231,12 +305,13 @@ def test_options_of_a_perceptor(folder, weights, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------- stops
 
+
 def in_child(work, seconds=None):
     """work() in a forked process, killed after so many seconds; its exit status."""
     child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)        # OpenMP's threads do not survive a fork
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
             work()
         except BaseException:
             os._exit(1)
@@ -253,7 +328,9 @@ def in_child(work, seconds=None):
 def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(folder, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "PART", 10)
     monkeypatch.setenv("COX_FAKE_SLEEP", "0.01")
-    work = lambda runs: lambda: extract(folder, tmp_path / runs, weights, "--oom audio", "--batch-size 4", "--workers 2")
+    work = lambda runs: (
+        lambda: extract(folder, tmp_path / runs, weights, "--oom audio", "--batch-size 4", "--workers 2")
+    )
     begun = time.time()
     assert in_child(work("whole")) == 0
     took, whole, draw, parts = time.time() - begun, written(tmp_path / "whole"), random.Random(3), set()
@@ -293,9 +370,11 @@ def test_finished_parts_are_not_made_again(folder, weights, tmp_path, monkeypatc
     (parts / "00000020.pt").write_bytes(b"torn")
     fake_perceptor.encoded.clear()
     extract(folder, tmp_path / "runs", weights, "--im rgb")
-    assert [shape[0] for _, shape in fake_perceptor.encoded] == [20, 20, 10]        # the torn one, and the two that lacked
+    assert [shape[0] for _, shape in fake_perceptor.encoded] == [20, 20, 10]  # the torn one, and the two that lacked
     assert not parts.exists()
-    torch.testing.assert_close(bank_of(tmp_path / "runs", "rgb")["features"], expected(folder, "rgb", weights, "image")[0])
+    torch.testing.assert_close(
+        bank_of(tmp_path / "runs", "rgb")["features"], expected(folder, "rgb", weights, "image")[0]
+    )
 
 
 @pytest.mark.parametrize("change", ["weights", "batch", "dtype", "data", "force"])
@@ -336,8 +415,8 @@ def test_banks_made_elsewhere_need_no_weights_here(folder, weights, tmp_path):
     flags = argv(folder, tmp_path / "runs", weights, "--im rgb")
     at = flags.index("--weights")
     weights.unlink()
-    extract_features.main(flags[:at] + flags[at + 2:])
-    refused(folder, tmp_path / "runs", weights, "--im rgb", parts=("--weights", "needs a file"))     # named, and not there
+    extract_features.main(flags[:at] + flags[at + 2 :])
+    refused(folder, tmp_path / "runs", weights, "--im rgb", parts=("--weights", "needs a file"))  # named, and not there
 
 
 def test_bfloat16_is_computed_in_bfloat16(folder, weights, tmp_path):
@@ -347,20 +426,37 @@ def test_bfloat16_is_computed_in_bfloat16(folder, weights, tmp_path):
 
 
 def test_features_that_are_not_finite_are_named(folder, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(fake_perceptor.Perceptor, "encode", lambda self, role, batch: torch.full((len(batch), 12), torch.nan))
+    monkeypatch.setattr(
+        fake_perceptor.Perceptor, "encode", lambda self, role, batch: torch.full((len(batch), 12), torch.nan)
+    )
     refused(folder, tmp_path / "runs", weights, "--im rgb", parts=("not finite", "--dtype"))
 
 
 # ----------------------------------------------------------------------------------------------- what later stages take
 
-CONNECT = "--width 16 --depth 1 --patch 4 --warmup-epochs 1 --batch 16 --labelled-batch 8 --connect-steps 2 --labels 0.3"
+CONNECT = (
+    "--width 16 --depth 1 --patch 4 --warmup-epochs 1 --batch 16 --labelled-batch 8 --connect-steps 2 --labels 0.3"
+)
 
 
 def connect(folder, runs, perceptor="imagebind"):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        train_connect.main(["--data", str(folder), "--runs", str(runs), "--oom", "audio", "--device", "cpu", "--perceptor",
-                            perceptor, *CONNECT.split()])
+        train_connect.main(
+            [
+                "--data",
+                str(folder),
+                "--runs",
+                str(runs),
+                "--oom",
+                "audio",
+                "--device",
+                "cpu",
+                "--perceptor",
+                perceptor,
+                *CONNECT.split(),
+            ]
+        )
     return out.getvalue()
 
 
@@ -380,7 +476,9 @@ def test_stage_2_takes_the_banks_that_stage_1_chose(folder, weights, tmp_path):
 def test_some_of_the_banks_are_not_taken_for_all(folder, weights, tmp_path):
     extract(folder, tmp_path / "runs", weights, "--oom audio")
     (files.bank_dir(tmp_path / "runs", "toy", "imagebind", "audio") / "rgb.pt").unlink()
-    with pytest.raises(UserError, match="lacks the bank of rgb; run first: .*extract_features.py.*--perceptor imagebind"):
+    with pytest.raises(
+        UserError, match="lacks the bank of rgb; run first: .*extract_features.py.*--perceptor imagebind"
+    ):
         connect(folder, tmp_path / "runs")
 
 
@@ -396,6 +494,7 @@ def test_touch_bound_to_features_that_have_changed_is_refused(folder, weights, t
 
 # ----------------------------------------------------------------------------------------- encoders trained beside it
 
+
 def test_touch_is_bound_to_the_image_or_else_to_what_there_is(folder, weights, tmp_path):
     out = extract(folder, tmp_path / "a", weights, "--oom audio")
     assert "training encoders on touch against the features of rgb" in out
@@ -403,7 +502,7 @@ def test_touch_is_bound_to_the_image_or_else_to_what_there_is(folder, weights, t
     assert file["meta"]["args"]["target"] == "rgb" and file["features"].shape == (90, 12) and "encoder" in file
     assert set(file["meta"]["made_from"]) == {"inputs/touch", "banks/rgb"}
     out = extract(folder, tmp_path / "b", weights, "--oom rgb", "--im language,touch")
-    assert "training encoders on touch against the features of language" in out     # the image is what is to be learnt
+    assert "training encoders on touch against the features of language" in out  # the image is what is to be learnt
 
 
 def test_bound_features_find_their_partners(folder, weights, tmp_path):
@@ -436,10 +535,12 @@ def test_an_encoder_trained_here_needs_to_know_the_oom_modality(folder, weights,
 
 # --------------------------------------------------------------------------------- broken, missing and silent media
 
+
 @pytest.fixture
 def spoilt(folder, tmp_path):
     """A broken image in row 3, a silent sound in row 4, a torn one in row 6."""
     import soundfile
+
     own = Path(shutil.copytree(folder, tmp_path / "toy"))
     (own / "rgb/3.png").write_bytes((own / "rgb/3.png").read_bytes()[:60])
     soundfile.write(own / "audio/4.wav", np.full(4000, 2e-5), 16000)
@@ -458,12 +559,16 @@ def test_broken_media_are_fatal_or_left_out_counted_and_listed(spoilt, weights, 
     out = extract(spoilt, runs, weights, "--oom audio", "--on-error skip")
     rgb, audio = bank_of(runs, "rgb"), files.load(files.inputs_path(runs, "toy", "audio"))
     assert "i3" not in rgb["ids"] and len(rgb["ids"]) == len(rgb["features"]) == 89
-    assert "i6" not in audio["ids"] and "i4" in audio["ids"] and len(audio["ids"]) == len(audio["x"]) == len(audio["lengths"]) == 59
+    assert (
+        "i6" not in audio["ids"]
+        and "i4" in audio["ids"]
+        and len(audio["ids"]) == len(audio["x"]) == len(audio["lengths"]) == 59
+    )
     assert "features (89, 12), 1 broken (left out): see" in out and "1 broken (left out), 1 silent (kept): see" in out
     assert listed(runs, "rgb") == [["i3", "broken"]] and listed(runs, "audio") == [["i4", "silent"], ["i6", "broken"]]
     assert not files.media_path(runs, "toy", "language").exists()
     assert "1 broken (left out), 1 silent (kept)" in extract(spoilt, runs, weights, "--oom audio", "--on-error skip")
-    connect(spoilt, runs)                                     # rows that lack a modality are nothing new to stage 2
+    connect(spoilt, runs)  # rows that lack a modality are nothing new to stage 2
     clean = datasets.read(str(spoilt))
     row = clean.ids.index("i7")
     z = expected_row(clean, "rgb", row, weights, "image")
@@ -479,8 +584,15 @@ def test_silence_is_a_choice_of_its_own(spoilt, weights, tmp_path):
     skip = "--on-error skip"
     extract(spoilt, tmp_path / "a", weights, "--im audio", skip, "--on-silence skip")
     assert len(bank_of(tmp_path / "a", "audio")["ids"]) == 58 and listed(tmp_path / "a", "audio")[0] == ["i4", "silent"]
-    refused(spoilt, tmp_path / "b", weights, "--im audio", skip, "--on-silence fatal",
-            parts=("audio/4.wav (id i4): audio is silent", "--on-silence"))
+    refused(
+        spoilt,
+        tmp_path / "b",
+        weights,
+        "--im audio",
+        skip,
+        "--on-silence fatal",
+        parts=("audio/4.wav (id i4): audio is silent", "--on-silence"),
+    )
     refused(spoilt, tmp_path / "a", weights, "--im audio", skip, parts=("audio.pt", "--on-silence skip", "--force"))
     out = extract(spoilt, tmp_path / "c", weights, "--oom audio", "--im rgb", skip, "--on-silence skip")
     assert "1 broken (left out), 1 silent (left out)" in out
@@ -525,18 +637,35 @@ def holed(folder, tmp_path):
 
 def test_missing_and_empty_files_of_a_folder_are_fatal_or_left_out_counted_and_listed(holed, weights, tmp_path):
     runs = tmp_path / "runs"
-    refused(holed, runs, weights, "--oom audio", parts=("manifest.csv, row 2 (id i0)", "rgb/0.png", "2 more missing", "; put"))
-    refused(holed, runs, weights, "--oom audio", "--im language", parts=("row 5 (id i3)", "audio/3.wav", "is not there; put"))
+    refused(
+        holed,
+        runs,
+        weights,
+        "--oom audio",
+        parts=("manifest.csv, row 2 (id i0)", "rgb/0.png", "2 more missing", "; put"),
+    )
+    refused(
+        holed,
+        runs,
+        weights,
+        "--oom audio",
+        "--im language",
+        parts=("row 5 (id i3)", "audio/3.wav", "is not there; put"),
+    )
     assert not runs.exists()
     out = extract(holed, runs, weights, "--oom audio", "--on-error skip")
     rgb, audio = bank_of(runs, "rgb"), files.load(files.inputs_path(runs, "toy", "audio"))
     assert rgb["ids"] == [f"i{k}" for k in range(2, 90)] and not {"i3", "i4"} & set(audio["ids"])
-    assert len(audio["ids"]) == len(audio["x"]) == 58 and out.count("1 missing (left out), 1 broken (left out): see") == 2
-    assert listed(runs, "rgb") == [["i0", "missing"], ["i1", "broken"]] and listed(runs, "touch") == [["i62", "missing"]]
+    assert (
+        len(audio["ids"]) == len(audio["x"]) == 58 and out.count("1 missing (left out), 1 broken (left out): see") == 2
+    )
+    assert listed(runs, "rgb") == [["i0", "missing"], ["i1", "broken"]] and listed(runs, "touch") == [
+        ["i62", "missing"]
+    ]
     assert listed(runs, "audio") == [["i3", "missing"], ["i4", "broken"]]
     assert extract(holed, runs, weights, "--oom audio", "--on-error skip").count("already done") == 6
     connect(holed, runs)
-    shutil.copy(holed / "rgb/2.png", holed / "rgb/0.png")                                   # mended: other data
+    shutil.copy(holed / "rgb/2.png", holed / "rgb/0.png")  # mended: other data
     refused(holed, runs, weights, "--oom audio", "--on-error skip", parts=("other data", "--force"))
     extract(holed, runs, weights, "--oom audio", "--on-error skip", "--force")
     assert bank_of(runs, "rgb")["ids"][:2] == ["i0", "i2"]
@@ -563,48 +692,91 @@ def test_a_modality_whose_train_items_are_all_left_out_is_named(folder, weights,
     own = Path(shutil.copytree(folder, tmp_path / "toy"))
     for k in range(60):
         (own / f"{m}/{k}.png").unlink() if content is None else (own / f"{m}/{k}.png").write_bytes(content)
-    refused(own, tmp_path / "runs", weights, flags, "--on-error skip",
-            parts=("toy", f"all {m} items of the rows of split train, 60 in number", "left out; replace"))
+    refused(
+        own,
+        tmp_path / "runs",
+        weights,
+        flags,
+        "--on-error skip",
+        parts=("toy", f"all {m} items of the rows of split train, 60 in number", "left out; replace"),
+    )
     assert not list((tmp_path / "runs").rglob("banks/*.pt"))
 
 
 def test_a_sensor_without_a_labelled_test_item_is_refused_before_anything_is_encoded(folder, weights, tmp_path):
     own, rows = Path(shutil.copytree(folder, tmp_path / "toy")), read_table(folder)
-    write_table(own, [rows[0], *([*r[:2], "" if r[1] == "test" else r[2], *r[3:]] for r in rows[1:])])         # no test label
-    refused(own, tmp_path / "runs", weights, "--oom touch", parts=("no row of split test that has a touch item has a label",
-                                                                   "stage 4", "label some of them"))
-    write_table(own, [rows[0], *([*r[:6], "" if r[1] == "test" else r[6]] for r in rows[1:])])                 # no test cell
-    refused(own, tmp_path / "runs", weights, "--oom touch", parts=("no labelled row of split test has a touch item", "stage 4",
-                                                                   "set the split"))
+    write_table(own, [rows[0], *([*r[:2], "" if r[1] == "test" else r[2], *r[3:]] for r in rows[1:])])  # no test label
+    refused(
+        own,
+        tmp_path / "runs",
+        weights,
+        "--oom touch",
+        parts=("no row of split test that has a touch item has a label", "stage 4", "label some of them"),
+    )
+    write_table(own, [rows[0], *([*r[:6], "" if r[1] == "test" else r[6]] for r in rows[1:])])  # no test cell
+    refused(
+        own,
+        tmp_path / "runs",
+        weights,
+        "--oom touch",
+        parts=("no labelled row of split test has a touch item", "stage 4", "set the split"),
+    )
     assert not fake_perceptor.encoded and not (tmp_path / "runs").exists()
-    extract(own, tmp_path / "runs", weights, "--oom audio", "--im rgb,touch")                                  # an IM modality may
+    extract(own, tmp_path / "runs", weights, "--oom audio", "--im rgb,touch")  # an IM modality may
     fake_perceptor.encoded.clear()
     write_table(own, rows)
     for r in rows[1:]:
         if r[1] == "test":
             (own / r[6]).write_bytes(b"noise")
-    refused(own, tmp_path / "other", weights, "--oom touch", "--on-error skip",
-            parts=("all touch items of the labelled rows of split test, 25 in number", "stage 4", "replace"))
+    refused(
+        own,
+        tmp_path / "other",
+        weights,
+        "--oom touch",
+        "--on-error skip",
+        parts=("all touch items of the labelled rows of split test, 25 in number", "stage 4", "replace"),
+    )
     assert not fake_perceptor.encoded
 
 
 def test_a_sensor_without_a_train_item_is_refused_with_table_and_column(folder, weights, tmp_path):
     own, rows = Path(shutil.copytree(folder, tmp_path / "toy")), read_table(folder)
     write_table(own, [rows[0], *([*r[:6], "" if r[1] == "train" else r[6]] for r in rows[1:])])
-    refused(own, tmp_path / "runs", weights, "--oom touch", parts=("manifest.csv: column touch has no filled cell in the train",
-                                                                   "; fill some"))
+    refused(
+        own,
+        tmp_path / "runs",
+        weights,
+        "--oom touch",
+        parts=("manifest.csv: column touch has no filled cell in the train", "; fill some"),
+    )
 
 
 def test_columns_that_are_no_modality_stop_nothing_where_im_leaves_them_out(folder, weights, tmp_path):
     own, rows = Path(shutil.copytree(folder, tmp_path / "toy")), read_table(folder)
     write_table(own, [[*rows[0], "comment", "time"], *([*r, "good", "1:30"] for r in rows[1:])])
-    refused(own, tmp_path / "runs", weights, "--oom audio", parts=("comment 'good'", "remove the column if it is no modality"))
-    refused(own, tmp_path / "runs", weights, "--oom audio", "--im rgb,comment", parts=("comment 'good'", "remove the column"))
+    refused(
+        own,
+        tmp_path / "runs",
+        weights,
+        "--oom audio",
+        parts=("comment 'good'", "remove the column if it is no modality"),
+    )
+    refused(
+        own,
+        tmp_path / "runs",
+        weights,
+        "--oom audio",
+        "--im rgb,comment",
+        parts=("comment 'good'", "remove the column"),
+    )
     extract(own, tmp_path / "runs", weights, "--oom audio", "--im rgb")
-    assert "already done" in extract(own, tmp_path / "runs", weights, "--im rgb,language")     # other columns, the same data
+    assert "already done" in extract(
+        own, tmp_path / "runs", weights, "--im rgb,language"
+    )  # other columns, the same data
 
 
 # ------------------------------------------------------------------------------------------------ decoding ahead
+
 
 def test_items_come_in_order_from_any_number_of_workers():
     world, rows = datasets.read("synth", n_train=100, n_val=0, n_test=1), list(range(99, 10, -1))

@@ -17,22 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cox_oom import augment
-from cox_oom import files
 import evaluate
 import extract_features
-from cox_oom import model
-from cox_oom.labels import choose_labelled, class_frequencies, hold_out, name_by_clusters
 import train_connect
 import train_explore
+from cox_oom import augment, files, model
 from cox_oom.files import UserError
+from cox_oom.labels import choose_labelled, class_frequencies, hold_out, name_by_clusters
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {
-    "extract_features": extract_features,
-    "train_connect": train_connect,
-    "train_explore": train_explore,
-}
+STAGES = {"extract_features": extract_features, "train_connect": train_connect, "train_explore": train_explore}
 FLAGS = {
     "extract_features": "--image-size 8 --bind-epochs 2 --bind-width 8 --bind-dim 8",
     "train_connect": "--width 16 --depth 1 --patch 4 --warmup-epochs 2 --batch 16 --labelled-batch 8 "
@@ -93,18 +87,7 @@ def read_manifest(path):
 
 def argv(stage, folder, runs, *flags, oom="imu"):
     own = [w for f in flags for w in str(f).split()]
-    return [
-        "--data",
-        str(folder),
-        "--oom",
-        oom,
-        "--runs",
-        str(runs),
-        "--device",
-        "cpu",
-        *FLAGS[stage].split(),
-        *own,
-    ]
+    return ["--data", str(folder), "--oom", oom, "--runs", str(runs), "--device", "cpu", *FLAGS[stage].split(), *own]
 
 
 def stage(name, folder, runs, *flags, oom="imu"):
@@ -123,7 +106,9 @@ def command(name, folder, runs, *flags, oom="imu", **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
     )
 
 
@@ -159,9 +144,7 @@ def differ(a, b):
 
 
 def digests(runs):
-    return {
-        str(p.relative_to(runs)): files.load(p)["meta"]["digest"] for p in sorted(Path(runs).rglob("*.pt"))
-    }
+    return {str(p.relative_to(runs)): files.load(p)["meta"]["digest"] for p in sorted(Path(runs).rglob("*.pt"))}
 
 
 def change(path, **tensors_of):
@@ -305,11 +288,7 @@ def test_nothing_of_an_im_test_row_is_mapped(finished_runs, folder):
 
 def test_other_items_have_neither_label_nor_pair_in_unsup(finished_runs):
     connect = files.load(run_dir(finished_runs, "unsup") / "connect.pt")
-    assert (
-        connect["labelled"] == []
-        and connect["meta"]["paired"] == "none"
-        and connect["meta"]["n_labelled"] == 0
-    )
+    assert connect["labelled"] == [] and connect["meta"]["paired"] == "none" and connect["meta"]["n_labelled"] == 0
     assert all(len(t) == 0 for pair in connect["pairs"].values() for t in pair)
 
 
@@ -334,14 +313,14 @@ def test_held_out_items_are_for_validation_alone(folder, runs):
     stage("train_explore", folder, runs, "--force --method erm --epochs 3")
     connect, erm = files.load(run_dir(runs) / "connect.pt"), files.load(run_dir(runs) / "erm.pt")
     of = {r[0]: r for r in read_manifest(folder)}
-    assert sorted(of[i][2] for i in connect["held"]) == sorted(CLASSES)                 # a quarter of each class
+    assert sorted(of[i][2] for i in connect["held"]) == sorted(CLASSES)  # a quarter of each class
     assert {of[i][1] for i in connect["held"]} == {"train"}
     assert sorted(of[i][2] for i in connect["labelled"]) == sorted(CLASSES * 3)
     known, unknown = set(connect["labelled"]), set(erm["unlabelled"])
     assert not set(connect["held"]) & (known | unknown) and len(known | unknown) == 60 - 3
     stage("train_connect", folder, runs, "--force --per-class 4")
     assert set(files.load(run_dir(runs) / "connect.pt")["labelled"]) == known | set(connect["held"])
-    accuracy = np.array([r["val_accuracy"] for r in erm["history"]]) * 3                # of the three items held out
+    accuracy = np.array([r["val_accuracy"] for r in erm["history"]]) * 3  # of the three items held out
     np.testing.assert_allclose(accuracy, accuracy.round(), atol=1e-6)
 
 
@@ -417,8 +396,9 @@ def test_every_method_semi(all_methods, method):
 @pytest.mark.parametrize("method", [m for m in train_explore.METHODS if m not in UNSUP_REFUSED])
 def test_every_method_unsup(all_methods, method):
     runs, _ = all_methods
-    file, connect = files.load(run_dir(runs, "unsup") / f"{method}.pt"), files.load(
-        run_dir(runs, "unsup") / "connect.pt"
+    file, connect = (
+        files.load(run_dir(runs, "unsup") / f"{method}.pt"),
+        files.load(run_dir(runs, "unsup") / "connect.pt"),
     )
     assert differ(file["learner"], connect["learner"])
     assert all(t.isfinite().all() for t in tensors({"l": file["learner"], "h": file["head"]}).values())
@@ -428,11 +408,7 @@ def test_every_method_unsup(all_methods, method):
 @pytest.mark.parametrize("method", UNSUP_REFUSED)
 def test_methods_that_need_labels_are_refused_in_unsup(runs, folder, method):
     refused(
-        "train_explore",
-        folder,
-        runs,
-        f"--method {method} --setting unsup",
-        parts=(method, "labels", "semi", "cox"),
+        "train_explore", folder, runs, f"--method {method} --setting unsup", parts=(method, "labels", "semi", "cox")
     )
     assert not (run_dir(runs, "unsup") / f"{method}.pt").exists()
 
@@ -458,8 +434,13 @@ def test_the_term_on_d_follows_what_there_is(runs, folder):
 
 def test_refit_moves_the_head_alone_and_only_where_there_are_correspondences(runs, folder):
     file = lambda name: files.load(run_dir(runs) / f"{name}.pt")
-    for tag, flags in (("half", ""), ("kept", "--refit 0"), ("whole", "--refit 1"), ("plain", "--rounds 0"),
-                       ("plain-kept", "--rounds 0 --refit 0")):
+    for tag, flags in (
+        ("half", ""),
+        ("kept", "--refit 0"),
+        ("whole", "--refit 1"),
+        ("plain", "--rounds 0"),
+        ("plain-kept", "--rounds 0 --refit 0"),
+    ):
         stage("train_explore", folder, runs, f"{flags} --tag {tag}")
     half, kept, whole = file("cox-half"), file("cox-kept"), file("cox-whole")
     assert not differ(half["learner"], kept["learner"]) and not differ(half["learner"], whole["learner"])
@@ -487,14 +468,16 @@ def test_im_chooses_modalities(folder, tmp_path):
     rgb = files.bank_dir(tmp_path, folder, "bind", "imu") / "rgb.pt"
     before = rgb.read_bytes()
     refused("extract_features", folder, tmp_path, "--im language --force", parts=("rgb.pt", "--im"))
-    assert rgb.read_bytes() == before and os.listdir(rgb.parent) == ["rgb.pt"]               # refused before any training
+    assert rgb.read_bytes() == before and os.listdir(rgb.parent) == ["rgb.pt"]  # refused before any training
 
 
 def test_banks_of_two_trainings_are_not_mixed(runs, folder, tmp_path):
     stage("extract_features", folder, tmp_path, "--seed 1")
     other, here = (files.bank_dir(t, folder, "bind", "imu") / "rgb.pt" for t in (tmp_path, runs))
     shutil.copy(other, here)
-    refused("train_connect", folder, runs, "--force", parts=("rgb.pt and language.pt", "not trained together", "--force"))
+    refused(
+        "train_connect", folder, runs, "--force", parts=("rgb.pt and language.pt", "not trained together", "--force")
+    )
 
 
 def test_synth_by_name(tmp_path):
@@ -575,9 +558,7 @@ def test_every_method_is_deterministic(all_methods, folder, tmp_path, method):
 
 
 def test_another_seed_is_another_run(runs, folder):
-    refused(
-        "train_explore", folder, runs, "--seed 1", parts=("connect.pt", "python train_connect.py", "--seed 1")
-    )
+    refused("train_explore", folder, runs, "--seed 1", parts=("connect.pt", "python train_connect.py", "--seed 1"))
     stage("train_connect", folder, runs, "--seed 1")
     stage("train_explore", folder, runs, "--seed 1")
     zero, one = (files.load(run_dir(runs, seed=s) / "connect.pt") for s in (0, 1))
@@ -753,12 +734,20 @@ def test_oom_without_shared_rows_needs_pair_by_class(tmp_path):
 def test_few_true_pairs_are_found_and_no_others_drawn(tmp_path, flags):
     """Of 60 training rows three hold imu beside the others: they keep their labels, whatever the seed."""
     own = write_folder(tmp_path / "toy")
-    rows = [[*r[:3], *(r[3:] if k < 3 or r[1] != "train" else (r[3], "", r[5]) if k % 2 else ("", r[4], ""))]
-            for k, r in enumerate(read_manifest(own))]
+    rows = [
+        [*r[:3], *(r[3:] if k < 3 or r[1] != "train" else (r[3], "", r[5]) if k % 2 else ("", r[4], ""))]
+        for k, r in enumerate(read_manifest(own))
+    ]
     write_manifest(own, rows)
     stage("extract_features", own, tmp_path / "runs", "--bind-epochs 1")
     for seed in (0, 1):
-        stage("train_connect", own, tmp_path / "runs", flags, f"--seed {seed} --labels 0.1 --warmup-epochs 0 --connect-steps 1")
+        stage(
+            "train_connect",
+            own,
+            tmp_path / "runs",
+            flags,
+            f"--seed {seed} --labels 0.1 --warmup-epochs 0 --connect-steps 1",
+        )
         connect = files.load(files.run_dir(tmp_path / "runs", own, "bind", "imu", "semi", seed) / "connect.pt")
         assert connect["meta"]["paired"] == "true"
         for m in ("rgb", "language"):
@@ -782,11 +771,7 @@ def bind_by_class(tmp_path_factory):
     base = tmp_path_factory.mktemp("by_class")
     own, runs = write_folder(base / "toy"), base / "runs"
     write_manifest(
-        own,
-        [
-            [*r[:3], r[3] if k % 2 else "", r[4], "" if k % 2 else r[5]]
-            for k, r in enumerate(read_manifest(own))
-        ],
+        own, [[*r[:3], r[3] if k % 2 else "", r[4], "" if k % 2 else r[5]] for k, r in enumerate(read_manifest(own))]
     )
     refused("extract_features", own, runs, "--bind-epochs 1", parts=("language", "--pair-by-class"))
     assert not (runs / "toy" / "bind").exists()
@@ -890,9 +875,7 @@ def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, m
     assert hidden.sum() == 48
     change(
         path,
-        labels=lambda y: torch.where(
-            hidden, (true + 1) % 3 if lie == "another class" else torch.full_like(y, -1), y
-        ),
+        labels=lambda y: torch.where(hidden, (true + 1) % 3 if lie == "another class" else torch.full_like(y, -1), y),
     )
     real, seen = train_connect.choose_labelled, []
 
@@ -920,8 +903,16 @@ def test_the_draw_depends_on_the_labels_by_class_alone():
     assert torch.equal(one, choose_labelled(labels, 20, 0, torch.Generator().manual_seed(3), paired))
 
 
-@pytest.mark.parametrize("sizes, count, drawn", [((30, 8, 4), 42, (30, 8, 4)), ((30, 8, 4), 21, (9, 8, 4)),
-                                                 ((30, 8, 4), 6, (2, 2, 2)), ((30, 8, 4), 0.4, (1, 1, 1)), ((9, 9), 7.9, (4, 4))])
+@pytest.mark.parametrize(
+    "sizes, count, drawn",
+    [
+        ((30, 8, 4), 42, (30, 8, 4)),
+        ((30, 8, 4), 21, (9, 8, 4)),
+        ((30, 8, 4), 6, (2, 2, 2)),
+        ((30, 8, 4), 0.4, (1, 1, 1)),
+        ((9, 9), 7.9, (4, 4)),
+    ],
+)
 def test_what_a_small_class_is_short_of_the_larger_ones_give(sizes, count, drawn):
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     chosen = choose_labelled(labels, count, 0, torch.Generator().manual_seed(0))
@@ -930,7 +921,7 @@ def test_what_a_small_class_is_short_of_the_larger_ones_give(sizes, count, drawn
 
 def test_items_with_pairs_are_drawn_first():
     labels, paired = torch.arange(60) % 3, torch.zeros(60, 2, dtype=torch.bool)
-    paired[torch.tensor([3, 30, 30, 7]), torch.tensor([0, 0, 1, 1])] = True                  # classes 0, 0 and 1
+    paired[torch.tensor([3, 30, 30, 7]), torch.tensor([0, 0, 1, 1])] = True  # classes 0, 0 and 1
     for seed in range(5):
         chosen = choose_labelled(labels, 0, 1, torch.Generator().manual_seed(seed), paired).tolist()
         assert 7 in chosen and 30 in chosen and 3 not in chosen and len(chosen) == 3
@@ -948,7 +939,7 @@ def test_no_modality_is_left_without_pairs_where_it_has_any():
     with_none = torch.stack([~touch, torch.zeros_like(touch)], 1)
     assert len(choose_labelled(labels, 0, 2, torch.Generator(), with_none)) == 6
     imu = (torch.arange(60) >= 48) & ~touch
-    two = torch.stack([~touch & ~imu, ~touch & ~imu, imu, touch], 1)                         # two that the draw would leave out
+    two = torch.stack([~touch & ~imu, ~touch & ~imu, imu, touch], 1)  # two that the draw would leave out
     for per_class in (1, 2, 4):
         for seed in range(4):
             chosen = choose_labelled(labels, 0, per_class, torch.Generator().manual_seed(seed), two)
@@ -957,9 +948,7 @@ def test_no_modality_is_left_without_pairs_where_it_has_any():
 
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):
     own = write_folder(tmp_path / "toy", separate=("imu",))
-    write_manifest(
-        own, [[r[0], r[1], "" if r[4] and r[1] == "train" else r[2], *r[3:]] for r in read_manifest(own)]
-    )
+    write_manifest(own, [[r[0], r[1], "" if r[4] and r[1] == "train" else r[2], *r[3:]] for r in read_manifest(own)])
     stage("extract_features", own, tmp_path / "runs")
     refused("train_connect", own, tmp_path / "runs", "--pair-by-class", parts=("imu", "label"))
 
@@ -1037,9 +1026,7 @@ def test_a_diverged_training_is_not_saved(runs, folder):
     except UserError as error:
         assert "--lr" in str(error) and not path.exists()
     else:
-        assert all(
-            t.isfinite().all() for t in tensors(files.load(path)["learner"]).values()
-        ), "NaN weights were saved"
+        assert all(t.isfinite().all() for t in tensors(files.load(path)["learner"]).values()), "NaN weights were saved"
 
 
 # -------------------------------------------------------------------------------------------------- bad input
@@ -1353,7 +1340,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(runs, folder, monkeypatch, metho
         stage("train_explore", folder, runs, flags.replace("--force", ""))
     monkeypatch.undo()
     assert written == [checkpoint.name] * 2 and not path.exists()
-    monkeypatch.setattr(train_explore, "held_out_gain", None)                      # trust was settled when the run began
+    monkeypatch.setattr(train_explore, "held_out_gain", None)  # trust was settled when the run began
     assert "going on from epoch 2" in stage("train_explore", folder, runs, flags.replace("--force", ""))
     again = files.load(path)
     for k in whole:
@@ -1468,8 +1455,10 @@ def test_the_im_posterior_on_the_pairs_teaches_the_warm_up(runs, folder):
     assert divergence[5] < divergence[0]
 
 
-@pytest.mark.parametrize("flags, parts", [("--init spectral --name-with 1", ("--name-with", "has none")),
-                                          ("--init spectral", ("pen", "--name-with 1"))])
+@pytest.mark.parametrize(
+    "flags, parts",
+    [("--init spectral --name-with 1", ("--name-with", "has none")), ("--init spectral", ("pen", "--name-with 1"))],
+)
 def test_names_that_nothing_can_give_are_refused(tmp_path, flags, parts):
     """No reading has a label; no picture and no sentence shows a pen with one."""
     own = write_folder(tmp_path / "toy", separate=("imu",))
@@ -1482,7 +1471,9 @@ def test_names_that_nothing_can_give_are_refused(tmp_path, flags, parts):
 
 def test_a_class_without_a_label_can_get_no_name_and_this_is_said(tmp_path):
     own = write_folder(tmp_path / "toy", separate=("imu",))
-    write_manifest(own, [[*r[:2], "" if r[1] == "train" and r[4] and r[2] == "pen" else r[2], *r[3:]] for r in read_manifest(own)])
+    write_manifest(
+        own, [[*r[:2], "" if r[1] == "train" and r[4] and r[2] == "pen" else r[2], *r[3:]] for r in read_manifest(own)]
+    )
     stage("extract_features", own, tmp_path / "runs", "--bind-epochs 1")
     out = stage("train_connect", own, tmp_path / "runs", "--setting unsup --init spectral --name-with 1 --per-class 3")
     assert "no item of pen has a label" in out and "these play no part: --per-class" in out
@@ -1491,7 +1482,10 @@ def test_a_class_without_a_label_can_get_no_name_and_this_is_said(tmp_path):
 def test_a_class_that_only_the_new_sensor_shows_is_kept(tmp_path):
     """Pens have labels among the readings alone: the heads are not held to their share of 0 on the IM side."""
     own = write_folder(tmp_path / "toy", separate=("imu",))
-    write_manifest(own, [[*r[:2], "" if r[1] == "train" and not r[4] and r[2] == "pen" else r[2], *r[3:]] for r in read_manifest(own)])
+    write_manifest(
+        own,
+        [[*r[:2], "" if r[1] == "train" and not r[4] and r[2] == "pen" else r[2], *r[3:]] for r in read_manifest(own)],
+    )
     runs = tmp_path / "runs"
     stage("extract_features", own, runs, "--bind-epochs 1")
     stage("train_connect", own, runs, "--pair-by-class")
@@ -1516,7 +1510,9 @@ def test_without_connection_maps_by_an_untrained_connection(runs, folder):
 
 
 def test_without_warmup_leaves_the_learner_at_its_initial_weights(runs, folder):
-    refused("train_explore", folder, runs, "--without warmup --tag cold", parts=("train_connect.py", "--without warmup"))
+    refused(
+        "train_explore", folder, runs, "--without warmup --tag cold", parts=("train_connect.py", "--without warmup")
+    )
     stage("train_connect", folder, runs, "--without warmup --force")
     connect = files.load(run_dir(runs) / "connect.pt")
     assert_same(connect["initial"]["learner"], connect["learner"])
@@ -1542,7 +1538,9 @@ def test_unknown_parts_and_names_without_clusters_are_refused(runs, folder, flag
 @pytest.mark.parametrize("flags", ["--init spectral --name-with 1", "--init spectral"])
 def test_clusters_start_the_unsupervised_case(folder, runs, flags):
     out = stage("train_connect", folder, runs, "--setting unsup --force", flags)
-    assert ("names spread from" in out) == ("--name-with" in flags) and ("correlation" in out) == ("--name-with" not in flags)
+    assert ("names spread from" in out) == ("--name-with" in flags) and ("correlation" in out) == (
+        "--name-with" not in flags
+    )
     connect = files.load(run_dir(runs, "unsup") / "connect.pt")
     assert connect["labelled"] == [] and connect["naming"]["by"] == ("items" if "--name-with" in flags else "geometry")
     if "--name-with" in flags:
@@ -1595,11 +1593,15 @@ def test_correspondences_are_checked_on_held_out_pairs_and_left_out_on_demand(tm
         assert "held-out" not in stage("train_explore", own, runs, f"{flags} --tag {flags.split()[-1]}", oom="touch")
     assert "held-out" not in stage("train_explore", own, runs, "--method selftrain", oom="touch")
     stage("train_explore", own, runs, "--w-im 0 --tag plain", oom="touch")
-    told = {m: files.load(run_dir(runs, data="shared", oom="touch") / f"{m}.pt")["history"] for m in
-            ("cox", "cox-plain", "cox-emergent", "selftrain")}
+    told = {
+        m: files.load(run_dir(runs, data="shared", oom="touch") / f"{m}.pt")["history"]
+        for m in ("cox", "cox-plain", "cox-emergent", "selftrain")
+    }
     assert all("im" in epoch for epoch in told["cox"]) == trust["trusted"] and told["cox"][-1] != told["cox-plain"][-1]
     assert not any("im" in epoch for m in ("cox-plain", "cox-emergent", "selftrain") for epoch in told[m])
-    evaluate.main(["--data", str(own), "--runs", str(runs), "--table", "--out", str(tmp_path / "report"), "--device", "cpu"])
+    evaluate.main(
+        ["--data", str(own), "--runs", str(runs), "--table", "--out", str(tmp_path / "report"), "--device", "cpu"]
+    )
     record = json.loads((run_dir(runs, data="shared", oom="touch") / "cox.json").read_text())
     assert record["metrics"]["trust"] == trust
     assert "What the known modalities tell" in (tmp_path / "report" / "table.md").read_text()
@@ -1609,7 +1611,9 @@ def test_a_class_that_the_sensor_never_recorded_is_not_forced_on_its_readings(tm
     """`gauge` shows three classes, `touch` two of them; --shares free makes no such statement."""
     own, runs = write_shared_folder(tmp_path / "shared", n=240), tmp_path / "runs"
     rows = read_manifest(own)
-    write_manifest(own, [[*r[:4], "" if r[2] == CLASSES[2] else r[4]] for r in rows], ("id", "split", "label", "gauge", "touch"))
+    write_manifest(
+        own, [[*r[:4], "" if r[2] == CLASSES[2] else r[4]] for r in rows], ("id", "split", "label", "gauge", "touch")
+    )
     stage("extract_features", own, runs, oom="touch")
     stage("train_connect", own, runs, "--labels 0.3", oom="touch")
     for method in ("cox", "selftrain"):
@@ -1617,7 +1621,13 @@ def test_a_class_that_the_sensor_never_recorded_is_not_forced_on_its_readings(tm
         assert f"no labelled touch item shows {CLASSES[2]}: no reading will be taken for one" in out
         saved = files.load(run_dir(runs, data="shared", oom="touch") / f"{method}.pt")
         assert (saved["after"]["prediction"] == 2).float().mean() < 0.02
-        free = stage("train_explore", own, runs, f"--method {method} --epochs 1 --refreshes 1 --shares free --tag free", oom="touch")
+        free = stage(
+            "train_explore",
+            own,
+            runs,
+            f"--method {method} --epochs 1 --refreshes 1 --shares free --tag free",
+            oom="touch",
+        )
         assert "no reading will be" not in free
 
 
@@ -1625,15 +1635,21 @@ def test_too_few_pairs_for_correspondences_are_said(tmp_path):
     own, runs = write_shared_folder(tmp_path / "shared"), tmp_path / "runs"
     stage("extract_features", own, runs, oom="touch")
     stage("train_connect", own, runs, "--per-class 2", oom="touch")
-    assert "6 labelled items have a pair in all of gauge, 8 are needed" in stage("train_explore", own, runs, oom="touch")
+    assert "6 labelled items have a pair in all of gauge, 8 are needed" in stage(
+        "train_explore", own, runs, oom="touch"
+    )
 
 
 def test_class_frequencies_by_hand():
     im, none = torch.tensor([0] * 6 + [1] * 3 + [2]), torch.zeros(4, dtype=torch.bool)
     told = lambda y: class_frequencies(im, torch.tensor(y, dtype=torch.long), 4)
-    for y, expected, unseen in (([0, 1, 2], [0.6, 0.3, 0.1, 0], []), ([], [0.6, 0.3, 0.1, 0], []),
-                                ([0, 1], [2 / 3, 1 / 3, 0, 0], [2]), ([0, 1, 2, 3], [0.48, 0.24, 0.08, 0.2], []),
-                                ([0, 3], [0.6 / 1.1, 0, 0, 0.5 / 1.1], [1, 2])):
+    for y, expected, unseen in (
+        ([0, 1, 2], [0.6, 0.3, 0.1, 0], []),
+        ([], [0.6, 0.3, 0.1, 0], []),
+        ([0, 1], [2 / 3, 1 / 3, 0, 0], [2]),
+        ([0, 1, 2, 3], [0.48, 0.24, 0.08, 0.2], []),
+        ([0, 3], [0.6 / 1.1, 0, 0, 0.5 / 1.1], [1, 2]),
+    ):
         shares, absent = told(y)
         torch.testing.assert_close(shares, torch.tensor(expected))
         assert torch.equal(absent, none.index_fill(0, torch.tensor(unseen, dtype=torch.long), True))
@@ -1663,7 +1679,10 @@ def test_partners_of_other_objects_are_not_trusted(tmp_path):
     stage("extract_features", own, runs, oom="touch")
     stage("train_connect", own, runs, "--labels 0.4", oom="touch")
     said = stage("train_explore", own, runs, oom="touch")
-    assert "held-out pairs" in said and files.load(run_dir(runs, data="shared", oom="touch") / "cox.pt")["trust"]["gain"] < 0.1
+    assert (
+        "held-out pairs" in said
+        and files.load(run_dir(runs, data="shared", oom="touch") / "cox.pt")["trust"]["gain"] < 0.1
+    )
 
 
 def test_pairs_drawn_within_a_class_give_no_correspondences(tmp_path):
