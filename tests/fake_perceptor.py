@@ -1,5 +1,5 @@
-"""A perceptor of no use but to tests: the interface of cox_oom/perceptors/__init__.py on a seed in a file, in milliseconds.
-COX_FAKE_SLEEP: seconds that a batch takes."""
+"""A perceptor of no use but to tests: the interface of cox_oom/perceptors/__init__.py on a seed in a file, in
+milliseconds. COX_FAKE_SLEEP: seconds that a batch takes."""
 
 import os
 import time

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write_clip(path, seconds=1.0, rate=10, sound=True, size=(32, 48), tone=500.0):
-    """A video whose frame k is grey of level 20 + 4 k (230 at most); with `sound`, a tone in the right channel of two."""
+    """A video whose frame k is grey of level 20 + 4 k (230 at most); with `sound`, a tone in the right channel."""
     import av
 
     os.makedirs(os.path.dirname(str(path)) or ".", exist_ok=True)

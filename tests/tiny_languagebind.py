@@ -136,7 +136,7 @@ def shapes(c):
 
 
 def tensors(c):
-    """{key: tensor} in the layout of 2023, position_ids included. Updates are about a third of what they are added to."""
+    """{key: tensor} in the layout of 2023, position_ids included. Updates are about a third of what they add to."""
     return {k: draw(k, s) / (32 if ".lora_B." in k else 1) for k, s in shapes(c).items()} | {
         f"{m}.embeddings.position_ids": torch.arange(n)[None]
         for m, n in (
@@ -147,7 +147,7 @@ def tensors(c):
 
 
 def today(state):
-    """The same weights with the keys that peft gives them since 0.7: an adapted layer's own weights are its base_layer."""
+    """The same weights with the keys that peft gives them since 0.7: an adapted layer's own weights are base_layer."""
     adapted = {k.removesuffix(".lora_A.default.weight") for k in state if k.endswith(".lora_A.default.weight")}
     return {
         f"{k.rpartition('.')[0]}.base_layer.{k.rpartition('.')[2]}" if k.rpartition(".")[0] in adapted else k: v

@@ -337,7 +337,10 @@ def test_fingerprint(tmp_path):
 def test_fingerprint_of_a_folder_with_faults(tmp_path):
     """A file that goes or comes makes other data; which columns are checked does not."""
     path = write(tmp_path)
-    fingerprint = lambda *columns: datasets.read(str(path), columns=columns or None).fingerprint
+
+    def fingerprint(*columns):
+        return datasets.read(str(path), columns=columns or None).fingerprint
+
     first = fingerprint()
     assert fingerprint("rgb") == fingerprint("pulse") == first
     whole = (path / "pulse/d.npy").read_bytes()

@@ -179,7 +179,10 @@ def test_frames_are_asked_for_by_number_and_time(tmp_path, name, codec):
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec}")
     path = clip(tmp_path / name, 400, codec)
-    grey = lambda k: 20 + 200 * np.array(k) // 400
+
+    def grey(k):
+        return 20 + 200 * np.array(k) // 400
+
     seen = []
 
     def sample(n, fps):

@@ -15,7 +15,7 @@ SCENES = ["kitchen", "living_room", "office_kitchen", "home_office", "excercise_
 
 
 def write_mat(path, scenes, shape=(6, 8), seed=0):
-    """images (n, 3, W, H), depths and rawDepths (n, W, H), sceneTypes references to uint16 text: as MATLAB writes them."""
+    """images (n, 3, W, H), depths and rawDepths (n, W, H), sceneTypes references to uint16 text, as MATLAB does."""
     rng, (h, w), n = np.random.default_rng(seed), shape, len(scenes)
     images = rng.integers(0, 255, (n, 3, w, h), dtype=np.uint8)
     depths = rng.uniform(1, 9, (n, w, h)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""cox_oom/data/tvl.py: small csv of both parts, what is cropped and turned, the 402 real test rows in the csv layout."""
+"""cox_oom/data/tvl.py: small csv of both parts, what is cropped and turned, the 402 real test rows in csv."""
 
 import csv
 import json
@@ -154,7 +154,7 @@ def test_the_real_test_rows(data, tmp_path):
         rgb, touch = r["image_fp"][len(part) + 1 :], r["tactile_fp"][len(part) + 1 :]
         link(tmp_path / "a.jpg", tmp_path / part / rgb), link(tmp_path / "b.jpg", tmp_path / part / touch)
         files[f"{part}/test.csv"].append([rgb, r["label"]] if part == "ssvtp" else [rgb, touch, "none.jpg", r["label"]])
-        other, words = f"again/{touch}", ", ".join(reversed(r["label"].rstrip(".").split(",")))
+        words = ", ".join(reversed(r["label"].rstrip(".").split(",")))
         files["hct/data1/train.csv"].append([f"again/{part}/{rgb}", f"again/{part}/{touch}", "none.jpg", words])
         link(tmp_path / "b.jpg", tmp_path / "hct/data1/again" / part / touch)
         link(tmp_path / "a.jpg", tmp_path / "hct/data1/again" / part / rgb)

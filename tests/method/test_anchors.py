@@ -84,8 +84,8 @@ def test_statistics_of_the_anchors():
 
 @pytest.mark.parametrize("named", [True, False])
 def test_emergent_pairs_are_the_nearest_in_all_mappings(named):
-    """By float64 and by hand: an IM item's distance to a reading is the mean over its mappings; where heads know names, a
-    pair of two classes leaves A."""
+    """By float64 and by hand: an IM item's distance to a reading is the mean over its mappings; where heads know names,
+    a pair of two classes leaves A."""
     g = torch.Generator().manual_seed(4)
     z, mapped = torch.randn(30, 5, generator=g), torch.randn(2, 20, 5, generator=g)
     y_im, label, mask = torch.arange(20) % 4, torch.randint(4, (30,), generator=g), torch.rand(30, generator=g) < 0.8

@@ -43,8 +43,8 @@ def test_whitened_components_are_uncorrelated_with_unit_variance():
 
 
 def test_shared_vectors_begin_with_what_all_modalities_show():
-    """Three banks of 4 common and 6 private directions each, the private ones louder: PCA of the banks side by side takes the
-    private ones first, the shared vectors the common ones."""
+    """Three banks of 4 common and 6 private directions each, the private ones louder: PCA of the banks side by side
+    takes the private ones first, the shared vectors the common ones."""
     g = torch.Generator().manual_seed(0)
     common = torch.randn(500, 4, generator=g)
     banks = [
@@ -52,18 +52,16 @@ def test_shared_vectors_begin_with_what_all_modalities_show():
         @ torch.linalg.qr(torch.randn(10, 10, generator=g))[0]
         for _ in range(3)
     ]
-    told = lambda x: (
-        1
-        - torch.linalg.lstsq(x, common - common.mean(0))
-        .solution.T.matmul(x.T @ (common - common.mean(0)))
-        .diagonal()
-        .sum()
-        .item()
-        / (common - common.mean(0)).square().sum().item()
-    )
+
+    def missed(x):
+        """The share of `common` that x does not explain."""
+        y = common - common.mean(0)
+        explained = torch.linalg.lstsq(x, y).solution.T.matmul(x.T @ y).diagonal().sum().item()
+        return 1 - explained / y.square().sum().item()
+
     x = shared_vectors(banks, 22)
     assert (
-        told(x[:, :4]) < 0.02 and told(whiten(torch.cat(banks, 1), 22)[:, :4]) > 0.9
+        missed(x[:, :4]) < 0.02 and missed(whiten(torch.cat(banks, 1), 22)[:, :4]) > 0.9
     )  # share of `common` not explained
     torch.testing.assert_close(x.square().mean(), torch.tensor(1.0))
     variance = x.var(0)
@@ -81,7 +79,10 @@ def test_correspondences_know_more_than_the_labels(seed):
     y_z, partner = given(y, 20)  # 4 pairs per class
     posterior, expected = correspond(z, y_z, partner, x, y, shares, rounds=10)
     alone, _ = correspond(z, y_z, **labels_alone(y_z, shares), rounds=10)
-    right = lambda q: (q[20:].argmax(1) == y[20:]).float().mean().item()
+
+    def right(q):
+        return (q[20:].argmax(1) == y[20:]).float().mean().item()
+
     assert right(posterior) > right(alone) + 0.05
     torch.testing.assert_close(posterior.sum(1), torch.ones(len(z)))
     assert torch.equal(posterior[:20], F.one_hot(y[:20], 5).float())
@@ -132,12 +133,15 @@ def test_readings_like_no_other_do_not_bend_the_fit():
     y_z, partner = given(y, 30)
     broken = z.clone()
     broken[-12:] *= 100
-    right = lambda z, freedom: (
-        (correspond(z, y_z, partner, x, y, shares, freedom=freedom)[0][30:-12].argmax(1) == y[30:-12])
-        .float()
-        .mean()
-        .item()
-    )
+
+    def right(z, freedom):
+        return (
+            (correspond(z, y_z, partner, x, y, shares, freedom=freedom)[0][30:-12].argmax(1) == y[30:-12])
+            .float()
+            .mean()
+            .item()
+        )
+
     assert right(broken, 5.0) > right(z, 5.0) - 0.03
     assert right(broken, 1e5) < right(z, 1e5) - 0.1
 
@@ -175,7 +179,7 @@ def test_a_labelled_reading_without_a_partner_is_spread_over_its_class():
 
 
 def test_without_weight_the_unpaired_items_leave_the_map_alone():
-    """Weight 0: other items in no pair move the class frequencies' bias alone, the same for every item; not so with 0.3."""
+    """Weight 0: other items in no pair move the class frequencies' bias, alike for every item; not so with 0.3."""
     z, x, y, shares = shared_world(7)
     y_z, partner = given(y, 40)
     apart = {}
@@ -262,15 +266,23 @@ def test_fewer_than_eight_pairs_show_nothing_and_this_is_said():
 
 
 def test_classes_that_the_sensor_does_not_record():
-    """It shows three of five classes: at their frequencies on the IM side readings are forced into the other two; fewer where the
-    readings tell the frequencies; none where it is known that there are none."""
+    """It shows three of five classes: at their frequencies on the IM side readings are forced into the other two; fewer
+    where the readings tell the frequencies; none where it is known that there are none."""
     z, x, y, equal = shared_world(11, m=900)
     shown = (y < 3).nonzero().squeeze(1)
     y_z, partner = given(y, 30)
-    guess = lambda shares, **held: correspond(z[shown], y_z[shown], partner[shown], x, y, shares, **held)[0].argmax(1)
+
+    def guess(shares, **held):
+        return correspond(z[shown], y_z[shown], partner[shown], x, y, shares, **held)[0].argmax(1)
+
     forced, free, known = guess(equal), guess(equal, held=False), guess(class_frequencies(y, y_z[shown][:18], 5)[0])
-    other = lambda g: (g > 2).float().mean().item()
-    right = lambda g: (g[18:] == y[shown][18:]).float().mean().item()
+
+    def other(g):
+        return (g > 2).float().mean().item()
+
+    def right(g):
+        return (g[18:] == y[shown][18:]).float().mean().item()
+
     assert other(forced) > 0.2 and other(free) < 0.7 * other(forced) and other(known) == 0
     assert right(forced) + 0.05 < right(free) < right(known) - 0.05
     at = torch.full((900,), -1).scatter(0, shown, torch.arange(len(shown)))[partner[shown]]  # as if they were not there

@@ -190,7 +190,10 @@ def test_fit_head_with_constant_features(constant):
     z, y = blobs(600, 10, 5, 0.5, 1)
     zt, yt = blobs(2000, 10, 5, 0.5, 2)
     plain = (fit_head(z, y, 5)(zt).argmax(1) == yt).float().mean()
-    with_constant = lambda t: torch.cat([t, torch.full((len(t), 2), constant)], 1)
+
+    def with_constant(t):
+        return torch.cat([t, torch.full((len(t), 2), constant)], 1)
+
     head = fit_head(with_constant(z), y, 5)
     assert all(t.isfinite().all() for t in head.state_dict().values())
     assert (head(with_constant(zt)).argmax(1) == yt).float().mean() >= plain - 0.01
@@ -231,7 +234,10 @@ def test_fit_head_item_weights():
     z, y = blobs(400, 6, 3, 0.4)
     wrong = torch.arange(400) % 2 == 0
     noisy = torch.where(wrong, (y + 1) % 3, y)
-    accuracy = lambda h: (h(z).argmax(1) == y).float().mean()
+
+    def accuracy(h):
+        return (h(z).argmax(1) == y).float().mean()
+
     assert accuracy(fit_head(z, noisy, 3, weight=(~wrong).float())) > 0.97
     assert accuracy(fit_head(z, noisy, 3)) < 0.9
     assert fit_head(z, y, 4)(z).softmax(-1)[:, 3].max() < 0.1
@@ -240,7 +246,10 @@ def test_fit_head_item_weights():
 def test_fit_head_on_random_batches():
     z, y = blobs(600, 10, 5, 0.5, 1)
     zt, yt = blobs(2000, 10, 5, 0.5, 2)
-    g = lambda: torch.Generator().manual_seed(3)
+
+    def g():
+        return torch.Generator().manual_seed(3)
+
     one, two = (fit_head(z, y, 5, batch=128, generator=g()) for _ in range(2))
     assert torch.equal(one.linear.weight, two.linear.weight)
     assert (
@@ -325,7 +334,10 @@ def test_standardise_makes_the_scale_of_a_bank_irrelevant():
 def test_connection_learns_a_linear_map_from_pairs():
     (z_im, z), (held_im, held) = linear_world(), linear_world(seed=1)
     c = connection(z_im, 6)
-    error = lambda: F.mse_loss(map_items(c, held_im), held).item()
+
+    def error():
+        return F.mse_loss(map_items(c, held_im), held).item()
+
     before = error()
     optimizer = torch.optim.Adam(c.parameters(), lr=1e-3)
     views = torch.stack([z, z + 0.05 * torch.randn(z.shape)])
@@ -534,12 +546,15 @@ def test_a_warm_connection_leaves_what_it_was_read_from_alone():
     first = model.Connection(d_im=5, d=8)
     optimizer = torch.optim.Adam(first.parameters())
     first.standardise(z_im)
-    arguments = lambda: (
-        z_im,
-        torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(1)),
-        torch.zeros(20, dtype=torch.long),
-        torch.nn.Linear(8, 2).requires_grad_(False),
-    )
+
+    def arguments():
+        return (
+            z_im,
+            torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(1)),
+            torch.zeros(20, dtype=torch.long),
+            torch.nn.Linear(8, 2).requires_grad_(False),
+        )
+
     keywords = dict(steps=3, beta=1e-4, w_ce=0.0)
     model.train_connection(first, optimizer, *arguments(), generator=torch.Generator().manual_seed(2), **keywords)
     connect = {

@@ -33,7 +33,7 @@ def every_operator(z, v, logits, bias, classes):
 
 
 def test_captured_in_a_graph():
-    """A kernel that waits for the host, or runs on another stream, cannot be captured; a replay must follow its inputs."""
+    """A kernel that waits for the host, or runs on another stream, is not captured; a replay must follow its inputs."""
     static = inputs()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""heads_agreement: modality_agreement of the heads' logits, for every dtype, layout and size; its gradients and memory."""
+"""heads_agreement: modality_agreement of the heads' logits, for every dtype, layout, size; its gradients and memory."""
 
 import subprocess
 import sys

@@ -38,7 +38,10 @@ def toy(n=240, classes=4, seed=0, splits=(0.7, 0.1)):
         * (torch.arange(24) < lengths[:, None])[:, None]
     )
     vector = (latent @ maps[2]).unsqueeze(1)
-    normal = lambda kind, x, t=None: {"kind": kind, "x": x, "lengths": t, "mean": x.mean(), "std": x.std(), **common}
+
+    def normal(kind, x, t=None):
+        return {"kind": kind, "x": x, "lengths": t, "mean": x.mean(), "std": x.std(), **common}
+
     return {
         "rgb": normal("image", image),
         "imu": normal("series", series, lengths),

@@ -1,4 +1,4 @@
-"""Models of transformers as perceptors: the numbers of the models' own calls, nothing left to chance, errors of one line."""
+"""Models of transformers as perceptors: the numbers of the models' own calls, no chance, errors of one line."""
 
 import json
 import pickle

@@ -88,7 +88,7 @@ def test_text_looks_back_only_and_is_read_at_its_end_token(perceptor):
 
 @pytest.mark.parametrize("name", sorted(imagebind.HEADS))
 def test_every_tensor_of_the_checkpoint_has_its_effect(name):
-    """Each tensor, changed alone, changes the row; not so the output's scale, and the mask, which is checked instead."""
+    """Each tensor, changed alone, changes the row; not so the output's scale, and the mask: it is checked instead."""
     role = {"vision": "image"}.get(name, name)
     batch = tiny_weights.imagebind_batches()[role][:1]
     tensors = {k: t for k, t in tiny_weights.imagebind_tensors().items() if f".{name}." in k}

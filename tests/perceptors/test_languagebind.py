@@ -31,7 +31,7 @@ def perceptor(folder):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_tower_gives_what_the_official_code_gives(perceptor, role):
-    """The fixture's rows are the official model's, with the same tensors and batches; depth, thermal, video: updates."""
+    """The fixture's rows are the official model's, of the same tensors and batches; depth, thermal, video: updates."""
     z = perceptor.encode(role, tiny.batch(role))
     assert z.dtype == torch.float32 and perceptor.dims[role] == 8
     torch.testing.assert_close(z, torch.tensor(FIXTURE["towers"]["rows"][role]), rtol=0, atol=2e-6)

@@ -19,14 +19,15 @@ CATEGORIES = (0, 9, 17)  # music, vehicles, cooking
 COUNT = {"train": 27, "validate": 3, "test": 9}
 SILENT = ("video3", "video31")  # without an audio track
 SMALL = {
-    "train_connect": "--width 16 --depth 1 --warmup-epochs 2 --batch 16 --labelled-batch 8 --connect-steps 4 --labels 0.4",
+    "train_connect": "--width 16 --depth 1 --warmup-epochs 2 --batch 16 --labelled-batch 8 --connect-steps 4 "
+    "--labels 0.4",
     "train_explore": "--epochs 2 --batch 16 --labelled-batch 8 --connect-steps 2 --refreshes 1 --method cox",
 }
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """39 clips: train_val and test annotation, TrainValVideo/ and TestVideo/; a category has its pitch and its words."""
+    """39 clips: train_val and test annotation, TrainValVideo/ and TestVideo/; a category has its pitch and words."""
     root, k = tmp_path_factory.mktemp("msrvtt"), 0
     lists = {"train_val": ([], []), "test": ([], [])}
     for split, count in COUNT.items():

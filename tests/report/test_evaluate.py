@@ -39,8 +39,8 @@ def make_world(
     oom="sonar",
     im_test=True,
 ):
-    """Random models in the tree that stages 1 to 3 write: 30 train, 9 val, 21 test rows, one IM bank (im_test=False: whose
-    test rows have no label)."""
+    """Random models in the tree that stages 1 to 3 write: 30 train, 9 val, 21 test rows, one IM bank (im_test=False:
+    whose test rows have no label)."""
     g = torch.Generator().manual_seed(7)
     split = torch.tensor([0] * 30 + [1] * 9 + [2] * 21)
     y, ids = torch.arange(60) % 3, [f"i{j}" for j in range(60)]
@@ -495,7 +495,9 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_nothing_found_says_what_to_run(tmp_path):
-    say = lambda *more: ["--data", "toy", "--runs", str(tmp_path), *more]
+    def say(*more):
+        return ["--data", "toy", "--runs", str(tmp_path), *more]
+
     with pytest.raises(
         files.UserError, match="no finished run .*run first: python extract_features.py --data toy --oom audio"
     ):
@@ -577,7 +579,9 @@ def test_unlike_flags_are_said():
 
 
 def test_balanced_table_only_where_classes_are_skewed():
-    titles = lambda *counts: [b["title"] for b in tables.tables([record(0.5, counts=counts)])]
+    def titles(*counts):
+        return [b["title"] for b in tables.tables([record(0.5, counts=counts)])]
+
     assert not any("Balanced" in t for t in titles(10, 12, 14))
     assert any("Balanced" in t for t in titles(10, 12, 16))
     assert any("Balanced" in t for t in titles(0, 12, 12))
@@ -633,7 +637,10 @@ def test_accuracy_on_unlabelled_items_is_that_of_both_parts():
 
 def test_unlabelled_items_without_a_hidden_label_are_not_counted():
     agree, guess = torch.tensor([True, True, True, False, False]), torch.tensor([1, 1, 0, 2, 0])
-    after = lambda truth: {"after": metrics.agreement(agree, guess, torch.tensor(truth))}
+
+    def after(truth):
+        return {"after": metrics.agreement(agree, guess, torch.tensor(truth))}
+
     r = record(0.5)
     for truth, accuracy in (([1, -1, -1, 0, 0], 2 / 3), ([-1, -1, -1, 0, 0], 1 / 2), ([1, 0, 0, -1, -1], 2 / 3)):
         r["metrics"]["agreement"] = after(truth)
@@ -808,8 +815,8 @@ def test_names_are_drawn_as_they_are(monkeypatch):
 def test_names_that_no_font_has_do_not_warn():
     """In a process of its own, for pytest has filters of its own."""
     code = (
-        "import logging; from cox_oom.report import plots; logging.basicConfig(); f, (ax,) = plots.grid(1); ax.set_title('杯子 フォーク 접시 \U0010fffd'); "
-        "f.draw_without_rendering()"
+        "import logging; from cox_oom.report import plots; logging.basicConfig(); f, (ax,) = plots.grid(1); "
+        "ax.set_title('杯子 フォーク 접시 \U0010fffd'); f.draw_without_rendering()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
@@ -855,7 +862,10 @@ def test_why_cox_left_correspondences_out_stands_under_the_table():
     records[1]["metrics"]["fallback"] = (
         "3 labelled items have a pair in all of rgb, 8 are needed: COX goes by labels and agreement"
     )
-    say = lambda: [n for n in tables.column_notes(records, [("toy", "sonar")]) if "without correspondences" in n]
+
+    def say():
+        return [n for n in tables.column_notes(records, [("toy", "sonar")]) if "without correspondences" in n]
+
     assert say() == [
         "toy sonar, semi, 10% labels: cox without correspondences in 1 of 3 runs: 3 labelled items have a pair in all "
         "of rgb, 8 are needed."

@@ -27,8 +27,8 @@ import search  # noqa: E402
 
 @pytest.fixture
 def sh(tmp_path):
-    """sh(experiment, fails="", **environment): the shell file with a python that only notes its arguments (and fails where
-    they contain `fails`): (finished process, [its arguments, a line a call])."""
+    """sh(experiment, fails="", **environment): the shell file with a python that only notes its arguments (and fails
+    where they contain `fails`): (finished process, [its arguments, a line a call])."""
     log, fake = tmp_path / "log", tmp_path / "python"
     fake.write_text(
         f'#!/bin/sh\nif [ "$1" = -c ]; then case "$3" in bad) echo error: bad >&2; exit 2 ;; esac\n'
@@ -184,9 +184,12 @@ def test_table3_from_nothing_and_again(tmp_path):
         "EXPLORE": "--epochs 2 --refreshes 1",
         "CONNECT": "--width 16 --depth 1 --patch 4 --per-class 4 --warmup-epochs 2 --connect-steps 20",
     }
-    call = lambda: subprocess.run(
-        ["bash", str(ROOT / "experiments/table3.sh")], capture_output=True, text=True, env=environment
-    )
+
+    def call():
+        return subprocess.run(
+            ["bash", str(ROOT / "experiments/table3.sh")], capture_output=True, text=True, env=environment
+        )
+
     done = call()
     assert done.returncode == 0, done.stderr + done.stdout
     out = tmp_path / "out"
@@ -235,13 +238,15 @@ def test_fig5_table_by_hand():
 
 
 def agreeing(r, before, after):
-    part = lambda gap: {
-        "share": 0.5,
-        "agree_accuracy": 0.9,
-        "disagree_accuracy": 0.9 - gap,
-        "gap": gap,
-        "label_accuracy": 0.9,
-    }
+    def part(gap):
+        return {
+            "share": 0.5,
+            "agree_accuracy": 0.9,
+            "disagree_accuracy": 0.9 - gap,
+            "gap": gap,
+            "label_accuracy": 0.9,
+        }
+
     r["metrics"]["agreement"] = {"before": part(before), "after": part(after), "after_own": part(after)}
     return r
 
@@ -260,7 +265,9 @@ def test_fig6_is_counted_over_the_columns():
 
 
 def test_commonality_by_hand():
-    world = lambda a, c, n, s, m: {**record(a, seed=s, method=m, per_class=n), "commonality": c}
+    def world(a, c, n, s, m):
+        return {**record(a, seed=s, method=m, per_class=n), "commonality": c}
+
     records = [
         world(0.5 + 0.1 * c * (m == "cox") + 0.01 * s, c, n, s, m)
         for c in (0.0, 1.0)
@@ -405,19 +412,25 @@ def test_an_earlier_collection_adds_what_the_trees_lack(tmp_path, capsys):
     for tree, seeds in (("one", (0,)), ("two", (0, 1))):
         make_world(tmp_path / tree, seeds=seeds, methods=("random", "selftrain", "cox"))
         evaluate.main(["--data", "toy", "--runs", str(tmp_path / tree)])
-    line = lambda tree, *more: [
-        "table2",
-        "--data",
-        "toy",
-        "--runs",
-        str(tmp_path / tree),
-        "--out",
-        str(tmp_path / tree / "out"),
-        *more,
-    ]
+
+    def line(tree, *more):
+        return [
+            "table2",
+            "--data",
+            "toy",
+            "--runs",
+            str(tmp_path / tree),
+            "--out",
+            str(tmp_path / tree / "out"),
+            *more,
+        ]
+
     collect.main(line("two"))
     earlier, table = (tmp_path / tree / "out" / "table.json" for tree in ("two", "one"))
-    read = lambda: [(r["method"], r["seed"], "added" in r) for r in json.loads(table.read_text())]
+
+    def read():
+        return [(r["method"], r["seed"], "added" in r) for r in json.loads(table.read_text())]
+
     collect.main(line("one", "--add", str(earlier)))
     assert sorted(read()) == [(m, s, s == 1) for m in ("cox", "random", "selftrain") for s in (0, 1)]
     collect.main(line("one", "--add", str(earlier), "--add-method", "random"))
@@ -588,10 +601,12 @@ def test_readme_table_is_made_from_the_json(tmp_path):
 
 
 def test_readme_retrieval_of_instances():
-    """Mean over the columns, spread over the seeds that have them all, fewer seeds marked and not bold, drawn pairs left out."""
+    """Mean over the columns, spread over the seeds that have them all, fewer seeds marked, not bold, no drawn pairs."""
 
     def shown(data, method, seed, r1, oom="sonar"):
-        at = lambda v: {"r1": v, "r5": 0.75, "chance_r1": 0.02, "chance_r5": 0.1}
+        def at(v):
+            return {"r1": v, "r5": 0.75, "chance_r1": 0.02, "chance_r5": 0.1}
+
         r = record(0.5, method=method, seed=seed, data=data, oom=oom)
         r["metrics"]["retrieval"] = {"rgb": {"out": {"category": at(0.5), "instance": at(r1)}}}
         return r

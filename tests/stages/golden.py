@@ -1,12 +1,13 @@
-"""Golden digests: what about eighty small runs of the four stages write, so that a change of structure can show that no bit moved.
+"""Golden digests: what about eighty small runs of the four stages write, so that a change of structure can show that no
+bit moved.
 
     python -m tests.stages.golden            compare with tests/stages/golden.json; exit status 1 where a digest differs
     python -m tests.stages.golden --write    write that file anew (say in the commit why numbers changed)
 
-Every run is of seconds, at one thread, on the CPU. A digest is the content digest of a `.pt` file (its `meta` aside), or of a
-METHOD.json without times and versions. Digests are kept by the arithmetic of the machine: `probe` runs a few torch
-functions and hashes the results, since another processor rounds differently. The shapes of all tensors are kept once for all
-machines.
+Every run is of seconds, at one thread, on the CPU. A digest is the content digest of a `.pt` file (its `meta` aside),
+or of a METHOD.json without times and versions. Digests are kept by the arithmetic of the machine: `probe` runs a few
+torch functions and hashes the results, since another processor rounds differently. The shapes of all tensors are kept
+once for all machines.
 """
 
 import argparse
@@ -34,8 +35,8 @@ NOT_COMPARED = ("seconds", "connect_seconds", "torch", "command")
 
 
 def write_folder(path, alone=()):
-    """A folder with manifest.csv: rgb (8 x 8 png), imu (2, T) of varying T, language; 60 train, 12 val, 30 test rows that have
-    all three, and as many more that have only one of `alone`, which the first then lack."""
+    """A folder with manifest.csv: rgb (8 x 8 png), imu (2, T) of varying T, language; 60 train, 12 val, 30 test rows
+    that have all three, and as many more that have only one of `alone`, which the first then lack."""
     from PIL import Image
 
     rng, rows, words = np.random.default_rng(0), [], ("cup", "key", "pen")
@@ -46,9 +47,8 @@ def write_folder(path, alone=()):
                 picture = rng.integers(0, 120, (8, 8, 3))
                 picture[:, :, c] += 100
                 t = np.arange(rng.integers(8, 21))
-                wave = np.stack([np.sin(t * (0.3 + 0.5 * c)), t / 20 * (c - 1)]) + 0.3 * rng.standard_normal(
-                    (2, len(t))
-                )
+                wave = np.stack([np.sin(t * (0.3 + 0.5 * c)), t / 20 * (c - 1)])
+                wave = wave + 0.3 * rng.standard_normal(wave.shape)
                 cells = {
                     "rgb": f"rgb/{name}.png",
                     "imu": f"imu/{name}.npy",
@@ -81,18 +81,8 @@ class Tree:
             importlib.import_module(script).main([*self.where, "--device", "cpu", *flags])
 
     def explore(self, method, tag="", flags=""):
-        self(
-            "train_explore",
-            "--oom",
-            self.oom,
-            "--setting",
-            self.setting,
-            "--method",
-            method,
-            *EXPLORE.split(),
-            *(["--tag", tag] if tag else []),
-            *flags.split(),
-        )
+        which = ["--oom", self.oom, "--setting", self.setting, "--method", method]
+        self("train_explore", *which, *EXPLORE.split(), *(["--tag", tag] if tag else []), *flags.split())
 
     def evaluate(self, *flags):
         self("evaluate", *flags)

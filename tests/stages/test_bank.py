@@ -285,7 +285,10 @@ def test_check_chain():
 
 def test_finished(tmp_path, capsys):
     path, args, made = tmp_path / "x.pt", {"epochs": 2, "w_agree": 1.0}, {"inputs/rgb": "1"}
-    ask = lambda a=args, m=made, f="f" * 64, force=False: files.finished(path, a, m, f, force)
+
+    def ask(a=args, m=made, f="f" * 64, force=False):
+        return files.finished(path, a, m, f, force)
+
     assert not ask()  # nothing there
     save(path, made_from=made)
     assert ask() and "already done" in capsys.readouterr().out

@@ -1,5 +1,5 @@
-"""Stage 1 with a pretrained perceptor: what is embedded and by whom, parts, workers, stops, broken media. The perceptor is
-tests/fake_perceptor.py in the place of imagebind."""
+"""Stage 1 with a pretrained perceptor: what is embedded and by whom, parts, workers, stops, broken media. The
+perceptor is tests/fake_perceptor.py in the place of imagebind."""
 
 import contextlib
 import csv
@@ -170,7 +170,10 @@ def test_role_by_name_and_kind():
 
 def test_choice_of_perceptors(weights):
     kinds = {"rgb": "image", "language": "text", "touch": "image", "audio": "audio"}
-    choose = lambda spec, ims=("rgb", "language", "touch"): perceptors.choose(spec, kinds, list(ims), weights)
+
+    def choose(spec, ims=("rgb", "language", "touch")):
+        return perceptors.choose(spec, kinds, list(ims), weights)
+
     assert choose("bind") == dict.fromkeys(("rgb", "language", "touch"))
     assert choose("imagebind") == {"rgb": ("imagebind", "image"), "language": ("imagebind", "text"), "touch": None}
     assert choose("rgb=imagebind") == {"rgb": ("imagebind", "image"), "language": None, "touch": None}
@@ -328,9 +331,10 @@ def in_child(work, seconds=None):
 def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(folder, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "PART", 10)
     monkeypatch.setenv("COX_FAKE_SLEEP", "0.01")
-    work = lambda runs: (
-        lambda: extract(folder, tmp_path / runs, weights, "--oom audio", "--batch-size 4", "--workers 2")
-    )
+
+    def work(runs):
+        return lambda: extract(folder, tmp_path / runs, weights, "--oom audio", "--batch-size 4", "--workers 2")
+
     begun = time.time()
     assert in_child(work("whole")) == 0
     took, whole, draw, parts = time.time() - begun, written(tmp_path / "whole"), random.Random(3), set()

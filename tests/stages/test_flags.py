@@ -1,4 +1,4 @@
-"""Flags that cannot be: one line that names the flag, its text and what may be given, before anything is read or written."""
+"""Flags that cannot be: one line that names the flag, its text and what may be given, before anything is read."""
 
 import argparse
 import math

@@ -421,19 +421,27 @@ def test_literal_kl_is_another_run(runs, folder):
 
 
 def test_the_term_on_d_follows_what_there_is(runs, folder):
-    """Without correspondences no item has an expected class of its own: the run says so in its flags and is a `matched` one."""
-    args = lambda name, setting="semi": files.load(run_dir(runs, setting) / f"{name}.pt")["meta"]["args"]
+    """Without correspondences no item has an expected class of its own: its flags say so, it is a `matched` one."""
+
+    def args(name, setting="semi"):
+        return files.load(run_dir(runs, setting) / f"{name}.pt")["meta"]["args"]
+
     stage("train_explore", folder, runs, "--rounds 0 --tag plain")
     stage("train_explore", folder, runs, "--rounds 0 --kl matched --w-disagree 0.5 --tag said")
     stage("train_explore", folder, runs, "--temper 1 --tag sure")
     told = [(args(n)["kl"], args(n)["w_disagree"]) for n in ("cox", "cox-plain", "cox-said")]
     assert told == [("expected", 1.0), ("matched", 0.5), ("matched", 0.5)]
-    learner = lambda name: files.load(run_dir(runs) / f"{name}.pt")["learner"]
+
+    def learner(name):
+        return files.load(run_dir(runs) / f"{name}.pt")["learner"]
+
     assert not differ(learner("cox-plain"), learner("cox-said")) and differ(learner("cox"), learner("cox-sure"))
 
 
 def test_refit_moves_the_head_alone_and_only_where_there_are_correspondences(runs, folder):
-    file = lambda name: files.load(run_dir(runs) / f"{name}.pt")
+    def file(name):
+        return files.load(run_dir(runs) / f"{name}.pt")
+
     for tag, flags in (
         ("half", ""),
         ("kept", "--refit 0"),
@@ -892,7 +900,10 @@ def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, m
 def test_the_draw_depends_on_the_labels_by_class_alone():
     """All that choose_labelled may use of hidden labels is who is in which class: renamed, the same items."""
     labels = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(1))
-    draw = lambda y: choose_labelled(y, 20, 0, torch.Generator().manual_seed(3))
+
+    def draw(y):
+        return choose_labelled(y, 20, 0, torch.Generator().manual_seed(3))
+
     one = draw(labels)
     assert torch.equal(one, draw(torch.tensor([2, 3, 0, 1])[labels]))
     assert torch.bincount(labels[one]).tolist() == [5, 5, 5, 5]
@@ -932,7 +943,10 @@ def test_no_modality_is_left_without_pairs_where_it_has_any():
     labels, touch = torch.arange(60) % 3, torch.arange(60) >= 54
     paired = torch.stack([~touch, ~touch, touch], 1)
     for seed in range(5):
-        draw = lambda p: choose_labelled(labels, 0, 2, torch.Generator().manual_seed(seed), p)
+
+        def draw(p):
+            return choose_labelled(labels, 0, 2, torch.Generator().manual_seed(seed), p)
+
         plain, chosen = draw(paired[:, :2]), draw(paired)
         assert paired[chosen].any(0).all() and not paired[plain][:, 2].any() and paired[chosen][:, 2].sum() == 1
         assert torch.bincount(labels[chosen]).tolist() == [2, 2, 2] and len(chosen.unique()) == 6
@@ -1462,7 +1476,10 @@ def test_the_im_posterior_on_the_pairs_teaches_the_warm_up(runs, folder):
 def test_names_that_nothing_can_give_are_refused(tmp_path, flags, parts):
     """No reading has a label; no picture and no sentence shows a pen with one."""
     own = write_folder(tmp_path / "toy", separate=("imu",))
-    lose = lambda r: r[1] == "train" and (r[4] if "--name-with" in flags else r[2] == "pen" and not r[4])
+
+    def lose(r):
+        return r[1] == "train" and (r[4] if "--name-with" in flags else r[2] == "pen" and not r[4])
+
     write_manifest(own, [[*r[:2], "" if lose(r) else r[2], *r[3:]] for r in read_manifest(own)])
     stage("extract_features", own, tmp_path / "runs", "--bind-epochs 1")
     said = refused("train_connect", own, tmp_path / "runs", "--setting unsup", flags, parts=parts)
@@ -1566,7 +1583,7 @@ def test_fewer_readings_than_classes_have_no_clusters():
 
 
 def write_shared_folder(path, n=120, seed=0):
-    """Two sensors of the same objects: `touch` is a linear image of `gauge`, both (1, 12); three classes that overlap."""
+    """Two sensors of the same objects: `touch` is a linear image of `gauge`, both (1, 12); three classes overlap."""
     rng = np.random.default_rng(seed)
     mix, means = rng.standard_normal((12, 12)), 0.7 * rng.standard_normal((3, 12))
     rows = []
@@ -1642,7 +1659,10 @@ def test_too_few_pairs_for_correspondences_are_said(tmp_path):
 
 def test_class_frequencies_by_hand():
     im, none = torch.tensor([0] * 6 + [1] * 3 + [2]), torch.zeros(4, dtype=torch.bool)
-    told = lambda y: class_frequencies(im, torch.tensor(y, dtype=torch.long), 4)
+
+    def told(y):
+        return class_frequencies(im, torch.tensor(y, dtype=torch.long), 4)
+
     for y, expected, unseen in (
         ([0, 1, 2], [0.6, 0.3, 0.1, 0], []),
         ([], [0.6, 0.3, 0.1, 0], []),
@@ -1668,7 +1688,7 @@ def test_im_features_are_predicted_better_with_every_epoch(tmp_path):
 
 
 def test_partners_of_other_objects_are_not_trusted(tmp_path):
-    """The manifest pairs every `touch` with the `gauge` of an object of another class: COX says so and goes on without."""
+    """The manifest pairs every `touch` with the `gauge` of an object of another class: COX says so, goes on without."""
     own, runs = write_shared_folder(tmp_path / "shared", n=240), tmp_path / "runs"
     rows = read_manifest(own)
     gauges = [r[3] for r in rows]
