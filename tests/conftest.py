@@ -3,7 +3,6 @@ threads."""
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -13,10 +12,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 if os.environ.get("COX_EMULATED") == "1":  # the CUDA kernels' source on the CPU in place of the CPU kernels
-    import cox_ops  # noqa: F401
+    from emulated import build
 
-    sys.path.insert(0, str(ROOT / "tests" / "emulated"))
-    import build
+    import cox_ops  # noqa: F401  its library first: the emulated one takes its operators' place
 
     torch.ops.load_library(str(build.build()))
 

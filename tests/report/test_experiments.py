@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 from test_evaluate import make_world, record
-from test_pipeline import write_folder
+from worlds import write_folder
 
 import evaluate
 from cox_oom import files

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import STAGES
 
-import extract_features
-import train_connect
 import train_explore
 from cox_oom import methods
 from cox_oom.run import number
 
-STAGES = {m.__name__: m for m in (extract_features, train_connect, train_explore)}
 BAD = [
     ("extract_features", "--batch-size 0", "from 1"),
     ("extract_features", "--frames 1.5", "whole number from 1"),
@@ -79,13 +77,11 @@ def test_help_shows_defaults_and_what_comes_next(capsys):
 
 
 def test_every_number_among_the_flags_has_a_range():
+    plain = r'add_argument\("(--[^"]+)", (?:[^)]*?)type=(?:int|float)\b'
     for module in (*STAGES.values(), methods):
-        for line in re.findall(
-            r'add_argument\("(--[^"]+)", (?:[^)]*?)type=(?:int|float)\b', Path(module.__file__).read_text()
-        ):
-            assert line in ("--seed", "--data-seed", "--gate") and (line != "--seed" or module is extract_features), (
-                f"{module.__name__}: {line}"
-            )
+        for flag in re.findall(plain, Path(module.__file__).read_text()):
+            assert flag in ("--seed", "--data-seed", "--gate"), f"{module.__name__}: {flag}"
+            assert flag != "--seed" or module is STAGES["extract_features"], f"{module.__name__}: {flag}"
 
 
 @given(st.floats(), st.floats(-5, 5), st.floats(0, 5), st.sampled_from(["[]", "(]", "[)", "()"]))
@@ -104,3 +100,12 @@ def test_no_end_means_any_finite_number():
     for text in ("inf", "nan", "-1", "", "x", str(-math.inf)):
         with pytest.raises(argparse.ArgumentTypeError, match="number from 0"):
             number(float, 0)(text)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help(name, capsys):
+    with pytest.raises(SystemExit) as exit:
+        STAGES[name].get_args(["--help"])
+    out = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert all(flag in out for flag in ("--data", "--oom", "--perceptor", "--runs", "--seed", "--force"))
