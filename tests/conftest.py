@@ -84,3 +84,12 @@ def far():
         return view
 
     return spread
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Heads of 20 steps instead of 200, and one thread: for files in which nothing asks how good a head is."""
+    from worlds import quickly  # here, since the operators' tests go without what the stages need
+
+    with quickly():
+        yield

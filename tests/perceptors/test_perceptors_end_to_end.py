@@ -11,10 +11,11 @@ import evaluate
 import extract_features
 import train_connect
 import train_explore
-from cox_oom import files, model
+from cox_oom import files
 from cox_oom.data import msrvtt
 
-av = pytest.importorskip("av")
+pytest.importorskip("av")
+pytestmark = pytest.mark.usefixtures("quick")
 CATEGORIES = (0, 9, 17)  # music, vehicles, cooking
 COUNT = {"train": 27, "validate": 3, "test": 9}
 SILENT = ("video3", "video31")  # without an audio track
@@ -61,16 +62,6 @@ def root(tmp_path_factory):
             json.dumps({"info": {}, "videos": videos, "sentences": sentences})
         )
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    threads, steps = torch.get_num_threads(), model.fit_head.__kwdefaults__["steps"]
-    torch.set_num_threads(1)
-    model.fit_head.__kwdefaults__["steps"] = 20
-    yield
-    torch.set_num_threads(threads)
-    model.fit_head.__kwdefaults__["steps"] = steps
 
 
 def write_imagebind(folder):

@@ -8,12 +8,6 @@ import pytest
 import worlds
 
 
-@pytest.fixture(scope="module")
-def quick():
-    with worlds.quickly():
-        yield
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     return worlds.write_folder(tmp_path_factory.mktemp("data") / "toy")

@@ -483,3 +483,10 @@ def test_what_cannot_be_written_to_is_said_before_anything_is_computed(tmp_path,
         files.run(main)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and "nothing" in said and said.count("\n") == 1
+
+
+def test_names_of_perceptors_are_folders():
+    two = files.perceptor_name("rgb=hf:google/siglip2-base,audio=hf:laion/clap")
+    assert two == "rgb=hf_google_siglip2-base,audio=hf_laion_clap"
+    long = [files.perceptor_name(f"hf:{'x' * 200}{k}") for k in range(2)]
+    assert len(set(long)) == 2 and all(len(n) < 130 for n in long) and files.perceptor_name(long[0]) == long[0]
