@@ -45,7 +45,7 @@ def test_losses_are_means_over_the_batch_of_their_part(seed, kl):
     elif kl == "literal":
         by_hand = (logp.exp() * (logp - sets["mean_anchor_logp"])).sum() / len(j)
     else:
-        target = matched_target(sets["posteriors"][:, d], sets["class_posteriors"])  # by hand in test_model.py
+        target = matched_target(sets["posteriors"][:, d], sets["class_posteriors"])  # by hand in test_losses.py
         by_hand = (logp.exp() * (logp - target.log())).sum() / len(j)
     torch.testing.assert_close(disagree, by_hand)
 

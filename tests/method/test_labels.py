@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from cox_oom.files import UserError
-from cox_oom.labels import choose_labelled, class_frequencies, hold_out, name_by_clusters
+from cox_oom.labels import choose_labelled, class_frequencies, hold_out
 
 
 def test_the_draw_depends_on_the_labels_by_class_alone():
@@ -92,8 +91,3 @@ def test_class_frequencies_by_hand():
         shares, absent = told(y)
         torch.testing.assert_close(shares, torch.tensor(expected))
         assert torch.equal(absent, none.index_fill(0, torch.tensor(unseen, dtype=torch.long), True))
-
-
-def test_fewer_readings_than_classes_have_no_clusters():
-    with pytest.raises(UserError, match="3 clusters, one for a class, and there are only 2 training items"):
-        name_by_clusters({}, torch.arange(2), {}, 3, 0)
