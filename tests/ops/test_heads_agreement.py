@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cox_ops import heads_agreement, modality_agreement, ref
+
+ROOT = Path(__file__).resolve().parents[2]
 
 INF, NAN = float("inf"), float("nan")
 
@@ -143,7 +146,7 @@ def test_memory_does_not_hold_the_logits():
         "cox_ops.heads_agreement(z[:3000], w, b); before = peak()\n"
         "cox_ops.heads_agreement(z, w, b); print((peak() - before) // 1024)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 40  # MiB; the logits would be 183
 
 

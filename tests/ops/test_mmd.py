@@ -4,6 +4,7 @@ memory."""
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from cox_ops import mmd, ref
 from cox_ops.ops import mean_squared_distance
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def check(x, y, bandwidths):
@@ -124,7 +127,7 @@ def test_memory_does_not_hold_the_matrix():
         "cox_ops.mmd(x[:8], y[:8], [1.0]).backward(); before = peak()\n"
         "cox_ops.mmd(x, y, [1.0]).backward(); print((peak() - before) // 1024)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     grown = int(run.stdout)
     assert grown < 60  # MiB; one matrix would be 137
 
