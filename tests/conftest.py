@@ -10,9 +10,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-pytest.register_assert_rewrite(
-    "embedded", "pets", "records", "saved", "worlds"
-)  # a failing assert there says its values
+# So that a failing assert of a helper says its values, as those of a test do.
+pytest.register_assert_rewrite("embedded", "pets", "records", "saved", "worlds")
 
 if os.environ.get("COX_EMULATED") == "1":  # the CUDA kernels' source on the CPU in place of the CPU kernels
     from emulated import build

@@ -130,9 +130,8 @@ def test_what_is_refused(root):
     assert data.absent["thermal"] == [4, 5] and len(data.ids) == 8 and "rgb" not in data.absent
     annotate(root, "010001", [(10, 20, 300, 60)], size=(300, 300))
     data = datasets.read("llvip", root=str(root))
-    with pytest.raises(
-        UserError, match=r"010001.jpg \(id 010001-person0\): rgb is 160 x 128, but its annotation reaches 300"
-    ):
+    words = r"010001.jpg \(id 010001-person0\): rgb is 160 x 128, but its annotation reaches 300"
+    with pytest.raises(UserError, match=words):
         data.load("rgb", 0)
 
 

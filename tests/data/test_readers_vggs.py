@@ -75,9 +75,8 @@ def test_options(root):
 
 def test_what_is_refused(root):
     os.rename(root / "vggsound.csv", root / "test.csv")
-    with pytest.raises(
-        UserError, match="vggsound.csv is not there.*it alone lists the train rows.*get it from https://"
-    ):
+    words = "vggsound.csv is not there.*it alone lists the train rows.*get it from https://"
+    with pytest.raises(UserError, match=words):
         datasets.read("vggs", root=str(root))
     table(root, [ROWS[0]])
     with pytest.raises(UserError, match="no train rows"):

@@ -54,22 +54,19 @@ def test_shared_vectors_begin_with_what_all_modalities_show():
     ]
 
     def missed(x):
-        """The share of `common` that x does not explain."""
+        """The share of `common` that is not explained."""
         y = common - common.mean(0)
         explained = torch.linalg.lstsq(x, y).solution.T.matmul(x.T @ y).diagonal().sum().item()
         return 1 - explained / y.square().sum().item()
 
     x = shared_vectors(banks, 22)
-    assert (
-        missed(x[:, :4]) < 0.02 and missed(whiten(torch.cat(banks, 1), 22)[:, :4]) > 0.9
-    )  # share of `common` not explained
+    assert missed(x[:, :4]) < 0.02 and missed(whiten(torch.cat(banks, 1), 22)[:, :4]) > 0.9
     torch.testing.assert_close(x.square().mean(), torch.tensor(1.0))
     variance = x.var(0)
     assert (variance.diff() <= 1e-5).all() and variance[3] > 1.2 * variance[4]
     torch.testing.assert_close((x.T @ x / 500).fill_diagonal_(0), torch.zeros(22, 22), atol=1e-4, rtol=0)
-    assert shared_vectors([b * s for b, s in zip(banks, (1, 100, 0.01))], 22).allclose(
-        x, atol=1e-3
-    )  # units do not matter
+    scaled = [b * s for b, s in zip(banks, (1, 100, 0.01))]  # units do not matter
+    assert shared_vectors(scaled, 22).allclose(x, atol=1e-3)
     assert shared_vectors([torch.randn(50, 300, generator=g)]).shape == (50, 49)
 
 
@@ -135,12 +132,8 @@ def test_readings_like_no_other_do_not_bend_the_fit():
     broken[-12:] *= 100
 
     def right(z, freedom):
-        return (
-            (correspond(z, y_z, partner, x, y, shares, freedom=freedom)[0][30:-12].argmax(1) == y[30:-12])
-            .float()
-            .mean()
-            .item()
-        )
+        posterior, _ = correspond(z, y_z, partner, x, y, shares, freedom=freedom)
+        return (posterior[30:-12].argmax(1) == y[30:-12]).float().mean().item()
 
     assert right(broken, 5.0) > right(z, 5.0) - 0.03
     assert right(broken, 1e5) < right(z, 1e5) - 0.1
@@ -152,12 +145,8 @@ def test_views_take_fewer_and_more_components():
     assert [v.shape[1] for v in views] == [25, 20, 50, 40]
     assert torch.equal(views[0], torch.cat([raw[:, :5], learned[:, :20]], 1))
     assert torch.equal(views[3], torch.cat([raw, learned[:, :20]], 1))
-    assert [v.shape[1] for v in coarse_and_fine(raw[:, :3], learned[:, :12], 10)] == [
-        15,
-        13,
-        15,
-        15,
-    ]  # all that there are
+    few = coarse_and_fine(raw[:, :3], learned[:, :12], 10)
+    assert [v.shape[1] for v in few] == [15, 13, 15, 15]  # all that there are
 
 
 def test_neither_chunks_nor_the_order_of_items_matter():

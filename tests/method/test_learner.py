@@ -127,9 +127,8 @@ def test_learner_refuses_an_unknown_kind():
 def test_slice_steps():
     for steps in [1, 2, 31, 32, 33, 64, 65, 512, 1000]:
         s = slice_steps(steps)
-        assert math.ceil(steps / s) <= 32 and (s == 1 or math.ceil(steps / (s - 1)) > 32), (
-            steps
-        )  # the shortest that fits
+        assert math.ceil(steps / s) <= 32, steps
+        assert s == 1 or math.ceil(steps / (s - 1)) > 32, steps  # the shortest that fits
     assert slice_steps(100, tokens=10) == 10 and slice_steps(0) == 1
 
 

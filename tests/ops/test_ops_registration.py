@@ -65,10 +65,7 @@ def test_has_kernel_fake_and_reference(name, device):
         fake = op(*meta, **{k: a.to("meta") if isinstance(a, torch.Tensor) else a for k, a in kwargs.items()})
         double = [a.detach().double() if isinstance(a, torch.Tensor) else a for a in args]
         want = getattr(ref, name)(*double, **kwargs)
-        if name in (
-            "modality_agreement",
-            "heads_agreement",
-        ):  # the operator's order; cox_ops and ref put the mask first
+        if name in ("modality_agreement", "heads_agreement"):  # the operator's order; ref puts the mask first
             want = (want[2], *want[:2])
         flat = [(t,) if isinstance(t, torch.Tensor) else tuple(t) for t in (real, fake, want)]
         for r, f, w in zip(*flat, strict=True):

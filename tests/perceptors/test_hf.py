@@ -9,11 +9,11 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
-import tiny_hf as tiny  # noqa: E402
-from tiny_weights import draw  # noqa: E402
+import tiny_hf as tiny  # noqa: E402  after importorskip
+from tiny_weights import draw  # noqa: E402  after importorskip
 
-from cox_oom.files import UserError  # noqa: E402
-from cox_oom.perceptors import hf, preprocess  # noqa: E402
+from cox_oom.files import UserError  # noqa: E402  after importorskip
+from cox_oom.perceptors import hf, preprocess  # noqa: E402  after importorskip
 
 KINDS = {
     "clip": ("image", "text"),

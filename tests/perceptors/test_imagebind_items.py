@@ -91,9 +91,9 @@ def test_long_texts_keep_their_end_token_and_special_tokens_are_letters():
         (40, 20.0, [0, 39] * 5),  # exactly one clip
         (15, 10.0, [0, 14] * 5),
         (1, 25.0, [0, 0] * 5),  # shorter ones
-        (45, 10.0, [0, 19, 7, 26, 13, 32, 19, 38, 25, 44]),
+        (45, 10.0, [0, 19, 7, 26, 13, 32, 19, 38, 25, 44]),  # clips begin at 0, 0.625, ... 2.5 s
     ],
-)  # clips begin at 0, 0.625, ... 2.5 s
+)
 def test_video_frames_are_the_ends_of_five_clips(n, fps, picks):
     assert imagebind.video_frames(n, fps) == picks
 

@@ -12,8 +12,8 @@ import torch
 from tiny_weights import draw
 
 pytest.importorskip("transformers")
-from cox_oom.files import UserError  # noqa: E402
-from cox_oom.perceptors import languagebind, preprocess, weights  # noqa: E402
+from cox_oom.files import UserError  # noqa: E402  after importorskip
+from cox_oom.perceptors import languagebind, preprocess, weights  # noqa: E402  after importorskip
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "languagebind.json").read_text())
 ROLES = list(languagebind.MODALITIES)

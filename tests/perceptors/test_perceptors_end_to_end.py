@@ -39,17 +39,8 @@ def root(tmp_path_factory):
                 sound=f"video{k}" not in SILENT,
                 tone=300.0 + 400 * (k % 3) + 5 * k,
             )
-            lists[part][0].append(
-                {
-                    "video_id": f"video{k}",
-                    "category": category,
-                    "split": split,
-                    "id": k,
-                    "url": "",
-                    "start time": 0.0,
-                    "end time": 1.0,
-                }
-            )
+            video = {"video_id": f"video{k}", "category": category, "split": split, "id": k, "url": ""}
+            lists[part][0].append({**video, "start time": 0.0, "end time": 1.0})
             lists[part][1].extend(
                 {"video_id": f"video{k}", "sen_id": 20 * k + i, "caption": f"{msrvtt.CLASSES[category]} {k} {i}"}
                 for i in range(20)
