@@ -1,8 +1,8 @@
 """Fixtures of all tests: every device present, the folder of real recordings, a fixed seed, any number of
 threads."""
+
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -10,11 +10,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+# So that a failing assert of a helper says its values, as those of a test do.
+pytest.register_assert_rewrite("embedded", "pets", "records", "saved", "worlds")
 
 if os.environ.get("COX_EMULATED") == "1":  # the CUDA kernels' source on the CPU in place of the CPU kernels
-    import cox_ops  # noqa: F401
-    sys.path.insert(0, str(ROOT / "tests" / "emulated"))
-    import build
+    from emulated import build
+
+    import cox_ops  # noqa: F401  its library first: the emulated one takes its operators' place
+
     torch.ops.load_library(str(build.build()))
 
 # The same examples in every run: a failure on one machine is a failure on all.
@@ -51,6 +54,7 @@ def seed():
 @pytest.fixture
 def threads():
     """with threads(n): torch uses n threads inside."""
+
     @contextlib.contextmanager
     def use(n):
         before = torch.get_num_threads()
@@ -59,6 +63,7 @@ def threads():
             yield
         finally:
             torch.set_num_threads(before)
+
     return use
 
 
@@ -68,6 +73,7 @@ def far():
 
     The memory between the rows is never touched, hence never really allocated.
     """
+
     def spread(t, dtype):
         rows, columns = t.shape
         try:
@@ -78,4 +84,14 @@ def far():
         view.copy_(t)
         assert (rows - 1) * 2**29 > 2**31
         return view
+
     return spread
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Heads of 20 steps instead of 200, and one thread: for files in which nothing asks how good a head is."""
+    from worlds import quickly  # here, since the operators' tests go without what the stages need
+
+    with quickly():
+        yield

@@ -1,5 +1,6 @@
-"""A perceptor of no use but to tests: the interface of cox_oom/perceptors/__init__.py on a seed in a file, in milliseconds.
-COX_FAKE_SLEEP: seconds that a batch takes."""
+"""A perceptor of no use but to tests: the interface of cox_oom/perceptors/__init__.py on a seed in a file, in
+milliseconds. COX_FAKE_SLEEP: seconds that a batch takes."""
+
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ MODALITIES = {"image": "", "text": "", "audio": "", "video": ""}
 PREPROCESSING = "fake-1"
 BIND_TO = "image"
 D = {"image": 12, "video": 12, "text": 12, "audio": 12}
-encoded = []      # (role, shape of the batch) of every batch
+encoded = []  # (role, shape of the batch) of every batch
 
 
 def weight_files(roles, weights):
@@ -31,8 +32,9 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
 class Perceptor:
     def __init__(self, roles, path, dtype):
         seed = int.from_bytes(path.read_bytes()[:6], "big")
-        self.maps = {r: torch.randn(64, D[r], generator=torch.Generator().manual_seed(seed + len(r))).to(dtype)
-                     for r in roles}
+        self.maps = {
+            r: torch.randn(64, D[r], generator=torch.Generator().manual_seed(seed + len(r))).to(dtype) for r in roles
+        }
         self.dims, self.weights = {r: D[r] for r in roles}, {path.name: hashes.sha256(path)}
 
     def preparer(self):
@@ -51,7 +53,7 @@ class Preparer:
         return last_two if role == "video" else None
 
     def prepare(self, role, item):
-        if role == "text":      # unpadded: items of unlike lengths
+        if role == "text":  # unpadded: items of unlike lengths
             return torch.tensor(list(item.encode()), dtype=torch.int64)
         x = torch.from_numpy(np.ascontiguousarray(item)).float()
         if role == "audio":
@@ -62,4 +64,3 @@ class Preparer:
 
 def last_two(n_frames, fps):
     return [n_frames - 2, n_frames - 1]
-

@@ -1,4 +1,5 @@
 """Small files of the true formats for the readers' tests."""
+
 import os
 from fractions import Fraction
 
@@ -6,8 +7,9 @@ import numpy as np
 
 
 def write_clip(path, seconds=1.0, rate=10, sound=True, size=(32, 48), tone=500.0):
-    """A video whose frame k is grey of level 20 + 4 k (230 at most); with `sound`, a tone in the right channel of two."""
+    """A video whose frame k is grey of level 20 + 4 k (230 at most); with `sound`, a tone in the right channel."""
     import av
+
     os.makedirs(os.path.dirname(str(path)) or ".", exist_ok=True)
     n = round(seconds * rate)
     with av.open(str(path), "w") as out:
@@ -22,8 +24,10 @@ def write_clip(path, seconds=1.0, rate=10, sound=True, size=(32, 48), tone=500.0
         if sound:
             t = np.arange(round(seconds * 44100)) / 44100
             wave = np.stack([0 * t, np.sin(2 * np.pi * tone * t * (1 + (t >= seconds / 2)))]).astype(np.float32)
-            for at in range(0, wave.shape[1], 1024):     # the tone doubles half way, so that cuts can be told
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, at:at + 1024]), format="fltp", layout="stereo")
+            for at in range(0, wave.shape[1], 1024):  # the tone doubles half way, so that cuts can be told
+                frame = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(wave[:, at : at + 1024]), format="fltp", layout="stereo"
+                )
                 frame.rate, frame.pts, frame.time_base = 44100, at, Fraction(1, 44100)
                 out.mux(audio.encode(frame))
             out.mux(audio.encode())
@@ -45,6 +49,7 @@ def link(source, *targets):
 def annotations(data, name):
     """The folder of a data set's true annotation in the test data, else the test is skipped and says so."""
     import pytest
+
     folder = data / "annot" / name
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there (COX_TEST_DATA names the folder of test data)")

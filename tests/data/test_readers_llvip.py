@@ -1,19 +1,23 @@
 """cox_oom/data/llvip.py: crops of generated images, and of the eight real pairs with annotations made here."""
+
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_media import annotations
 
 from cox_oom import data as datasets
-from cox_oom.files import UserError
 from cox_oom.data import llvip
-from small_media import annotations
+from cox_oom.files import UserError
 
 
 def annotate(root, stem, boxes, size=(160, 128), name="person"):
-    things = "".join(f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax>"
-                     f"</bndbox></object>" for a, b, c, d in boxes)
+    things = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax>"
+        f"</bndbox></object>"
+        for a, b, c, d in boxes
+    )
     size = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
     (root / "Annotations").mkdir(exist_ok=True)
     (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation><folder>x</folder>{size}{things}</annotation>")
@@ -43,14 +47,17 @@ def root(tmp_path):
 def test_persons_and_equally_sized_backgrounds(root):
     data = datasets.read("llvip", root=str(root))
     assert data.class_names == ["background", "person"] and data.labels == [1, 0] * 4
-    assert data.split == ["train"] * 6 + ["test"] * 2 and data.ids[:3] == ["010001-person0", "010001-background0",
-                                                                          "010001-person1"]
+    assert data.split == ["train"] * 6 + ["test"] * 2 and data.ids[:3] == [
+        "010001-person0",
+        "010001-background0",
+        "010001-person1",
+    ]
     assert any("2 train and 1 test images: 4 person crops, 4 background crops" in f for f in data.facts)
     for row, label in enumerate(data.labels):
         visible, thermal = data.load("rgb", row), data.load("thermal", row)
         assert visible.shape == thermal.shape and visible.dtype == np.uint8
         if label:
-            assert visible.min() > 200 and abs(int(thermal.max()) - 128) < 40        # the whole box, nothing else
+            assert visible.min() > 200 and abs(int(thermal.max()) - 128) < 40  # the whole box, nothing else
             a, b, c, d = BOXES[data.ids[row][:6]][int(data.ids[row][-1])]
             assert visible.shape == (3, d - b, c - a)
         else:
@@ -70,15 +77,19 @@ def test_the_same_seed_gives_the_same_crops_whatever_else_there_is(root):
 
 
 def test_crowded_images_and_other_things(root):
-    scene(root, "train", "020001", [(0, 0, 100, 128), (90, 0, 160, 128)])            # no free place at all
-    annotate(root, "020002", [(1, 1, 9, 9)])                                         # no image
+    scene(root, "train", "020001", [(0, 0, 100, 128), (90, 0, 160, 128)])  # no free place at all
+    annotate(root, "020002", [(1, 1, 9, 9)])  # no image
     scene(root, "train", "020003", [])
     annotate(root, "020003", [(1, 1, 9, 9)], name="car")
-    Image.new("RGB", (9, 9)).save(root / "visible" / "test" / "230001.jpg")         # no annotation
+    Image.new("RGB", (9, 9)).save(root / "visible" / "test" / "230001.jpg")  # no annotation
     data = datasets.read("llvip", root=str(root))
     assert [i for i in data.ids if i.startswith("02")] == ["020001-person0", "020001-person1"]
-    for words in ("1 images have no annotation", "1 annotations have no image", "1 images show no person",
-                  "2 persons leave no free place"):
+    for words in (
+        "1 images have no annotation",
+        "1 annotations have no image",
+        "1 images show no person",
+        "2 persons leave no free place",
+    ):
         assert any(words in f for f in data.facts), words
 
 
@@ -91,14 +102,18 @@ def test_boxes_that_leave_the_image_and_a_missing_size(root):
 
 def test_few_places_are_all_found():
     rng = np.random.default_rng(0)
-    boxes = [(0, 0, 100, 45), (0, 48, 100, 100), (4, 45, 100, 48)]      # only a 3 x 4 hole at the left
+    boxes = [(0, 0, 100, 45), (0, 48, 100, 100), (4, 45, 100, 48)]  # only a 3 x 4 hole at the left
     assert {llvip._background(rng, 100, 100, 3, 3, boxes) for _ in range(40)} == {(0, 45, 3, 48), (1, 45, 4, 48)}
     assert llvip._background(rng, 100, 100, 4, 4, boxes) is None
 
 
 def test_options(root):
     data = datasets.read("llvip", root=str(root), persons="1", template="{}")
-    assert data.cells["rgb"][0].endswith("::100,30,130,100") and data.ids.count("010001-person0") == 1 and len(data.ids) == 6
+    assert (
+        data.cells["rgb"][0].endswith("::100,30,130,100")
+        and data.ids.count("010001-person0") == 1
+        and len(data.ids) == 6
+    )
     for k in range(60):
         scene(root, "train", f"03{k:04d}", [(10, 10, 20, 20)])
     parts = {i[:6]: s for i, s in zip(*(lambda d: (d.ids, d.split))(datasets.read("llvip", root=str(root), val=0.3)))}
@@ -115,7 +130,8 @@ def test_what_is_refused(root):
     assert data.absent["thermal"] == [4, 5] and len(data.ids) == 8 and "rgb" not in data.absent
     annotate(root, "010001", [(10, 20, 300, 60)], size=(300, 300))
     data = datasets.read("llvip", root=str(root))
-    with pytest.raises(UserError, match=r"010001.jpg \(id 010001-person0\): rgb is 160 x 128, but its annotation reaches 300"):
+    words = r"010001.jpg \(id 010001-person0\): rgb is 160 x 128, but its annotation reaches 300"
+    with pytest.raises(UserError, match=words):
         data.load("rgb", 0)
 
 

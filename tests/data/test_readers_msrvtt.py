@@ -1,4 +1,5 @@
 """cox_oom/data/msrvtt.py: a small imitation of the official layouts, and the true annotation with links to one clip."""
+
 import csv
 import io
 import json
@@ -7,11 +8,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from small_media import annotations, link, pitch, write_clip
 
 from cox_oom import data as datasets
-from cox_oom.files import UserError
 from cox_oom.data import msrvtt
-from small_media import annotations, link, pitch, write_clip
+from cox_oom.files import UserError
 
 pytest.importorskip("av")
 PART = ["train", "train", "train", "validate", "test", "test"]
@@ -21,17 +22,33 @@ def lists(root, name="MSRVTT_data.json", parts=None):
     """The annotation of six videos with 20 captions each, in one file or in the official two."""
     for file, wanted in (parts or {name: range(6)}).items():
         os.makedirs(root, exist_ok=True)
-        videos = [{"video_id": f"video{i}", "category": 3 * i, "split": PART[i], "id": i, "url": "", "start time": 0.0,
-                   "end time": 1.0} for i in wanted]
-        sentences = [{"video_id": f"video{i}", "sen_id": 100 - k + 1000 * i, "caption": f"clip {i} said {k} "}
-                     for k in range(20) for i in wanted]
+        videos = [
+            {
+                "video_id": f"video{i}",
+                "category": 3 * i,
+                "split": PART[i],
+                "id": i,
+                "url": "",
+                "start time": 0.0,
+                "end time": 1.0,
+            }
+            for i in wanted
+        ]
+        sentences = [
+            {"video_id": f"video{i}", "sen_id": 100 - k + 1000 * i, "caption": f"clip {i} said {k} "}
+            for k in range(20)
+            for i in wanted
+        ]
         with open(os.path.join(root, file), "w") as f:
             json.dump({"info": {}, "videos": videos, "sentences": sentences}, f)
 
 
 @pytest.fixture
 def root(tmp_path):
-    lists(tmp_path / "annotation", parts={"train_val_videodatainfo.json": range(4), "test_videodatainfo.json": range(4, 6)})
+    lists(
+        tmp_path / "annotation",
+        parts={"train_val_videodatainfo.json": range(4), "test_videodatainfo.json": range(4, 6)},
+    )
     for i in range(6):
         folder = "TrainValVideo" if i < 4 else "TestVideo"
         write_clip(tmp_path / folder / f"video{i}.mp4", seconds=1, sound=i != 2, tone=300.0 + 100 * i)
@@ -41,11 +58,13 @@ def root(tmp_path):
 def test_official_layout(root):
     data = datasets.read("msrvtt", root=str(root), frames=4)
     assert data.ids == [f"video{i}" for i in range(6)] and data.split == ["train"] * 3 + ["val"] + ["test"] * 2
-    assert data.labels == [0, 3, 6, 9, 12, 15] and data.class_names[3] == "sports/actions" and len(data.class_names) == 20
+    assert (
+        data.labels == [0, 3, 6, 9, 12, 15] and data.class_names[3] == "sports/actions" and len(data.class_names) == 20
+    )
     assert data.modalities == {"video": "video", "audio": "audio", "language": "text"}
     assert data.cells["audio"][2] is None and data.cells["audio"].count(None) == 1
     assert any("1 of 6 clips carry no audio: kept, masked" in f for f in data.facts) and data.absent == {}
-    assert data.load("language", 1) == "clip 1 said 19"          # sen_id counts down in this annotation
+    assert data.load("language", 1) == "clip 1 said 19"  # sen_id counts down in this annotation
     assert abs(pitch(data.load("audio", 4)[:8000]) - 700) < 5
     x = data.load("video", 0)
     assert x.shape == (4, 3, 32, 48) and np.abs(x.mean((1, 2, 3)) - (20 + 4 * np.array([1, 3, 6, 8]))).max() < 4
@@ -56,6 +75,7 @@ def test_official_layout(root):
 def test_one_folder_and_wav_beside_it(tmp_path):
     """CLIP4Clip's bundle: MSRVTT_data.json and videos/all; extracted sound is taken first."""
     import soundfile
+
     lists(tmp_path)
     clip = write_clip(tmp_path / "MSRVTT" / "videos" / "all" / "video0.mp4", sound=False)
     link(clip, *(tmp_path / "MSRVTT" / "videos" / "all" / f"video{i}.mp4" for i in range(1, 6)))
@@ -86,7 +106,7 @@ def test_what_is_refused(root):
         datasets.read("msrvtt", root=str(root), caption="20")
     os.remove(root / "TestVideo" / "video4.mp4")
     data = datasets.read("msrvtt", root=str(root))
-    assert data.absent == {"video": [4], "audio": [4]} and len(data.ids) == 6      # kept: --on-error decides
+    assert data.absent == {"video": [4], "audio": [4]} and len(data.ids) == 6  # kept: --on-error decides
     (root / "annotation" / "test_videodatainfo.json").write_text('{"videos": []}')
     with pytest.raises(UserError, match="test_videodatainfo.json: not the official list"):
         datasets.read("msrvtt", root=str(root))

@@ -1,28 +1,31 @@
 """cox_oom/data/nyud.py: a small .mat of MATLAB 7.3's form, exported images, the true split and scene list."""
+
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_media import annotations, link
 
 from cox_oom import data as datasets
 from cox_oom.files import UserError
-from small_media import annotations, link
 
 h5py = pytest.importorskip("h5py")
 SCENES = ["kitchen", "living_room", "office_kitchen", "home_office", "excercise_room", "dining_room"]
 
 
 def write_mat(path, scenes, shape=(6, 8), seed=0):
-    """images (n, 3, W, H), depths and rawDepths (n, W, H), sceneTypes references to uint16 text: as MATLAB writes them."""
+    """images (n, 3, W, H), depths and rawDepths (n, W, H), sceneTypes references to uint16 text, as MATLAB does."""
     rng, (h, w), n = np.random.default_rng(seed), shape, len(scenes)
     images = rng.integers(0, 255, (n, 3, w, h), dtype=np.uint8)
     depths = rng.uniform(1, 9, (n, w, h)).astype(np.float32)
     raw = np.where(rng.random(depths.shape) < 0.2, 0, depths).astype(np.float32)
     with h5py.File(path, "w") as f:
         f["images"], f["depths"], f["rawDepths"] = images, depths, raw
-        names = {s: f.create_dataset(f"#refs#/{k}", data=np.array([list(map(ord, s))], np.uint16).T)
-                 for k, s in enumerate(dict.fromkeys(scenes))}
+        names = {
+            s: f.create_dataset(f"#refs#/{k}", data=np.array([list(map(ord, s))], np.uint16).T)
+            for k, s in enumerate(dict.fromkeys(scenes))
+        }
         references = f.create_dataset("sceneTypes", (1, n), dtype=h5py.ref_dtype)
         for k, s in enumerate(scenes):
             references[0, k] = names[s].ref
@@ -31,6 +34,7 @@ def write_mat(path, scenes, shape=(6, 8), seed=0):
 
 def write_splits(path, train, test):
     from scipy.io import savemat
+
     savemat(path, {"trainNdxs": np.array(train)[:, None], "testNdxs": np.array(test)[:, None]})
 
 
@@ -46,8 +50,14 @@ def test_the_mat_file(root):
     data = datasets.read("nyud", root=str(root))
     assert data.ids == ["0001", "0002", "0003", "0004", "0005", "0006"]
     assert data.split == ["train", "test", "train", "train", "test", "train"]
-    assert [data.class_names[k] for k in data.labels] == ["kitchen", "living room", "others", "home office", "others",
-                                                          "dining room"]
+    assert [data.class_names[k] for k in data.labels] == [
+        "kitchen",
+        "living room",
+        "others",
+        "home office",
+        "others",
+        "dining room",
+    ]
     assert data.class_names == sorted(data.class_names) and len(data.class_names) == 10
     x = data.load("rgb", 3)
     assert x.dtype == np.uint8 and x.shape == (3, 6, 8) and x[2, 1, 5] == images[3, 2, 5, 1]
@@ -66,9 +76,13 @@ def test_exported_images(tmp_path):
         Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)).save(folder / f"rgb_{number:05d}.jpg")
         Image.fromarray(np.full((6, 8), 1000 * number, np.uint16)).save(folder / f"sync_depth_{number:05d}.png")
     data = datasets.read("nyud", root=str(tmp_path))
-    assert data.ids == ["home_office/00007", "kitchen/00005", "study/00006"] and data.split == ["test", "train", "train"]
+    assert data.ids == ["home_office/00007", "kitchen/00005", "study/00006"] and data.split == [
+        "test",
+        "train",
+        "train",
+    ]
     assert [data.class_names[k] for k in data.labels] == ["home office", "kitchen", "others"]
-    assert data.load("rgb", 1).shape == (3, 6, 8) and (data.load("depth", 1) == 5).all()        # metres
+    assert data.load("rgb", 1).shape == (3, 6, 8) and (data.load("depth", 1) == 5).all()  # metres
     os.remove(tmp_path / "official_splits" / "train" / "kitchen" / "sync_depth_00005.png")
     assert datasets.read("nyud", root=str(tmp_path)).absent == {"depth": [1]}
     with pytest.raises(UserError, match="depth=raw needs nyu_depth_v2_labeled.mat"):
@@ -100,14 +114,26 @@ def test_the_true_split(data, tmp_path):
     scenes = ["bedroom"] * 1449
     for path in listed:
         folder, name = path.split("/")
-        scenes[int(name[4:9])] = folder         # this list counts from 0
+        scenes[int(name[4:9])] = folder  # this list counts from 0
     write_mat(tmp_path / "nyu_depth_v2_labeled.mat", scenes, shape=(4, 6))
     found = datasets.read("nyud", root=str(tmp_path))
     assert [found.split.count(s) for s in datasets.SPLITS] == [795, 0, 654] and found.ids[0] == "0001"
-    count = {name: sum(k == found.labels[r] for r in range(1449) if found.split[r] == "test")
-             for k, name in enumerate(found.class_names)}
-    assert count == {"bedroom": 191, "others": 41, "kitchen": 106, "living room": 107, "bathroom": 58, "dining room": 55,
-                     "office": 38, "classroom": 23, "home office": 24, "bookstore": 11}
+    count = {
+        name: sum(k == found.labels[r] for r in range(1449) if found.split[r] == "test")
+        for k, name in enumerate(found.class_names)
+    }
+    assert count == {
+        "bedroom": 191,
+        "others": 41,
+        "kitchen": 106,
+        "living room": 107,
+        "bathroom": 58,
+        "dining room": 55,
+        "office": 38,
+        "classroom": 23,
+        "home office": 24,
+        "bookstore": 11,
+    }
 
 
 def test_the_true_list_as_exported_images(data, tmp_path):

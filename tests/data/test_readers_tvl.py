@@ -1,4 +1,5 @@
-"""cox_oom/data/tvl.py: small csv of both parts, what is cropped and turned, the 402 real test rows in the csv layout."""
+"""cox_oom/data/tvl.py: small csv of both parts, what is cropped and turned, the 402 real test rows in csv."""
+
 import csv
 import json
 import math
@@ -7,23 +8,31 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-
-from cox_oom import data as datasets
-from cox_oom.files import UserError
-from cox_oom.data import tvl
 from small_media import annotations, link
 
+from cox_oom import data as datasets
+from cox_oom.data import tvl
+from cox_oom.files import UserError
+
 HCT = ["url", "tactile", "tactile_background", "caption"]
-FILES = {"hct/data1/train.csv": [HCT, ["0-17/vision/1-0.5.jpg", "0-17/tactile/1-0.5.jpg", "b.jpg", "Smooth, hard."],
-                                 ["0-17/vision/2-0.5.jpg", "0-17/tactile/2-0.5.jpg", "b.jpg", "hard,smooth"],
-                                 ["0-17/vision/3-0.5.jpg", "0-17/tactile/3-0.5.jpg", "b.jpg", "hard, odd"]],
-         "hct/data1/test.csv": [HCT, ["0-18/vision/1-0.5.jpg", "0-18/tactile/1-0.5.jpg", "b.jpg", "smooth, hard, smooth,"]],
-         "hct/data2/train.csv": [HCT], "hct/data2/test.csv": [HCT],
-         "hct/data3/train.csv": [["vision", "tactile", "background", "caption"],
-                                 ["4/vision/1.jpg", "4/tactile/1.jpg", "b.jpg", "soft"]],
-         "hct/data3/test.csv": [HCT, ["5/vision/1.jpg", "5/tactile/1.jpg", "b.jpg", "new, soft"]],
-         "ssvtp/train.csv": [["url", "caption"], ["images_rgb/image_0_rgb.jpg", "soft"]],
-         "ssvtp/test.csv": [["url", "caption"], ["images_rgb/image_7_rgb.jpg", "soft"]]}
+FILES = {
+    "hct/data1/train.csv": [
+        HCT,
+        ["0-17/vision/1-0.5.jpg", "0-17/tactile/1-0.5.jpg", "b.jpg", "Smooth, hard."],
+        ["0-17/vision/2-0.5.jpg", "0-17/tactile/2-0.5.jpg", "b.jpg", "hard,smooth"],
+        ["0-17/vision/3-0.5.jpg", "0-17/tactile/3-0.5.jpg", "b.jpg", "hard, odd"],
+    ],
+    "hct/data1/test.csv": [HCT, ["0-18/vision/1-0.5.jpg", "0-18/tactile/1-0.5.jpg", "b.jpg", "smooth, hard, smooth,"]],
+    "hct/data2/train.csv": [HCT],
+    "hct/data2/test.csv": [HCT],
+    "hct/data3/train.csv": [
+        ["vision", "tactile", "background", "caption"],
+        ["4/vision/1.jpg", "4/tactile/1.jpg", "b.jpg", "soft"],
+    ],
+    "hct/data3/test.csv": [HCT, ["5/vision/1.jpg", "5/tactile/1.jpg", "b.jpg", "new, soft"]],
+    "ssvtp/train.csv": [["url", "caption"], ["images_rgb/image_0_rgb.jpg", "soft"]],
+    "ssvtp/test.csv": [["url", "caption"], ["images_rgb/image_7_rgb.jpg", "soft"]],
+}
 
 
 def write(root, files=FILES, images=True):
@@ -72,8 +81,8 @@ def test_touch_is_squared_and_turned(root):
     x = datasets.read("tvl", root=str(root)).load("tactile", 0)
     plain = datasets.read("tvl", root=str(root), pad="none").load("tactile", 0)
     assert x.shape == (3, 32, 32) and plain.shape == (3, 24, 32)
-    assert (x[:, :, :4] == 0).all() and (x[:, :, 28:] == 0).all()          # the bars above and below lie left and right now
-    np.testing.assert_array_equal(x[:, ::-1, 4:28].transpose(0, 2, 1), plain)      # against the clock: right became top
+    assert (x[:, :, :4] == 0).all() and (x[:, :, 28:] == 0).all()  # the bars above and below lie left and right now
+    np.testing.assert_array_equal(x[:, ::-1, 4:28].transpose(0, 2, 1), plain)  # against the clock: right became top
     odd = np.arange(15, dtype=np.uint8).reshape(1, 3, 5)
     assert tvl.turned(odd).shape == (1, 5, 5) and tvl.turned(odd)[0, 0].tolist() == [0, 4, 9, 14, 0]
 
@@ -82,14 +91,14 @@ def test_photo_is_cropped_where_the_sensor_is(root):
     data = datasets.read("tvl", root=str(root))
     side = math.ceil(math.sqrt(2) * 0.18 * 640)
     left, middle = (640 - side) // 2, (480 - side) / 2
-    for row, top in ((0, 0), (3, 200), (4, middle), (7, middle)):      # data1, data3, ssvtp
+    for row, top in ((0, 0), (3, 200), (4, middle), (7, middle)):  # data1, data3, ssvtp
         x = data.load("rgb", row)
         assert x.shape == (3, side, side)
         assert abs(x[0, :, 0].mean() - left * 255 / 639) < 3 and abs(x[1, 0].mean() - top * 255 / 479) < 3
     assert datasets.read("tvl", root=str(root), crop="none").load("rgb", 3).shape == (3, 480, 640)
     photo(root / "hct" / "data3" / "4" / "vision" / "1.jpg", (640, 300))
     x = data.load("rgb", 3)
-    assert x.shape == (3, side, side) and (x[:, 101:] == 0).all() and x[1, 90].mean() > 200       # below the photo: black
+    assert x.shape == (3, side, side) and (x[:, 101:] == 0).all() and x[1, 90].mean() > 200  # below the photo: black
     photo(root / "hct" / "data3" / "4" / "vision" / "1.jpg", (64, 48))
     with pytest.raises(UserError, match="is 64 x 48: the part that hct/data3 crops lies outside"):
         data.load("rgb", 3)
@@ -134,15 +143,18 @@ def test_the_real_test_rows(data, tmp_path):
     """402 rows, 334 adjective sets; the train csv are made of the same words in another order."""
     with open(annotations(data, "tvl") / "tvl_llama_results_gpt4v.json") as f:
         records = json.load(f)
-    files = {f"{part}/{split}.csv": [HCT if part != "ssvtp" else ["url", "caption"]] for part in tvl.PARTS
-             for split in ("train", "test")}
+    files = {
+        f"{part}/{split}.csv": [HCT if part != "ssvtp" else ["url", "caption"]]
+        for part in tvl.PARTS
+        for split in ("train", "test")
+    }
     photo(tmp_path / "a.jpg", (640, 480)), photo(tmp_path / "b.jpg", (320, 240))
     for r in records:
         part = next(p for p in tvl.PARTS if r["image_fp"].startswith(p + "/"))
-        rgb, touch = r["image_fp"][len(part) + 1:], r["tactile_fp"][len(part) + 1:]
+        rgb, touch = r["image_fp"][len(part) + 1 :], r["tactile_fp"][len(part) + 1 :]
         link(tmp_path / "a.jpg", tmp_path / part / rgb), link(tmp_path / "b.jpg", tmp_path / part / touch)
         files[f"{part}/test.csv"].append([rgb, r["label"]] if part == "ssvtp" else [rgb, touch, "none.jpg", r["label"]])
-        other, words = f"again/{touch}", ", ".join(reversed(r["label"].rstrip(".").split(",")))
+        words = ", ".join(reversed(r["label"].rstrip(".").split(",")))
         files["hct/data1/train.csv"].append([f"again/{part}/{rgb}", f"again/{part}/{touch}", "none.jpg", words])
         link(tmp_path / "b.jpg", tmp_path / "hct/data1/again" / part / touch)
         link(tmp_path / "a.jpg", tmp_path / "hct/data1/again" / part / rgb)
@@ -150,7 +162,7 @@ def test_the_real_test_rows(data, tmp_path):
     found = datasets.read("tvl", root=str(tmp_path))
     assert [found.split.count(s) for s in datasets.SPLITS] == [402, 0, 402] and found.absent == {}
     assert sum(c.startswith("ssvtp") for c in found.cells["rgb"]) == 46
-    assert len(found.class_names) == 334 and min(found.labels) >= 0         # 1 / 334 = 0.3%: the paper's Random row
+    assert len(found.class_names) == 334 and min(found.labels) >= 0  # 1 / 334 = 0.3%: the paper's Random row
     words = {w for name in found.class_names for w in name.split(", ")}
     assert len(words) == 70 and "smooth" in words and not any("." in w for w in words)
     assert found.load("tactile", 402).shape == (3, 320, 320) and found.load("rgb", 402).shape == (3, 163, 163)

@@ -1,18 +1,23 @@
 """cox_oom/data/vggs.py: a small imitation, and the true test list with train rows made for it."""
+
 import csv
 import os
 
 import numpy as np
 import pytest
-
-from cox_oom import data as datasets
-from cox_oom.files import UserError
-from cox_oom.data import media
 from small_media import annotations, link, pitch, write_clip
 
+from cox_oom import data as datasets
+from cox_oom.data import media
+from cox_oom.files import UserError
+
 pytest.importorskip("av")
-ROWS = [["-abc_DEFGHI", "1", "people marching", "test"], ["aa", "30", "bird chirping, tweeting", "train"],
-        ["bb", "185", "playing tennis", "train"], ["aa", "40", "people marching", "train"]]
+ROWS = [
+    ["-abc_DEFGHI", "1", "people marching", "test"],
+    ["aa", "30", "bird chirping, tweeting", "train"],
+    ["bb", "185", "playing tennis", "train"],
+    ["aa", "40", "people marching", "train"],
+]
 IDS = ["-abc_DEFGHI_000001", "aa_000030", "bb_000185", "aa_000040"]
 
 
@@ -32,7 +37,12 @@ def root(tmp_path):
 def test_layout_labels_and_items(root):
     data = datasets.read("vggs", root=str(root), frames=2)
     assert data.ids == IDS and data.split == ["test", "train", "train", "train"]
-    assert data.class_names == ["bird chirping, tweeting", "people marching", "playing tennis"] and data.labels == [1, 0, 2, 1]
+    assert data.class_names == ["bird chirping, tweeting", "people marching", "playing tennis"] and data.labels == [
+        1,
+        0,
+        2,
+        1,
+    ]
     assert data.modalities == {"video": "video", "audio": "audio", "language": "text"}
     assert data.load("language", 1) == "a video of bird chirping, tweeting."
     assert data.load("video", 0).shape == (2, 3, 32, 48) and abs(pitch(data.load("audio", 2)[:8000]) - 500) < 5
@@ -42,6 +52,7 @@ def test_layout_labels_and_items(root):
 
 def test_wav_beside_the_videos_is_the_audio(root):
     import soundfile
+
     (root / "audio").mkdir()
     soundfile.write(root / "audio" / f"{IDS[3]}.wav", np.ones(1600, np.float32) / 2, 16000)
     data = datasets.read("vggs", root=str(root))
@@ -53,7 +64,10 @@ def test_options(root):
     table(root, more)
     data = datasets.read("vggs", root=str(root), val="0.2", template="{}|the sound of {}", audio="trust")
     assert data.split.count("val") == 6 and data.split[0] == "test"
-    assert {s.replace(data.class_names[k], "") for s, k in zip(data.cells["language"], data.labels)} == {"", "the sound of "}
+    assert {s.replace(data.class_names[k], "") for s, k in zip(data.cells["language"], data.labels)} == {
+        "",
+        "the sound of ",
+    }
     other = datasets.read("vggs", root=str(root), val="0.2", template="{}|the sound of {}", audio="trust", seed=1)
     assert other.split != data.split and other.fingerprint != data.fingerprint
     assert data.absent["video"] == list(range(4, 34))
@@ -61,7 +75,8 @@ def test_options(root):
 
 def test_what_is_refused(root):
     os.rename(root / "vggsound.csv", root / "test.csv")
-    with pytest.raises(UserError, match="vggsound.csv is not there.*it alone lists the train rows.*get it from https://"):
+    words = "vggsound.csv is not there.*it alone lists the train rows.*get it from https://"
+    with pytest.raises(UserError, match=words):
         datasets.read("vggs", root=str(root))
     table(root, [ROWS[0]])
     with pytest.raises(UserError, match="no train rows"):
@@ -78,8 +93,11 @@ def test_the_true_test_list(data, tmp_path):
         test = [(name[:-11], int(name[-10:-4]), label) for name, label in csv.reader(f)]
     with open(annot / "stat.csv", newline="") as f:
         classes = [row[0] for row in csv.reader(f)]
-    table(tmp_path, [[i, s, label, "test"] for i, s, label in test]
-          + [[f"train{k}", k, label, "train"] for k, label in enumerate(classes)])
+    table(
+        tmp_path,
+        [[i, s, label, "test"] for i, s, label in test]
+        + [[f"train{k}", k, label, "train"] for k, label in enumerate(classes)],
+    )
     clip = write_clip(tmp_path / "train0_000000.mp4")
     link(clip, *(tmp_path / "videos" / f"{i}_{s:06d}.mp4" for i, s, _ in test[:-1]))
     (tmp_path / "wav").mkdir()
@@ -90,4 +108,4 @@ def test_the_true_test_list(data, tmp_path):
     assert found.absent["video"] == [15445, *range(15447, 15446 + 309)]
     row = found.ids.index("FwVYUHKoLtQ_000034")
     assert found.cells["audio"][row] == "wav/FwVYUHKoLtQ_000034.wav"
-    assert abs(len(found.load("audio", row)) - 10 * media.SAMPLE_RATE) < 200       # a real clip of ten seconds
+    assert abs(len(found.load("audio", row)) - 10 * media.SAMPLE_RATE) < 200  # a real clip of ten seconds

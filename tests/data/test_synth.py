@@ -1,4 +1,5 @@
 """cox_oom/data/synth.py: forms, determinism, pairing, what commonality changes and what not, its folder."""
+
 import subprocess
 import sys
 
@@ -6,13 +7,18 @@ import numpy as np
 import pytest
 
 from cox_oom import data as datasets
-from cox_oom.files import UserError
 from cox_oom.data import media, synth
+from cox_oom.files import UserError
 
 SMALL = {"n_train": 36, "n_val": 12, "n_test": 12}
-FORMS = {"rgb": ((3, 32, 32), np.uint8), "tactile": ((1, 32, 32), np.float32),
-         "thermal": ((1, 32, 32), np.float32), "depth": ((1, 32, 32), np.float32),
-         "audio": ((8000,), np.float32), "video": ((8, 3, 24, 24), np.uint8)}
+FORMS = {
+    "rgb": ((3, 32, 32), np.uint8),
+    "tactile": ((1, 32, 32), np.float32),
+    "thermal": ((1, 32, 32), np.float32),
+    "depth": ((1, 32, 32), np.float32),
+    "audio": ((8000,), np.float32),
+    "video": ((8, 3, 24, 24), np.uint8),
+}
 
 
 def same(a, b):
@@ -23,7 +29,7 @@ def test_the_table():
     data = datasets.read("synth")
     assert [data.split.count(s) for s in datasets.SPLITS] == [1500, 120, 600] and len(set(data.ids)) == 2220
     assert data.class_names == sorted(data.class_names) and len(data.class_names) == 12
-    for part in datasets.SPLITS:       # balanced
+    for part in datasets.SPLITS:  # balanced
         counts = np.bincount([y for y, s in zip(data.labels, data.split) if s == part], minlength=12)
         assert counts.min() == counts.max()
     assert list(data.modalities) == ["rgb", "language", "tactile", "thermal", "depth", "audio", "video"]
@@ -37,8 +43,8 @@ def test_item_forms_and_ranges():
             x = data.load(modality, row)
             assert x.shape == shape and x.dtype == dtype and np.isfinite(x).all()
             assert x.std() > 0
-        assert 0.3 < data.load("depth", row).min() and data.load("depth", row).max() < 0.8        # metres
-        assert 15 < data.load("thermal", row).min() and data.load("thermal", row).max() < 45      # Celsius
+        assert 0.3 < data.load("depth", row).min() and data.load("depth", row).max() < 0.8  # metres
+        assert 15 < data.load("thermal", row).min() and data.load("thermal", row).max() < 45  # Celsius
         assert len(data.load("language", row)) < 80
 
 
@@ -48,7 +54,7 @@ def test_deterministic_by_seed_row_and_modality():
     assert a.labels == b.labels != other.labels and a.fingerprint == b.fingerprint
     for modality in a.modalities:
         backwards = {row: b.load(modality, row) for row in (5, 0)}
-        for row, item in backwards.items():           # in any order, and twice
+        for row, item in backwards.items():  # in any order, and twice
             assert same(a.load(modality, row), item) and same(a.load(modality, row), item)
         assert any(not same(a.load(modality, row), other.load(modality, row)) for row in range(3))
 
@@ -61,8 +67,10 @@ def test_test_rows_do_not_depend_on_the_number_of_train_rows():
 
 
 def test_fingerprint_covers_every_option():
-    prints = {datasets.read("synth", **{**SMALL, **change}).fingerprint for change in
-              ({}, {"seed": 1}, {"commonality": 0.5}, {"n_train": 48}, {"n_val": 0}, {"n_test": 24})}
+    prints = {
+        datasets.read("synth", **{**SMALL, **change}).fingerprint
+        for change in ({}, {"seed": 1}, {"commonality": 0.5}, {"n_train": 48}, {"n_val": 0}, {"n_test": 24})
+    }
     assert len(prints) == 6
 
 
@@ -72,9 +80,13 @@ def proxies(commonality, n=480):
     depth = [data.load("depth", i)[0] for i in range(n)]
     tactile = [data.load("tactile", i)[0] for i in range(n)]
     audio = [data.load("audio", i) for i in range(n)]
-    raw = np.array([[np.mean(np.median(d) - d) for d in depth],                     # volume above the table
-                    [np.log(np.mean(t > 0.35)) for t in tactile],                   # contact area
-                    [np.log(np.abs(np.fft.rfft(a[1000:]))[20:].argmax() + 20) for a in audio]])
+    raw = np.array(
+        [
+            [np.mean(np.median(d) - d) for d in depth],  # volume above the table
+            [np.log(np.mean(t > 0.35)) for t in tactile],  # contact area
+            [np.log(np.abs(np.fft.rfft(a[1000:]))[20:].argmax() + 20) for a in audio],
+        ]
+    )
     labels = np.array(data.labels[:n])
     within = raw.copy()
     for c in range(12):
@@ -93,7 +105,7 @@ def test_commonality_sets_what_instances_share_beyond_the_class(measured):
         strength = {c: abs(r[c][pair]) for c in r}
         assert strength[0.0] < 0.13 < strength[0.5] - 0.05, (pair, strength)
         assert strength[0.5] + 0.08 < strength[1.0], (pair, strength)
-    assert r[1.0][0, 1] > 0 > r[1.0][0, 2]        # large things touch more and sound lower
+    assert r[1.0][0, 1] > 0 > r[1.0][0, 2]  # large things touch more and sound lower
 
 
 def test_commonality_leaves_every_modality_as_it_is(measured):
@@ -112,6 +124,7 @@ def test_without_shared_latents_only_the_class_is_shared():
         def render(shape, material, z, rng):
             seen.setdefault(name, []).append(z)
             return "x"
+
         return render
 
     original, synth.RENDER = synth.RENDER, {m: spy(m) for m in synth.MODALITIES}
@@ -129,9 +142,14 @@ def test_without_shared_latents_only_the_class_is_shared():
 
 
 def test_bad_options():
-    for options, words in (({"commonality": 1.5}, "--commonality 1.5"), ({"commonality": np.nan}, "0...1"),
-                           ({"seed": -1}, "--seed -1"), ({"n_train": 5}, "at least 24"),
-                           ({"n_test": 0}, "test rows"), ({"colour": 1}, "colour")):
+    for options, words in (
+        ({"commonality": 1.5}, "--commonality 1.5"),
+        ({"commonality": np.nan}, "0...1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"n_train": 5}, "at least 24"),
+        ({"n_test": 0}, "test rows"),
+        ({"colour": 1}, "colour"),
+    ):
         with pytest.raises(UserError, match=words) as caught:
             datasets.read("synth", **options)
         assert "\n" not in str(caught.value) and "; " in str(caught.value)
@@ -162,8 +180,15 @@ def test_written_folder_reads_back(tmp_path, capsys):
     data = datasets.read(str(tmp_path / "world"))
     assert data.modalities == made.modalities and data.class_names == made.class_names
     assert (data.ids, data.split, data.labels) == (made.ids, made.split, made.labels)
-    tolerance = {"rgb": 0, "language": None, "tactile": 0, "thermal": 0, "depth": 0.00051, "audio": 1 / 32000,
-                 "video": 60}
+    tolerance = {
+        "rgb": 0,
+        "language": None,
+        "tactile": 0,
+        "thermal": 0,
+        "depth": 0.00051,
+        "audio": 1 / 32000,
+        "video": 60,
+    }
     for modality, allowed in tolerance.items():
         for row in (0, 29):
             a, b = made.load(modality, row), data.load(modality, row)

@@ -1,7 +1,9 @@
 """Which readings become anchors and what they teach, against the equations written out."""
+
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cox_oom import anchors
 from cox_oom.model import matched_target
@@ -11,8 +13,16 @@ def world(seed, m=12, k=3, classes=4):
     g = torch.Generator().manual_seed(seed)
     logits, posteriors = torch.randn(m, classes, generator=g), torch.randn(k, m, classes, generator=g).softmax(-1)
     mask, label = torch.rand(m, generator=g) < 0.5, torch.randint(classes, (m,), generator=g)
-    return logits, {"mask": mask, "label": label.where(mask, -1), "posteriors": posteriors,
-                    **anchors.statistics(torch.randn(m, classes, generator=g), mask, label)}, g
+    return (
+        logits,
+        {
+            "mask": mask,
+            "label": label.where(mask, -1),
+            "posteriors": posteriors,
+            **anchors.statistics(torch.randn(m, classes, generator=g), mask, label),
+        },
+        g,
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -22,7 +32,9 @@ def test_losses_are_means_over_the_batch_of_their_part(seed, kl):
     j = torch.arange(len(logits))
     a, d = sets["mask"], ~sets["mask"]
     agree, disagree = anchors.losses(logits, sets, j, kl)
-    by_hand = -logits.log_softmax(-1)[a].gather(1, sets["label"][a, None]).sum() / len(j) if a.any() else torch.tensor(0.0)
+    by_hand = (
+        -logits.log_softmax(-1)[a].gather(1, sets["label"][a, None]).sum() / len(j) if a.any() else torch.tensor(0.0)
+    )
     torch.testing.assert_close(agree, by_hand)
     if not a.any() or a.all():
         assert disagree is None
@@ -33,7 +45,7 @@ def test_losses_are_means_over_the_batch_of_their_part(seed, kl):
     elif kl == "literal":
         by_hand = (logp.exp() * (logp - sets["mean_anchor_logp"])).sum() / len(j)
     else:
-        target = matched_target(sets["posteriors"][:, d], sets["class_posteriors"])             # by hand in test_model.py
+        target = matched_target(sets["posteriors"][:, d], sets["class_posteriors"])  # by hand in test_losses.py
         by_hand = (logp.exp() * (logp - target.log())).sum() / len(j)
     torch.testing.assert_close(disagree, by_hand)
 
@@ -58,20 +70,22 @@ def test_the_expected_class_is_the_optimum_of_its_loss():
 
 def test_statistics_of_the_anchors():
     logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
-    label = torch.arange(20) % 2                                                                 # no anchor of class 2
+    label = torch.arange(20) % 2  # no anchor of class 2
     mask = torch.arange(20) < 10
     told = anchors.statistics(logits, mask, label)
     p = logits.double().softmax(-1)
     for c in (0, 1):
-        torch.testing.assert_close(told["class_posteriors"][c].double(), p[mask & (label == c)].mean(0), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            told["class_posteriors"][c].double(), p[mask & (label == c)].mean(0), atol=1e-6, rtol=0
+        )
     assert told["class_posteriors"][2].isnan().all()
     torch.testing.assert_close(told["mean_anchor_logp"].double(), p[mask].log().mean(0), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_emergent_pairs_are_the_nearest_in_all_mappings(named):
-    """By float64 and by hand: an IM item's distance to a reading is the mean over its mappings; where heads know names, a
-    pair of two classes leaves A."""
+    """By float64 and by hand: an IM item's distance to a reading is the mean over its mappings; where heads know names,
+    a pair of two classes leaves A."""
     g = torch.Generator().manual_seed(4)
     z, mapped = torch.randn(30, 5, generator=g), torch.randn(2, 20, 5, generator=g)
     y_im, label, mask = torch.arange(20) % 4, torch.randint(4, (30,), generator=g), torch.rand(30, generator=g) < 0.8
@@ -79,13 +93,15 @@ def test_emergent_pairs_are_the_nearest_in_all_mappings(named):
     score, nearest = torch.cdist(z.double().expand(2, -1, -1), mapped.double()).mean(0).min(1)
     best, im = pairs["emergent"], pairs["emergent_im"]
     allowed = mask & (label == y_im[nearest]) if named else torch.ones(30, dtype=torch.bool)
-    first = score.masked_fill(~allowed, torch.inf).argsort()[:min(6, int(allowed.sum()))]
+    first = score.masked_fill(~allowed, torch.inf).argsort()[: min(6, int(allowed.sum()))]
     assert len(first) > 1 and torch.equal(best, first)
     assert torch.equal(im, nearest[best]) and torch.equal(pairs["emergent_label"], y_im[im])
     if named:
         assert torch.equal(found_mask, allowed) and torch.equal(found_label, label)
     else:
-        assert torch.equal(found_mask.nonzero().squeeze(1), best.sort().values) and torch.equal(found_label, y_im[nearest])
+        assert torch.equal(found_mask.nonzero().squeeze(1), best.sort().values) and torch.equal(
+            found_label, y_im[nearest]
+        )
 
 
 def test_the_surest_are_the_first_of_the_sorted_confidences():

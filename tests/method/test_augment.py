@@ -133,9 +133,7 @@ def test_replay_plays_at_another_speed_from_another_start():
         assert heard[-1] >= t - 2 and len(heard) == heard[-1] - heard[0] + 1  # in one piece, to the end
         values = row[heard]
         slope = (values[-1] - values[0]) / (len(values) - 1)
-        torch.testing.assert_close(
-            values, values[0] + slope * torch.arange(len(values)), atol=1e-3, rtol=1e-4
-        )
+        torch.testing.assert_close(values, values[0] + slope * torch.arange(len(values)), atol=1e-3, rtol=1e-4)
         assert values.min() >= 1 and values.max() <= 40
         slopes.append(float(slope)), starts.append(float(values[0] - 1 - slope * heard[0]))
     assert 0.8 <= min(slopes) < 0.9 and 1.1 < max(slopes) <= 1.2 + 1e-4
@@ -198,9 +196,7 @@ def test_text_loses_whole_words_at_the_stated_rate(strength, share):
     text = b"one two six ten the cat sat mat"
     x = torch.tensor(list(text), dtype=torch.uint8).expand(500, -1)
     y = augment("text", x, None, strength)[0]
-    words = torch.stack(
-        [(y[:, i : i + 3] == MASKED_BYTE) for i in range(0, len(text), 4)], 1
-    )  # (500, words, 3)
+    words = torch.stack([(y[:, i : i + 3] == MASKED_BYTE) for i in range(0, len(text), 4)], 1)  # (500, words, 3)
     assert torch.equal(words.all(-1), words.any(-1))
     assert abs(words.any(-1).float().mean() - share) < 0.03
 
@@ -239,9 +235,7 @@ def test_images_are_neither_mirrored_nor_turned_over():
     x = torch.zeros(300, 1, 20, 20)
     x[:, :, 3:7, 3:7] = 10.0
     y = augment("image", x, None, "weak")[0]
-    quarters = torch.stack([y[:, :, :10, :10], y[:, :, :10, 10:], y[:, :, 10:, :10], y[:, :, 10:, 10:]]).sum(
-        (2, 3, 4)
-    )
+    quarters = torch.stack([y[:, :, :10, :10], y[:, :, :10, 10:], y[:, :, 10:, :10], y[:, :, 10:, 10:]]).sum((2, 3, 4))
     assert (quarters.argmax(0) == 0).float().mean() > 0.97
 
 
@@ -266,13 +260,7 @@ def inputs_file(kind, lengths=None):
         else 3 * torch.randn(5, *shape) + 100
     )
     ones = (shape[0], *(1,) * (len(shape) - 1))
-    return {
-        "kind": kind,
-        "x": x,
-        "lengths": lengths,
-        "mean": torch.rand(ones) * 100,
-        "std": 1 + torch.rand(ones),
-    }
+    return {"kind": kind, "x": x, "lengths": lengths, "mean": torch.rand(ones) * 100, "std": 1 + torch.rand(ones)}
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "series"])
@@ -287,9 +275,7 @@ def test_batch_normalises(kind):
 def test_batch_normalises_per_position():
     file = inputs_file("series")
     file["mean"], file["std"] = torch.randn(5, 40), 1 + torch.rand(5, 40)
-    torch.testing.assert_close(
-        batch(file, torch.tensor([4]), "cpu")[0][0], (file["x"][4] - file["mean"]) / file["std"]
-    )
+    torch.testing.assert_close(batch(file, torch.tensor([4]), "cpu")[0][0], (file["x"][4] - file["mean"]) / file["std"])
 
 
 def test_batch_leaves_zero_in_the_padding():

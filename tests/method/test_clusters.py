@@ -1,7 +1,10 @@
 """Spectral clusters and their names, on worlds whose clusters and names are known."""
 
+import pytest
 import torch
 
+from cox_oom.files import UserError
+from cox_oom.labels import name_by_clusters
 from cox_oom.naming import geometry, name_by_geometry, spectral, spread_names
 
 
@@ -71,3 +74,8 @@ def test_a_geometry_that_is_not_shared_does_not_stand_out():
     one, two = (geometry(torch.randn(8, 20, generator=g), torch.arange(8), 8) for _ in range(2))
     agreement, null = name_by_geometry(one, two, null=19)[1:]
     assert (null >= agreement).float().mean() > 0.05
+
+
+def test_fewer_readings_than_classes_have_no_clusters():
+    with pytest.raises(UserError, match="3 clusters, one for a class, and there are only 2 training items"):
+        name_by_clusters({}, torch.arange(2), {}, 3, 0)

@@ -1,4 +1,5 @@
 """What only a GPU can show: no synchronisation with the host, the current stream, scratch memory."""
+
 import pytest
 import torch
 
@@ -19,13 +20,20 @@ def inputs():
 def every_operator(z, v, logits, bias, classes):
     score, index = cox_ops.nearest_anchor(z, v)
     bandwidths = torch.full((2,), 40.0, dtype=torch.float64, device="cuda")
-    return [score, index, *cox_ops.modality_agreement(logits), *cox_ops.heads_agreement(z, v[:, :33].contiguous(), bias),
-            cox_ops.top_anchors(score, 50), cox_ops.top_anchors(score, 50, classes=classes, quota=7),
-            cox_ops.pairwise_distances(z, v[0]), torch.ops.cox_ops.mmd(z, v[0], bandwidths)]
+    return [
+        score,
+        index,
+        *cox_ops.modality_agreement(logits),
+        *cox_ops.heads_agreement(z, v[:, :33].contiguous(), bias),
+        cox_ops.top_anchors(score, 50),
+        cox_ops.top_anchors(score, 50, classes=classes, quota=7),
+        cox_ops.pairwise_distances(z, v[0]),
+        torch.ops.cox_ops.mmd(z, v[0], bandwidths),
+    ]
 
 
 def test_captured_in_a_graph():
-    """A kernel that waits for the host, or runs on another stream, cannot be captured; a replay must follow its inputs."""
+    """A kernel that waits for the host, or runs on another stream, is not captured; a replay must follow its inputs."""
     static = inputs()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -1,12 +1,17 @@
-"""heads_agreement: modality_agreement of the heads' logits, for every dtype, layout and size; its gradients and memory."""
+"""heads_agreement: modality_agreement of the heads' logits, for every dtype, layout, size; its gradients and memory."""
+
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cox_ops import heads_agreement, modality_agreement, ref
+
+ROOT = Path(__file__).resolve().parents[2]
 
 INF, NAN = float("inf"), float("nan")
 
@@ -122,7 +127,11 @@ def test_gradients_in_every_dtype_and_over_blocks_of_rows(device, dtype):
 
 
 def test_no_gradient_from_rows_without_a_softmax(device):
-    z, weight, bias = torch.randn(3, 2, device=device), torch.randn(2, 4, 2, device=device), torch.zeros(2, 4, device=device)
+    z, weight, bias = (
+        torch.randn(3, 2, device=device),
+        torch.randn(2, 4, 2, device=device),
+        torch.zeros(2, 4, device=device),
+    )
     z[1] = NAN
     z.requires_grad_(), bias.requires_grad_()
     heads_agreement(z, weight, bias)[2].nansum().backward()
@@ -130,30 +139,36 @@ def test_no_gradient_from_rows_without_a_softmax(device):
 
 
 def test_memory_does_not_hold_the_logits():
-    code = ("import resource, torch, cox_ops\n"
-            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "z, w, b = torch.randn(40000, 8), torch.randn(2, 600, 8), torch.randn(2, 600)\n"
-            "cox_ops.heads_agreement(z[:3000], w, b); before = peak()\n"
-            "cox_ops.heads_agreement(z, w, b); print((peak() - before) // 1024)")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import resource, torch, cox_ops\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "z, w, b = torch.randn(40000, 8), torch.randn(2, 600, 8), torch.randn(2, 600)\n"
+        "cox_ops.heads_agreement(z[:3000], w, b); before = peak()\n"
+        "cox_ops.heads_agreement(z, w, b); print((peak() - before) // 1024)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 40  # MiB; the logits would be 183
 
 
 def test_empty(device):
-    got = heads_agreement(torch.empty(0, 3, device=device), torch.zeros(2, 4, 3, device=device),
-                          torch.zeros(2, 4, device=device))
+    got = heads_agreement(
+        torch.empty(0, 3, device=device), torch.zeros(2, 4, 3, device=device), torch.zeros(2, 4, device=device)
+    )
     assert [t.shape for t in got] == [(0,)] * 3
 
 
-@pytest.mark.parametrize("z, weight, bias, words", [
-    (torch.zeros(2), torch.zeros(1, 2, 3), torch.zeros(1, 2), r"expected z \(M, D\), got \(2\)"),
-    (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(1, 2), r"expected weight \(K, C, D\), got \(2, 3\)"),
-    (torch.zeros(2, 3), torch.zeros(0, 2, 3), torch.zeros(0, 2), "at least one head and one class"),
-    (torch.zeros(2, 3), torch.zeros(1, 2, 4), torch.zeros(1, 2), "D differs: z has 3, weight has 4"),
-    (torch.zeros(2, 3), torch.zeros(1, 2, 3), torch.zeros(2), r"expected bias \(1, 2\) .* got \(2\)"),
-    (torch.zeros(2, 3), torch.zeros(1, 2, 3).double(), torch.zeros(1, 2), "z is float32, weight is float64"),
-    (torch.zeros(2, 3).long(), torch.zeros(1, 2, 3), torch.zeros(1, 2), "got int64"),
-])
+@pytest.mark.parametrize(
+    "z, weight, bias, words",
+    [
+        (torch.zeros(2), torch.zeros(1, 2, 3), torch.zeros(1, 2), r"expected z \(M, D\), got \(2\)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(1, 2), r"expected weight \(K, C, D\), got \(2, 3\)"),
+        (torch.zeros(2, 3), torch.zeros(0, 2, 3), torch.zeros(0, 2), "at least one head and one class"),
+        (torch.zeros(2, 3), torch.zeros(1, 2, 4), torch.zeros(1, 2), "D differs: z has 3, weight has 4"),
+        (torch.zeros(2, 3), torch.zeros(1, 2, 3), torch.zeros(2), r"expected bias \(1, 2\) .* got \(2\)"),
+        (torch.zeros(2, 3), torch.zeros(1, 2, 3).double(), torch.zeros(1, 2), "z is float32, weight is float64"),
+        (torch.zeros(2, 3).long(), torch.zeros(1, 2, 3), torch.zeros(1, 2), "got int64"),
+    ],
+)
 def test_errors(z, weight, bias, words):
     with pytest.raises(RuntimeError, match="heads_agreement: .*" + words):
         heads_agreement(z, weight, bias)

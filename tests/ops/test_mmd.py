@@ -1,15 +1,20 @@
 """mmd: value and gradient of the definition in float64, the closed form of its default bandwidths, O(N)
 memory."""
+
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cox_ops import mmd, ref
 from cox_ops.ops import mean_squared_distance
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def check(x, y, bandwidths):
@@ -21,8 +26,9 @@ def check(x, y, bandwidths):
     return got
 
 
-@given(N=st.integers(1, 70), M=st.integers(1, 140), D=st.integers(0, 20), shift=st.floats(0, 2),
-       seed=st.integers(0, 99))
+@given(
+    N=st.integers(1, 70), M=st.integers(1, 140), D=st.integers(0, 20), shift=st.floats(0, 2), seed=st.integers(0, 99)
+)
 def test_equals_reference(N, M, D, shift, seed):
     g = torch.Generator().manual_seed(seed)
     check(torch.randn(N, D, generator=g), torch.randn(M, D, generator=g) + shift, [0.5, 3.0, 40.0])
@@ -114,12 +120,14 @@ def test_offsets_beyond_32_bits(far):
 
 
 def test_memory_does_not_hold_the_matrix():
-    code = ("import resource, torch, cox_ops\n"
-            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "x, y = torch.randn(6000, 2, requires_grad=True), torch.randn(6000, 2)\n"
-            "cox_ops.mmd(x[:8], y[:8], [1.0]).backward(); before = peak()\n"
-            "cox_ops.mmd(x, y, [1.0]).backward(); print((peak() - before) // 1024)")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import resource, torch, cox_ops\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "x, y = torch.randn(6000, 2, requires_grad=True), torch.randn(6000, 2)\n"
+        "cox_ops.mmd(x[:8], y[:8], [1.0]).backward(); before = peak()\n"
+        "cox_ops.mmd(x, y, [1.0]).backward(); print((peak() - before) // 1024)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     grown = int(run.stdout)
     assert grown < 60  # MiB; one matrix would be 137
 
@@ -161,12 +169,15 @@ def test_no_second_derivative(device):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("x, y, words", [
-    (torch.zeros(2, 17), torch.zeros(3, 16), "D differs: x has 17, y has 16"),
-    (torch.zeros(0, 3), torch.zeros(2, 3), "at least one row in each sample"),
-    (torch.zeros(3), torch.zeros(2, 3), r"got x \(3\) and y \(2, 3\)"),
-    (torch.zeros(2, 3), torch.zeros(2, 3).half(), "x is float32, y is float16"),
-])
+@pytest.mark.parametrize(
+    "x, y, words",
+    [
+        (torch.zeros(2, 17), torch.zeros(3, 16), "D differs: x has 17, y has 16"),
+        (torch.zeros(0, 3), torch.zeros(2, 3), "at least one row in each sample"),
+        (torch.zeros(3), torch.zeros(2, 3), r"got x \(3\) and y \(2, 3\)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).half(), "x is float32, y is float16"),
+    ],
+)
 def test_errors(x, y, words):
     with pytest.raises(RuntimeError, match="mmd: .*" + words):
         mmd(x, y, [1.0])

@@ -1,8 +1,10 @@
 """modality_agreement: mask, label and confidence of the definition; rows without a softmax; ties to the
 lowest class."""
+
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cox_ops import _C, modality_agreement, ref
 
@@ -20,8 +22,9 @@ def check(logits):
     return mask, label, confidence
 
 
-@given(K=st.integers(1, 4), M=st.integers(0, 60), C=st.integers(1, 70), levels=st.integers(2, 50),
-       seed=st.integers(0, 99))
+@given(
+    K=st.integers(1, 4), M=st.integers(0, 60), C=st.integers(1, 70), levels=st.integers(2, 50), seed=st.integers(0, 99)
+)
 def test_equals_reference(K, M, C, levels, seed):
     """Few levels: many ties within a head."""
     g = torch.Generator().manual_seed(seed)
@@ -118,12 +121,15 @@ def test_gradients(device):
     assert (bad.grad[0, 0] == 0).all() and (bad.grad[0, 1] != 0).all()
 
 
-@pytest.mark.parametrize("logits, words", [
-    (torch.zeros(2, 3), r"expected logits \(K, M, C\), got \(2, 3\)"),
-    (torch.zeros(0, 3, 4), r"at least one head and one class.*\(0, 3, 4\)"),
-    (torch.zeros(2, 3, 0), "at least one head and one class"),
-    (torch.zeros(2, 3, 4).long(), "got int64"),
-])
+@pytest.mark.parametrize(
+    "logits, words",
+    [
+        (torch.zeros(2, 3), r"expected logits \(K, M, C\), got \(2, 3\)"),
+        (torch.zeros(0, 3, 4), r"at least one head and one class.*\(0, 3, 4\)"),
+        (torch.zeros(2, 3, 0), "at least one head and one class"),
+        (torch.zeros(2, 3, 4).long(), "got int64"),
+    ],
+)
 def test_errors(logits, words):
     with pytest.raises(RuntimeError, match="modality_agreement: .*" + words):
         modality_agreement(logits)

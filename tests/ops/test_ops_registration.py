@@ -1,5 +1,6 @@
 """Every operator of the namespace: checked by opcheck, with a fake, a reference, a kernel, an autograd
 formula."""
+
 import doctest
 import importlib.util
 import os
@@ -14,26 +15,28 @@ import cox_ops
 from cox_ops import ops, ref
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted({n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names()
-                if n.startswith("cox_ops::")})
+NAMES = sorted(
+    {n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("cox_ops::")}
+)
 
 
 def samples(name, device):
     """Arguments of two calls of each operator: small, and empty or strided where the operator allows."""
+
     def r(*shape, grad=True):
         return torch.randn(*shape, device=device).requires_grad_(grad)
+
     classes, mask = torch.tensor([0, 1, 0, -1], device=device), torch.ones(4, dtype=torch.bool, device=device)
     x, y = r(4, 3, grad=False), r(5, 3, grad=False)
     bandwidths = torch.tensor([1.0, 4.0], dtype=torch.float64, device=device)
     return {
-        "pairwise_distances": [((r(4, 3), r(5, 3)), {}),
-                               ((r(2, 3, 4).transpose(1, 2), r(2, 0, 3), True), {})],
+        "pairwise_distances": [((r(4, 3), r(5, 3)), {}), ((r(2, 3, 4).transpose(1, 2), r(2, 0, 3), True), {})],
         "pairwise_distances_backward": [
             ((r(4, 5, grad=False), x, y, ref.pairwise_distances(x, y, squared), squared), {})
-            for squared in (False, True)],
+            for squared in (False, True)
+        ],
         "nearest_anchor": [((r(4, 3), r(2, 5, 3)), {}), ((r(0, 3), r(1, 5, 3).half().float(), 2), {})],
-        "top_anchors": [((r(4), 2), {}),
-                        ((r(4), 6), dict(largest=True, classes=classes, quota=1, mask=mask))],
+        "top_anchors": [((r(4), 2), {}), ((r(4), 6), dict(largest=True, classes=classes, quota=1, mask=mask))],
         "modality_agreement": [((r(2, 4, 3),), {}), ((r(1, 0, 3),), {})],
         "heads_agreement": [((r(4, 3), r(2, 5, 3), r(2, 5)), {}), ((r(0, 3), r(1, 3, 2).mT, r(2, 1).T), {})],
         "mmd": [((r(4, 3), r(5, 3), bandwidths), {}), ((r(1, 3), r(3, 2).T, bandwidths[:1]), {})],
@@ -62,7 +65,7 @@ def test_has_kernel_fake_and_reference(name, device):
         fake = op(*meta, **{k: a.to("meta") if isinstance(a, torch.Tensor) else a for k, a in kwargs.items()})
         double = [a.detach().double() if isinstance(a, torch.Tensor) else a for a in args]
         want = getattr(ref, name)(*double, **kwargs)
-        if name in ("modality_agreement", "heads_agreement"):  # the operator's order; cox_ops and ref put the mask first
+        if name in ("modality_agreement", "heads_agreement"):  # the operator's order; ref puts the mask first
             want = (want[2], *want[:2])
         flat = [(t,) if isinstance(t, torch.Tensor) else tuple(t) for t in (real, fake, want)]
         for r, f, w in zip(*flat, strict=True):
@@ -89,6 +92,7 @@ def test_torch_compile(device):
         best = cox_ops.top_anchors(score, 3, classes=label, mask=mask | True)
         loss = (score + confidence).sum() + cox_ops.mmd(z, v[0]) + cox_ops.pairwise_distances(z, v[1]).mean()
         return loss, index, best
+
     args = [torch.randn(s, device=device, requires_grad=True) for s in ((6, 4), (2, 7, 4), (2, 6, 3))]
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     results = []
@@ -100,8 +104,7 @@ def test_torch_compile(device):
 
 
 def test_build_report():
-    run = subprocess.run([sys.executable, "-m", "cox_ops"], cwd=ROOT, capture_output=True, text=True,
-                         check=True)
+    run = subprocess.run([sys.executable, "-m", "cox_ops"], cwd=ROOT, capture_output=True, text=True, check=True)
     rows = dict(line.split(":", 1) for line in run.stdout.splitlines())
     info = cox_ops._C.build_info()
     assert torch.__version__ in rows["torch"] and "torch >= 2.10" in rows["ABI"]
@@ -112,8 +115,9 @@ def test_build_report():
 
 def test_forced_instruction_set():
     code = "import cox_ops; print(cox_ops._C.build_info()['isa_chosen'])"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                         env={**os.environ, "COX_ISA": "plain"})
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COX_ISA": "plain"}
+    )
     assert run.stdout.strip() == "plain"
 
 
@@ -123,8 +127,7 @@ def test_missing_build_says_what_to_run(tmp_path):
     for name in ("__init__.py", "ops.py", "ref.py"):
         (package / name).write_text((ROOT / "cox_ops" / name).read_text())
     # An editable install's finder would lend this package the built module of the installed one.
-    code = ("import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]; "
-            "import cox_ops")
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]; import cox_ops"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     last = run.stderr.strip().splitlines()[-1]
     assert run.returncode == 1 and last.startswith("ImportError: cox_ops is not built")

@@ -1,8 +1,10 @@
 """pairwise_distances: entries and gradients against float64, without cancellation, for every dtype and
 layout."""
+
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cox_ops import pairwise_distances, ref
 
@@ -18,8 +20,14 @@ def check(x, y, squared=False):
     return d
 
 
-@given(M=st.integers(0, 40), N=st.integers(0, 40), D=st.integers(0, 70), B=st.integers(-1, 3),
-       squared=st.booleans(), seed=st.integers(0, 99))
+@given(
+    M=st.integers(0, 40),
+    N=st.integers(0, 40),
+    D=st.integers(0, 70),
+    B=st.integers(-1, 3),
+    squared=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_equals_reference(M, N, D, B, squared, seed):
     g = torch.Generator().manual_seed(seed)
     batch = () if B < 0 else (B,)
@@ -52,7 +60,9 @@ def test_near_copies(device, squared):
     y = x + 1e-3 * step * (x.norm(dim=1) / step.norm(dim=1))[:, None]
     args = [t.requires_grad_() for t in (x, y)]
     want_args = [t.detach().double().requires_grad_() for t in (x, y)]
-    got, want = (op(*a, squared).diagonal() for op, a in ((pairwise_distances, args), (ref.pairwise_distances, want_args)))
+    got, want = (
+        op(*a, squared).diagonal() for op, a in ((pairwise_distances, args), (ref.pairwise_distances, want_args))
+    )
     near = (want.sqrt() if squared else want) / x.detach().double().norm(dim=1)
     assert ((near - 1e-3).abs() < 1e-6).all()
     assert ((got.double() - want) / want).abs().max() < 1e-5
@@ -153,13 +163,16 @@ def test_no_second_derivative(device):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("x, y, words", [
-    (torch.zeros(2, 17), torch.zeros(3, 16), "D differs: x has 17, y has 16"),
-    (torch.zeros(2, 3), torch.zeros(1, 2, 3), r"got x \(2, 3\) and y \(1, 2, 3\)"),
-    (torch.zeros(2, 2, 3), torch.zeros(4, 2, 3), "batch differs: x has 2, y has 4"),
-    (torch.zeros(2, 3), torch.zeros(2, 3).double(), "x is float32, y is float64"),
-    (torch.zeros(2, 3).int(), torch.zeros(2, 3).int(), "got int32"),
-])
+@pytest.mark.parametrize(
+    "x, y, words",
+    [
+        (torch.zeros(2, 17), torch.zeros(3, 16), "D differs: x has 17, y has 16"),
+        (torch.zeros(2, 3), torch.zeros(1, 2, 3), r"got x \(2, 3\) and y \(1, 2, 3\)"),
+        (torch.zeros(2, 2, 3), torch.zeros(4, 2, 3), "batch differs: x has 2, y has 4"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).double(), "x is float32, y is float64"),
+        (torch.zeros(2, 3).int(), torch.zeros(2, 3).int(), "got int32"),
+    ],
+)
 def test_errors(x, y, words):
     with pytest.raises(RuntimeError, match="pairwise_distances: .*" + words):
         pairwise_distances(x, y)

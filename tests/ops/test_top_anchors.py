@@ -1,8 +1,10 @@
 """top_anchors: exactly the items and the order of the definition, with ties, infinities, masks, classes and
 quotas."""
+
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cox_ops import ref, top_anchors
 
@@ -16,10 +18,12 @@ def test_equals_reference(data):
     M = len(scores)
     classes = data.draw(st.none() | st.lists(st.integers(-1, 3), min_size=M, max_size=M))
     mask = data.draw(st.none() | st.lists(st.booleans(), min_size=M, max_size=M))
-    kw = dict(largest=data.draw(st.booleans()),
-              classes=None if classes is None else torch.tensor(classes, dtype=torch.int64),
-              quota=None if classes is None else data.draw(st.none() | st.integers(0, 6)),
-              mask=None if mask is None else torch.tensor(mask, dtype=torch.bool))
+    kw = dict(
+        largest=data.draw(st.booleans()),
+        classes=None if classes is None else torch.tensor(classes, dtype=torch.int64),
+        quota=None if classes is None else data.draw(st.none() | st.integers(0, 6)),
+        mask=None if mask is None else torch.tensor(mask, dtype=torch.bool),
+    )
     t = data.draw(st.integers(0, M + 3))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
     score = torch.tensor(scores, dtype=dtype)
@@ -72,8 +76,9 @@ def test_many_items(device, dtype, largest, M):
 @pytest.mark.parametrize("largest", [False, True])
 def test_many_equal_scores(device, largest):
     M = 70_000
-    assert torch.equal(top_anchors(torch.full((M,), 2.5, device=device), 40_000, largest=largest),
-                       torch.arange(40_000, device=device))
+    assert torch.equal(
+        top_anchors(torch.full((M,), 2.5, device=device), 40_000, largest=largest), torch.arange(40_000, device=device)
+    )
     score = torch.arange(M, device=device) % 3 * 1.0  # the cut lies within equal ones
     assert torch.equal(top_anchors(score, 30_000, largest=largest), by_sorting(score, 30_000, largest))
     zeros = torch.zeros(M, device=device)
@@ -112,7 +117,7 @@ def test_many_items_on_any_number_of_threads(threads):
 def test_is_a_stable_sort(device):
     score = torch.randint(0, 20, (2000,), device=device).float()
     assert torch.equal(top_anchors(score, 500), score.sort(stable=True).indices[:500])
-    assert top_anchors(torch.tensor([3., 1., 1., 1., 2., 1.], device=device), 3).tolist() == [1, 2, 3]
+    assert top_anchors(torch.tensor([3.0, 1.0, 1.0, 1.0, 2.0, 1.0], device=device), 3).tolist() == [1, 2, 3]
 
 
 def test_never_chosen(device):
@@ -144,8 +149,7 @@ def test_strided_and_repeatable(device, dtype, threads):
     score = torch.randn(900, 2, device=device).to(dtype)[:, 0]
     classes = torch.randint(0, 4, (3, 900), device=device).T
     mask = (torch.rand(1800, device=device) < 0.5)[::2]
-    want = top_anchors(score.contiguous(), 300, classes=classes[:, 1].contiguous(), quota=60,
-                       mask=mask.contiguous())
+    want = top_anchors(score.contiguous(), 300, classes=classes[:, 1].contiguous(), quota=60, mask=mask.contiguous())
     for n in (1, 2):
         with threads(n):
             assert torch.equal(want, top_anchors(score, 300, classes=classes[:, 1], quota=60, mask=mask))
@@ -161,16 +165,19 @@ def test_gives_no_gradient():
     assert not top_anchors(torch.randn(5, requires_grad=True), 2).requires_grad
 
 
-@pytest.mark.parametrize("args, kw, words", [
-    ((torch.zeros(2, 2), 1), {}, r"expected score \(M,\), got \(2, 2\)"),
-    ((torch.zeros(2), -1), {}, "expected t >= 0, got -1"),
-    ((torch.zeros(2), 1), {"quota": 1}, "quota needs classes"),
-    ((torch.zeros(2), 1), {"quota": -2, "classes": torch.zeros(2).long()}, "expected quota >= 0, got -2"),
-    ((torch.zeros(2), 1), {"classes": torch.zeros(2)}, "classes must be int64, got float32"),
-    ((torch.zeros(2), 1), {"classes": torch.zeros(3).long()}, r"expected classes \(2,\) .* got \(3\)"),
-    ((torch.zeros(2), 1), {"mask": torch.zeros(2)}, "mask must be bool, got float32"),
-    ((torch.zeros(2).long(), 1), {}, "got int64"),
-])
+@pytest.mark.parametrize(
+    "args, kw, words",
+    [
+        ((torch.zeros(2, 2), 1), {}, r"expected score \(M,\), got \(2, 2\)"),
+        ((torch.zeros(2), -1), {}, "expected t >= 0, got -1"),
+        ((torch.zeros(2), 1), {"quota": 1}, "quota needs classes"),
+        ((torch.zeros(2), 1), {"quota": -2, "classes": torch.zeros(2).long()}, "expected quota >= 0, got -2"),
+        ((torch.zeros(2), 1), {"classes": torch.zeros(2)}, "classes must be int64, got float32"),
+        ((torch.zeros(2), 1), {"classes": torch.zeros(3).long()}, r"expected classes \(2,\) .* got \(3\)"),
+        ((torch.zeros(2), 1), {"mask": torch.zeros(2)}, "mask must be bool, got float32"),
+        ((torch.zeros(2).long(), 1), {}, "got int64"),
+    ],
+)
 def test_errors(args, kw, words):
     with pytest.raises(RuntimeError, match="top_anchors: .*" + words):
         top_anchors(*args, **kw)

@@ -38,14 +38,10 @@ def toy(n=240, classes=4, seed=0, splits=(0.7, 0.1)):
         * (torch.arange(24) < lengths[:, None])[:, None]
     )
     vector = (latent @ maps[2]).unsqueeze(1)
-    normal = lambda kind, x, t=None: {
-        "kind": kind,
-        "x": x,
-        "lengths": t,
-        "mean": x.mean(),
-        "std": x.std(),
-        **common,
-    }
+
+    def normal(kind, x, t=None):
+        return {"kind": kind, "x": x, "lengths": t, "mean": x.mean(), "std": x.std(), **common}
+
     return {
         "rgb": normal("image", image),
         "imu": normal("series", series, lengths),
@@ -59,10 +55,7 @@ def keep(file, rows):
     out = {
         k: (
             v[rows]
-            if isinstance(v, torch.Tensor)
-            and v.dim()
-            and len(v) == len(file["ids"])
-            and k not in ("mean", "std")
+            if isinstance(v, torch.Tensor) and v.dim() and len(v) == len(file["ids"]) and k not in ("mean", "std")
             else v
         )
         for k, v in file.items()
@@ -120,12 +113,7 @@ def test_a_modality_that_shares_no_row_is_refused():
     with pytest.raises(UserError) as caught:
         bind.pair_table(apart(), False, generator())
     message = str(caught.value)
-    assert (
-        "fourier" in message
-        and "--pair-by-class" in message
-        and "manifest.csv" in message
-        and "\n" not in message
-    )
+    assert "fourier" in message and "--pair-by-class" in message and "manifest.csv" in message and "\n" not in message
 
 
 def test_sharing_test_rows_alone_is_sharing_none():
@@ -176,11 +164,7 @@ def test_pair_by_class_touches_no_modality_that_has_true_pairs():
 def test_a_single_modality_needs_no_pairs():
     inputs = {"rgb": toy(20)["rgb"]}
     names, table, by_class = bind.pair_table(inputs, False, generator())
-    assert (
-        names == ["rgb"]
-        and table.squeeze(1).tolist() == sorted(range(14), key=lambda r: f"i{r}")
-        and by_class == []
-    )
+    assert names == ["rgb"] and table.squeeze(1).tolist() == sorted(range(14), key=lambda r: f"i{r}") and by_class == []
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -248,9 +232,7 @@ def test_no_label_is_used_without_pair_by_class():
         file["labels"] = torch.full((120,), -1)
     one, two = (bind.train(inputs, epochs=2, seed=0, **TINY)[0] for inputs in (clean, unlabelled))
     for m in clean:
-        assert all(
-            torch.equal(a, b) for a, b in zip(one[m].state_dict().values(), two[m].state_dict().values())
-        ), m
+        assert all(torch.equal(a, b) for a, b in zip(one[m].state_dict().values(), two[m].state_dict().values())), m
 
 
 def test_the_seed_decides():

@@ -1,4 +1,5 @@
-"""Models of transformers as perceptors: the numbers of the models' own calls, nothing left to chance, errors of one line."""
+"""Models of transformers as perceptors: the numbers of the models' own calls, no chance, errors of one line."""
+
 import json
 import pickle
 import shutil
@@ -8,27 +9,36 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
-import tiny_hf as tiny  # noqa: E402
-from tiny_weights import draw  # noqa: E402
+import tiny_hf as tiny  # noqa: E402  after importorskip
+from tiny_weights import draw  # noqa: E402  after importorskip
 
-from cox_oom.files import UserError  # noqa: E402
-from cox_oom.perceptors import hf, preprocess  # noqa: E402
+from cox_oom.files import UserError  # noqa: E402  after importorskip
+from cox_oom.perceptors import hf, preprocess  # noqa: E402  after importorskip
 
-KINDS = {"clip": ("image", "text"), "siglip": ("image", "text"), "siglip2": ("image", "text"), "clap": ("audio", "text"),
-         "clap_fused": ("audio", "text"), "x_clip": ("video", "text"), "pe_audio": ("audio", "text"),
-         "embedding_gemma2": ("image", "audio", "text")}
+KINDS = {
+    "clip": ("image", "text"),
+    "siglip": ("image", "text"),
+    "siglip2": ("image", "text"),
+    "clap": ("audio", "text"),
+    "clap_fused": ("audio", "text"),
+    "x_clip": ("video", "text"),
+    "pe_audio": ("audio", "text"),
+    "embedding_gemma2": ("image", "audio", "text"),
+}
 TEXTS = ["the dog and the singing thing", "a dog", "the " * 90]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """{kind: (folder, model, its processors, what hf.load gives)}, each made when first asked for."""
+
     class Made(dict):
         def __missing__(self, kind):
             folder = tmp_path_factory.mktemp("hf") / kind
             model, parts = tiny.write(folder, kind)
             self[kind] = folder, model, parts, hf.load(KINDS[kind], weights=folder)
             return self[kind]
+
     return Made()
 
 
@@ -67,14 +77,14 @@ def test_unit_rows_again_and_again(made, kind):
 def test_texts_are_what_the_model_gives_to_its_own_tokens(made, kind):
     _, model, parts, p = made[kind]
     with torch.no_grad():
-        for i, text in enumerate(TEXTS):                                          # alone, without any padding
+        for i, text in enumerate(TEXTS):  # alone, without any padding
             ids = parts["tokenizer"](text, truncation=True, max_length=p.preparer().longest, return_tensors="pt")
             if kind == "pe_audio":
                 states = model.text_model(**ids).last_hidden_state[:, 0]
                 expected = model.text_audio_head(states)
             else:
                 expected = model.get_text_features(**ids).pooler_output
-            close(encoded(p, "text")[i:i + 1], expected)
+            close(encoded(p, "text")[i : i + 1], expected)
 
 
 @pytest.mark.parametrize("kind", ["siglip", "siglip2"])
@@ -89,21 +99,25 @@ def test_siglips_texts_are_padded_to_their_length(made, kind):
 @pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
 def test_images_are_what_the_model_gives_to_its_own_pixels(made, kind):
     from PIL import Image
+
     _, model, parts, p = made[kind]
     images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in items("image", p)]
     with torch.no_grad():
         expected = model.get_image_features(**parts["images"](images=images, return_tensors="pt")).pooler_output
     close(encoded(p, "image"), expected)
     grey = items("image", p)[0][:1]
-    assert torch.equal(p.prepare("image", grey)["pixel_values"], p.prepare("image", grey.expand(3, -1, -1))["pixel_values"])
+    assert torch.equal(
+        p.prepare("image", grey)["pixel_values"], p.prepare("image", grey.expand(3, -1, -1))["pixel_values"]
+    )
     with pytest.raises(UserError, match="image: torch.float32 values; .* 8 bits"):
         p.prepare("image", grey / 255)
 
 
 def test_clips_are_what_the_model_gives_to_its_own_frames(made):
     from PIL import Image
+
     _, model, parts, p = made["x_clip"]
-    assert p.sample("video")(10, 25.0) == [0, 3, 6, 9] and p.sample("text") is None         # config.json: four frames
+    assert p.sample("video")(10, 25.0) == [0, 3, 6, 9] and p.sample("text") is None  # config.json: four frames
     clips = [[Image.fromarray(f.permute(1, 2, 0).numpy()) for f in clip] for clip in items("video", p)]
     pixels = torch.stack([parts["images"](images=frames, return_tensors="pt").pixel_values for frames in clips])
     with torch.no_grad():
@@ -114,6 +128,7 @@ def test_clips_are_what_the_model_gives_to_its_own_frames(made):
 def test_recordings_are_what_clap_gives_to_their_middle(made, kind):
     """At 48 kHz; its processor takes 2 s here, repeats what is shorter, and would cut what is longer at random."""
     from scipy.signal import resample_poly
+
     _, model, parts, p = made[kind]
     waves = [resample_poly(w.numpy(), 3, 1) for w in items("audio", p)]
     assert len(waves[0]) == 158400
@@ -147,16 +162,16 @@ def test_embedding_gemma_is_the_mean_of_its_last_states(made):
             return model(**ids, **inputs).last_hidden_state.mean(1)
 
     for i, text in enumerate(TEXTS):
-        close(encoded(p, "text")[i:i + 1], mean(text))
+        close(encoded(p, "text")[i : i + 1], mean(text))
     for i, image in enumerate(items("image", p)):
         x = parts["images"](images=[image], return_tensors="pt")
         n = int(x.pop("num_soft_tokens_per_image")[0])
         assert n > 20
-        close(encoded(p, "image")[i:i + 1], mean("<boi_token>" + "<image_token>" * n + "<eoi_token>", **x))
-    for i, (wave, n) in enumerate(zip(items("audio", p), (83, 18, 50))):          # a token for each 40 ms
+        close(encoded(p, "image")[i : i + 1], mean("<boi_token>" + "<image_token>" * n + "<eoi_token>", **x))
+    for i, (wave, n) in enumerate(zip(items("audio", p), (83, 18, 50))):  # a token for each 40 ms
         x = parts["audio"]([wave.numpy()], return_tensors="pt")
         expected = mean("<boa_token>" + "<audio_token>" * n + "<eoa_token>", **x)
-        close(encoded(p, "audio")[i:i + 1], expected, 1e-5)
+        close(encoded(p, "audio")[i : i + 1], expected, 1e-5)
 
 
 @pytest.mark.parametrize("kind, role", [("clip", "image"), ("clip", "text"), ("siglip", "text"), ("clap", "audio")])
@@ -178,6 +193,7 @@ def test_half_precision_on_request(made):
 
 # ----------------------------------------------------------------------------------------------- what is not there
 
+
 def test_a_role_that_the_model_lacks(made):
     with pytest.raises(UserError, match=r"hf:.*clip \(CLIPModel\) has no audio features; it has image, text"):
         hf.load(["text", "audio"], weights=made["clip"][0])
@@ -190,7 +206,12 @@ def test_names_are_looked_for_in_the_cache(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as e:
         hf.load(["image"], weights="someone/clip-tiny")
-    for part in ("hf:someone/clip-tiny", str(tmp_path), "hf download someone/clip-tiny", "https://huggingface.co/someone"):
+    for part in (
+        "hf:someone/clip-tiny",
+        str(tmp_path),
+        "hf download someone/clip-tiny",
+        "https://huggingface.co/someone",
+    ):
         assert part in str(e.value) and "\n" not in str(e.value)
     snapshot = tmp_path / "models--someone--clip-tiny" / "snapshots" / "ab12"
     shutil.copytree(made["clip"][0], snapshot)
@@ -206,10 +227,14 @@ def test_names_are_looked_for_in_the_cache(made, tmp_path, monkeypatch):
 
 def test_weights_that_are_missing_are_not_drawn_at_random(made, tmp_path):
     from safetensors.torch import load_file, save_file
+
     shutil.copytree(made["clip"][0], tmp_path / "m")
     tensors = load_file(tmp_path / "m" / "model.safetensors")
-    save_file({k: v for k, v in tensors.items() if k != "visual_projection.weight"}, tmp_path / "m" / "model.safetensors",
-              metadata={"format": "pt"})
+    save_file(
+        {k: v for k, v in tensors.items() if k != "visual_projection.weight"},
+        tmp_path / "m" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(UserError, match="its weights lack visual_projection.weight, which would be left at random"):
         hf.load(["text"], weights=tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
@@ -220,7 +245,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(made, tmp_path):
 def test_processors_that_are_missing(made, tmp_path):
     shutil.copytree(made["clip"][0], tmp_path / "m")
     (tmp_path / "m" / "preprocessor_config.json").unlink()
-    hf.load(["text"], weights=tmp_path / "m")                        # what is not needed is not asked for
+    hf.load(["text"], weights=tmp_path / "m")  # what is not needed is not asked for
     with pytest.raises(UserError, match="its processor for image cannot be loaded") as e:
         hf.load(["image", "text"], weights=tmp_path / "m")
     assert "\n" not in str(e.value)
@@ -231,7 +256,9 @@ def test_generative_models_are_refused(tmp_path):
     folder = tmp_path / "llava"
     vision = transformers.CLIPVisionConfig(**tiny.VISION)
     text = transformers.LlamaConfig(**tiny.TEXT, vocab_size=64)
-    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=-1)
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=-1
+    )
     transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
     tiny.square_images().save_pretrained(folder)
     with pytest.raises(UserError, match="gives no single vector per item") as e:

@@ -1,4 +1,5 @@
 """LanguageBind's towers and preprocessing: the numbers of the official code at tiny sizes, low-rank updates, keys."""
+
 import json
 import pickle
 import shutil
@@ -11,8 +12,8 @@ import torch
 from tiny_weights import draw
 
 pytest.importorskip("transformers")
-from cox_oom.files import UserError  # noqa: E402
-from cox_oom.perceptors import languagebind, preprocess, weights  # noqa: E402
+from cox_oom.files import UserError  # noqa: E402  after importorskip
+from cox_oom.perceptors import languagebind, preprocess, weights  # noqa: E402  after importorskip
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "languagebind.json").read_text())
 ROLES = list(languagebind.MODALITIES)
@@ -30,7 +31,7 @@ def perceptor(folder):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_tower_gives_what_the_official_code_gives(perceptor, role):
-    """The fixture's rows are the official model's, with the same tensors and batches; depth, thermal, video: updates."""
+    """The fixture's rows are the official model's, of the same tensors and batches; depth, thermal, video: updates."""
     z = perceptor.encode(role, tiny.batch(role))
     assert z.dtype == torch.float32 and perceptor.dims[role] == 8
     torch.testing.assert_close(z, torch.tensor(FIXTURE["towers"]["rows"][role]), rtol=0, atol=2e-6)
@@ -45,8 +46,9 @@ def test_fully_tuned_video_towers(tmp_path, name, v15):
     write_tower(at, tiny.config("video", v15=v15))
     p = languagebind.load(["video"], weights=tmp_path)
     assert list(p.weights) == [f"{at.name}/pytorch_model.bin", f"{at.name}/config.json"]
-    torch.testing.assert_close(p.encode("video", tiny.batch("video")), torch.tensor(FIXTURE["towers"]["rows"][name]),
-                               rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        p.encode("video", tiny.batch("video")), torch.tensor(FIXTURE["towers"]["rows"][name]), rtol=0, atol=2e-6
+    )
 
 
 def write_tower(at, config, state=None):
@@ -68,12 +70,14 @@ def test_preprocessing_gives_what_the_official_code_gives(perceptor, name):
     x = perceptor.prepare(role, tiny.item(role)[:50000] if name == "audio short" else tiny.item(role))
     assert x.dtype == torch.float32 and x.shape == tiny.batch(role)[0].shape
     # the filter banks' absolute tolerance is that of their logarithms where there is next to no energy
-    torch.testing.assert_close(tiny.probe(x), torch.tensor(expected, dtype=torch.float64), rtol=0,
-                               atol=1e-4 if role == "audio" else 1e-6)
+    torch.testing.assert_close(
+        tiny.probe(x), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-4 if role == "audio" else 1e-6
+    )
     assert torch.equal(x, perceptor.prepare(role, tiny.item(role))) or name == "audio short"
 
 
 # ------------------------------------------------------------------------------------------------ low-rank updates
+
 
 def test_update_is_alpha_by_r_times_b_a():
     """Against the unmerged sum of the two paths, in float64."""
@@ -108,11 +112,14 @@ def test_an_update_changes_the_features(tmp_path, perceptor):
 
 # ------------------------------------------------------------------------------------------------------ towers
 
+
 def test_every_tensor_of_a_tower_has_its_effect(folder):
     """Each tensor, changed alone, changes the rows (V1.5, the one with most kinds of tensors, and text)."""
     c = tiny.config("video", v15=True)
-    towers = {"video": languagebind.new_vision({**languagebind.VISION, **languagebind.EXTRA, **c["vision_config"]}, 8),
-              "text": languagebind.new_text({**languagebind.TEXT, **c["text_config"]}, 8)}
+    towers = {
+        "video": languagebind.new_vision({**languagebind.VISION, **languagebind.EXTRA, **c["vision_config"]}, 8),
+        "text": languagebind.new_text({**languagebind.TEXT, **c["text_config"]}, 8),
+    }
     state = tiny.tensors(c)
     for role, tower in towers.items():
         tower.eval().requires_grad_(False)
@@ -120,7 +127,7 @@ def test_every_tensor_of_a_tower_has_its_effect(folder):
         x = tiny.batch(role)[:1]
         z = tower(x)
         for key, t in tower.state_dict().items():
-            if "k_proj.bias" in key:            # softmax does not see what is the same for all keys
+            if "k_proj.bias" in key:  # softmax does not see what is the same for all keys
                 continue
             before = t.clone()
             t += 0.3 * draw(f"other {key}", t.shape)
@@ -136,7 +143,7 @@ def test_frames_keep_their_order(perceptor):
 
 def test_text_looks_back_only_and_is_read_at_its_first_end_token(perceptor):
     ids = tiny.batch("text")[:1].repeat(3, 1)
-    ids[1, 7:] = 9                                                  # behind the end token at 6
+    ids[1, 7:] = 9  # behind the end token at 6
     ids[2, 5] = 9
     z = perceptor.encode("text", ids)
     torch.testing.assert_close(z[0], z[1], rtol=0, atol=1e-6)
@@ -155,15 +162,17 @@ def test_half_precision_on_request(folder, perceptor, role, dtype):
 
 # ------------------------------------------------------------------------------------------------- files and keys
 
+
 def test_only_what_is_needed_is_read(folder, perceptor):
     p = languagebind.load(["depth"], weights=folder)
     at = folder / "LanguageBind_Depth"
-    assert p.dims == {"depth": 8} and p.weights == {f"LanguageBind_Depth/{n}": weights.sha256(at / n)
-                                                    for n in ("pytorch_model.bin", "config.json")}
-    p = languagebind.load(["text", "audio"], weights=folder)       # one of the needed folders gives the text tower
+    assert p.dims == {"depth": 8} and p.weights == {
+        f"LanguageBind_Depth/{n}": weights.sha256(at / n) for n in ("pytorch_model.bin", "config.json")
+    }
+    p = languagebind.load(["text", "audio"], weights=folder)  # one of the needed folders gives the text tower
     assert {n.split("/")[0] for n in p.weights} == {"LanguageBind_Audio_FT"}
     assert torch.equal(p.encode("text", tiny.batch("text")), perceptor.encode("text", tiny.batch("text")))
-    p = languagebind.load(["text"], weights=folder)                # any other
+    p = languagebind.load(["text"], weights=folder)  # any other
     assert {n.split("/")[0] for n in p.weights} == {"LanguageBind_Image"}
     with pytest.raises(UserError, match="languagebind has no imu; it has image, video, audio, depth, thermal, text"):
         languagebind.load(["imu"], weights=folder)
@@ -178,9 +187,15 @@ def test_workers_get_no_weights(perceptor):
     assert pickle.loads(pickle.dumps(light.sample("video")))(3, 25.0) == [0, 0, 0, 0, 1, 1, 1, 2]
 
 
-@pytest.mark.parametrize("place", ["cache_dir/models--LanguageBind--LanguageBind_Image/snapshots/ab12",
-                                   "huggingface/hub/models--LanguageBind--LanguageBind_Image/snapshots/ab12",
-                                   "mine/LanguageBind_Image", "mine/models--LanguageBind--LanguageBind_Image/snapshots/1"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "cache_dir/models--LanguageBind--LanguageBind_Image/snapshots/ab12",
+        "huggingface/hub/models--LanguageBind--LanguageBind_Image/snapshots/ab12",
+        "mine/LanguageBind_Image",
+        "mine/models--LanguageBind--LanguageBind_Image/snapshots/1",
+    ],
+)
 def test_usual_places_are_searched(tmp_path, monkeypatch, folder, place):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
@@ -194,7 +209,11 @@ def test_missing_towers_say_where_they_are(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    for roles, names in ((["audio", "image"], ["LanguageBind_Image"]), (["audio"], ["LanguageBind_Audio_FT"]), (["text"], [])):
+    for roles, names in (
+        (["audio", "image"], ["LanguageBind_Image"]),
+        (["audio"], ["LanguageBind_Audio_FT"]),
+        (["text"], []),
+    ):
         with pytest.raises(UserError) as e:
             languagebind.load(roles)
         for part in ("https://huggingface.co/LanguageBind/", "1.7 GB", "MIT", "--weights", "cache_dir", *names):
@@ -210,6 +229,7 @@ def test_missing_towers_say_where_they_are(tmp_path, monkeypatch, folder):
 def test_safetensors_and_parts(tmp_path, folder, perceptor):
     """The same tensors in two files of the other format."""
     from safetensors.torch import save_file
+
     at = tmp_path / "LanguageBind_Image"
     shutil.copytree(folder / at.name, at)
     state = torch.load(at / "pytorch_model.bin")
@@ -217,22 +237,27 @@ def test_safetensors_and_parts(tmp_path, folder, perceptor):
     for i, part in enumerate((sorted(state)[::2], sorted(state)[1::2])):
         save_file({k: state[k] for k in part}, at / f"model-0000{i + 1}-of-00002.safetensors")
     p = languagebind.load(["image"], weights=tmp_path)
-    assert len(p.weights) == 3 and torch.equal(p.encode("image", tiny.batch("image")),
-                                               perceptor.encode("image", tiny.batch("image")))
+    assert len(p.weights) == 3 and torch.equal(
+        p.encode("image", tiny.batch("image")), perceptor.encode("image", tiny.batch("image"))
+    )
 
 
 Q = "vision_model.encoder.base_model.model.layers.1.temporal_attn.q_proj"
 P = "vision_model.encoder.layers.1.temporal_attn.q_proj"
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda t: t.pop(f"{Q}.bias"), f"missing: {P}.bias"),
-    (lambda t: t.update({"vision_model.extra": t["logit_scale"]}), "unknown: vision_model.extra"),
-    (lambda t: t.update({"text_model.extra": t["logit_scale"]}), "unknown: text_model.extra"),
-    (lambda t: t.update({f"{Q}.bias": t[f"{Q}.bias"][1:]}), f"{P}.bias is (31,), by config.json (32,)"),
-    (lambda t: t.pop(f"{Q}.lora_B.default.weight"), f"{P} has only a part of its low-rank update"),
-    (lambda t: t.pop(f"{Q}.weight"), f"{P} has only a part of its low-rank update"),
-], ids=["missing", "unknown", "unknown to the other tower", "shape", "half an update", "update of nothing"])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda t: t.pop(f"{Q}.bias"), f"missing: {P}.bias"),
+        (lambda t: t.update({"vision_model.extra": t["logit_scale"]}), "unknown: vision_model.extra"),
+        (lambda t: t.update({"text_model.extra": t["logit_scale"]}), "unknown: text_model.extra"),
+        (lambda t: t.update({f"{Q}.bias": t[f"{Q}.bias"][1:]}), f"{P}.bias is (31,), by config.json (32,)"),
+        (lambda t: t.pop(f"{Q}.lora_B.default.weight"), f"{P} has only a part of its low-rank update"),
+        (lambda t: t.pop(f"{Q}.weight"), f"{P} has only a part of its low-rank update"),
+    ],
+    ids=["missing", "unknown", "unknown to the other tower", "shape", "half an update", "update of nothing"],
+)
 def test_keys_that_do_not_fit_are_named(tmp_path, change, says):
     c = tiny.config("video", lora=2)
     state = tiny.tensors(c)
@@ -261,12 +286,13 @@ def test_sizes_come_from_config_json(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ raw items
 
+
 def test_audio_crops_front_middle_back():
     mel = torch.arange(100.0)[:, None].expand(-1, 4)
     assert [int(c[0, 0]) for c in languagebind.crops(mel, 40)] == [10, 30, 50]
     assert languagebind.crops(mel, 40)[2].shape == (40, 4)
-    assert [int(c[0, 0]) for c in languagebind.crops(mel, 99)] == [0, 1, 0]      # two places for three crops
-    assert [int(c[-1, 0]) for c in languagebind.crops(mel, 250)] == [49, 49, 49]                 # repeated from its start
+    assert [int(c[0, 0]) for c in languagebind.crops(mel, 99)] == [0, 1, 0]  # two places for three crops
+    assert [int(c[-1, 0]) for c in languagebind.crops(mel, 250)] == [49, 49, 49]  # repeated from its start
     assert torch.equal(languagebind.crops(mel, 100)[1], mel)
 
 
@@ -280,7 +306,7 @@ def test_unusual_items(perceptor):
         perceptor.prepare("depth", grey)
     with pytest.raises(UserError, match="a clip of 3 frames: this video tower takes 8"):
         perceptor.prepare("video", tiny.item("video")[:3])
-    far = perceptor.prepare("depth", torch.full((1, 230, 230), 99.0))            # clipped at config.json's max_depth
+    far = perceptor.prepare("depth", torch.full((1, 230, 230), 99.0))  # clipped at config.json's max_depth
     white = perceptor.prepare("image", torch.full((3, 230, 230), 255, dtype=torch.uint8))
     torch.testing.assert_close(far, white)
 

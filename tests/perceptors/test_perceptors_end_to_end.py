@@ -1,62 +1,64 @@
 """MSR-VTT's layout with generated clips, tiny checkpoints in the models' true formats: files to result table."""
+
 import json
 
 import pytest
-import torch
-
-from cox_oom import files
-import evaluate
-import extract_features
-from cox_oom import model
 import tiny_weights
-import train_connect
-import train_explore
-from cox_oom.data import msrvtt
+import torch
 from small_media import write_clip
 
-av = pytest.importorskip("av")
-CATEGORIES = (0, 9, 17)                                                     # music, vehicles, cooking
+import evaluate
+import extract_features
+import train_connect
+import train_explore
+from cox_oom import files
+from cox_oom.data import msrvtt
+
+pytest.importorskip("av")
+pytestmark = pytest.mark.usefixtures("quick")
+CATEGORIES = (0, 9, 17)  # music, vehicles, cooking
 COUNT = {"train": 27, "validate": 3, "test": 9}
-SILENT = ("video3", "video31")                                              # without an audio track
-SMALL = {"train_connect": "--width 16 --depth 1 --warmup-epochs 2 --batch 16 --labelled-batch 8 --connect-steps 4 --labels 0.4",
-         "train_explore": "--epochs 2 --batch 16 --labelled-batch 8 --connect-steps 2 --refreshes 1 --method cox"}
+SILENT = ("video3", "video31")  # without an audio track
+SMALL = {
+    "train_connect": "--width 16 --depth 1 --warmup-epochs 2 --batch 16 --labelled-batch 8 --connect-steps 4 "
+    "--labels 0.4",
+    "train_explore": "--epochs 2 --batch 16 --labelled-batch 8 --connect-steps 2 --refreshes 1 --method cox",
+}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """39 clips: train_val and test annotation, TrainValVideo/ and TestVideo/; a category has its pitch and its words."""
+    """39 clips: train_val and test annotation, TrainValVideo/ and TestVideo/; a category has its pitch and words."""
     root, k = tmp_path_factory.mktemp("msrvtt"), 0
     lists = {"train_val": ([], []), "test": ([], [])}
     for split, count in COUNT.items():
         for _ in range(count):
             part, category = "test" if split == "test" else "train_val", CATEGORIES[k % 3]
-            write_clip(root / ("TestVideo" if part == "test" else "TrainValVideo") / f"video{k}.mp4",
-                       sound=f"video{k}" not in SILENT, tone=300.0 + 400 * (k % 3) + 5 * k)
-            lists[part][0].append({"video_id": f"video{k}", "category": category, "split": split, "id": k, "url": "",
-                                   "start time": 0.0, "end time": 1.0})
-            lists[part][1].extend({"video_id": f"video{k}", "sen_id": 20 * k + i, "caption": f"{msrvtt.CLASSES[category]} {k} {i}"}
-                                  for i in range(20))
+            write_clip(
+                root / ("TestVideo" if part == "test" else "TrainValVideo") / f"video{k}.mp4",
+                sound=f"video{k}" not in SILENT,
+                tone=300.0 + 400 * (k % 3) + 5 * k,
+            )
+            video = {"video_id": f"video{k}", "category": category, "split": split, "id": k, "url": ""}
+            lists[part][0].append({**video, "start time": 0.0, "end time": 1.0})
+            lists[part][1].extend(
+                {"video_id": f"video{k}", "sen_id": 20 * k + i, "caption": f"{msrvtt.CLASSES[category]} {k} {i}"}
+                for i in range(20)
+            )
             k += 1
     for part, (videos, sentences) in lists.items():
         folder = root / f"{part}_annotation"
         folder.mkdir()
-        (folder / f"{part}_videodatainfo.json").write_text(json.dumps({"info": {}, "videos": videos, "sentences": sentences}))
+        (folder / f"{part}_videodatainfo.json").write_text(
+            json.dumps({"info": {}, "videos": videos, "sentences": sentences})
+        )
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    threads, steps = torch.get_num_threads(), model.fit_head.__kwdefaults__["steps"]
-    torch.set_num_threads(1)
-    model.fit_head.__kwdefaults__["steps"] = 20
-    yield
-    torch.set_num_threads(threads)
-    model.fit_head.__kwdefaults__["steps"] = steps
 
 
 def write_imagebind(folder):
     pytest.importorskip("tokenizers"), pytest.importorskip("ftfy")
     import tiny_languagebind
+
     folder.mkdir()
     tiny_weights.imagebind(folder / "imagebind_huge.pth")
     tiny_languagebind.vocabulary(folder, 49408)
@@ -66,6 +68,7 @@ def write_imagebind(folder):
 def write_languagebind(folder):
     pytest.importorskip("transformers"), pytest.importorskip("ftfy")
     import tiny_languagebind
+
     tiny_languagebind.write(folder, ("image", "video"))
     return 8
 
@@ -89,10 +92,12 @@ def test_msrvtt_through_the_four_stages(root, tmp_path, capsys, perceptor, write
     assert len(heard["ids"]) == 37 and not set(SILENT) & set(heard["ids"])
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.pt")}
     extract_features.main([*common, "--root", str(root), "--weights", str(tmp_path / "weights"), "--force"])
-    assert before == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.pt")}            # the same bytes again
+    assert before == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.pt")}  # the same bytes again
     train_connect.main([*common, *SMALL["train_connect"].split()])
     train_explore.main([*common, *SMALL["train_explore"].split()])
-    evaluate.main(["--data", "msrvtt", "--runs", runs, "--perceptor", perceptor, "--table", "--out", str(tmp_path / "report")])
+    evaluate.main(
+        ["--data", "msrvtt", "--runs", runs, "--perceptor", perceptor, "--table", "--out", str(tmp_path / "report")]
+    )
     record = json.loads((files.run_dir(runs, "msrvtt", perceptor, "audio", "semi", 0) / "cox.json").read_text())
     assert record["perceptor"] == perceptor and record["oom"] == "audio" and record["metrics"]["n_test"] == 8
     assert set(record["metrics"]["im_head_accuracy"]) == {"language", "video"}

@@ -1,4 +1,5 @@
 """What the pretrained perceptors share: where CLIP's vocabulary is found and in which form, sizes of images, clips."""
+
 import gzip
 import json
 import sys
@@ -18,8 +19,15 @@ MERGES = ["t h", "th e</w>", "d o", "do g</w>", "c a", "ca t</w>"]
 def write_vocabularies(folder):
     """The same small vocabulary as OpenAI's file and as Hugging Face's two: (file, folder)."""
     from tokenizers import pre_tokenizers
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
-    names = [*letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in MERGES), preprocess.SOT, preprocess.EOT]
+    names = [
+        *letters,
+        *(c + "</w>" for c in letters),
+        *(m.replace(" ", "") for m in MERGES),
+        preprocess.SOT,
+        preprocess.EOT,
+    ]
     (folder / "vocab.json").write_text(json.dumps({n: i for i, n in enumerate(names)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]) + "\n")
     (folder / "one").mkdir()
@@ -33,7 +41,7 @@ def test_both_forms_of_the_vocabulary_give_the_same_tokens(tmp_path):
     texts = ["The dog, the CAT!", "caf\u00e9 the", ""]
     file, folder = write_vocabularies(tmp_path)
     ids = preprocess.clip_tokens(texts, 12, vocabulary=file)
-    assert ids[0].tolist() == [518, 513, 515, 267, 513, 517, 256, 519, 0, 0, 0, 0]       # by hand: start, the, dog, ",", ...
+    assert ids[0].tolist() == [518, 513, 515, 267, 513, 517, 256, 519, 0, 0, 0, 0]  # by hand: start, the, dog, ",", ...
     assert torch.equal(ids, preprocess.clip_tokens(texts, 12, vocabulary=folder))
     padded = preprocess.clip_tokens(texts, 12, "eot", vocabulary=folder)
     assert torch.equal(padded[2], torch.tensor([518] + [519] * 11)) and torch.equal(padded[0, :8], ids[0, :8])
@@ -77,18 +85,26 @@ def test_a_broken_vocabulary_is_one_line(tmp_path):
 @pytest.mark.parametrize("shape", [(3, 100, 151), (1, 151, 100), (3, 224, 224), (3, 500, 224)])
 def test_short_side_to_size(shape):
     """uint8 as Pillow resizes; float32 of the same size as it; a short side that fits stays as it is."""
-    x = torch.from_numpy(np.random.default_rng(0).integers(90, 160, shape, dtype=np.uint8))    # no overshoot
+    x = torch.from_numpy(np.random.default_rng(0).integers(90, 160, shape, dtype=np.uint8))  # no overshoot
     y = preprocess.resize(x)
-    assert y.dtype == torch.uint8 and min(y.shape[1:]) == 224 and max(y.shape[1:]) == int(224 * max(shape[1:]) / min(shape[1:]))
+    assert (
+        y.dtype == torch.uint8
+        and min(y.shape[1:]) == 224
+        and max(y.shape[1:]) == int(224 * max(shape[1:]) / min(shape[1:]))
+    )
     plane = Image.fromarray(x[0].numpy()).resize(tuple(y.shape[:0:-1]), Image.Resampling.BICUBIC)
     assert np.array_equal(y[0].numpy(), np.asarray(plane))
     smooth = preprocess.resize(x.float())
-    assert smooth.dtype == torch.float32 and (smooth - y.float()).abs().max() < 2      # Pillow rounds twice
+    assert smooth.dtype == torch.float32 and (smooth - y.float()).abs().max() < 2  # Pillow rounds twice
     assert torch.equal(y, x) or shape[1:] in ((100, 151), (151, 100))
     assert preprocess.resize_crop(x).shape == (shape[0], 224, 224)
 
 
 def test_clips_spread_evenly():
     assert preprocess.even_clips(10, 2, 5) == [(2 * k, 2 * k + 2) for k in range(5)]
-    assert preprocess.even_clips(Fraction(7, 2), 2, 3) == [(0, 2), (Fraction(3, 4), Fraction(11, 4)), (Fraction(3, 2), Fraction(7, 2))]
+    assert preprocess.even_clips(Fraction(7, 2), 2, 3) == [
+        (0, 2),
+        (Fraction(3, 4), Fraction(11, 4)),
+        (Fraction(3, 2), Fraction(7, 2)),
+    ]
     assert preprocess.even_clips(1.5, 2, 3) == [(0, 2)] * 3 and preprocess.even_clips(9, 2, 1) == [(0, 2)]

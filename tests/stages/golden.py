@@ -1,13 +1,15 @@
-"""Golden digests: what about eighty small runs of the four stages write, so that a change of structure can show that no bit moved.
+"""Golden digests: what about eighty small runs of the four stages write, so that a change of structure can show that no
+bit moved.
 
     python -m tests.stages.golden            compare with tests/stages/golden.json; exit status 1 where a digest differs
     python -m tests.stages.golden --write    write that file anew (say in the commit why numbers changed)
 
-Every run is of seconds, at one thread, on the CPU. A digest is the content digest of a `.pt` file (its `meta` aside), or of a
-METHOD.json without times and versions. Digests are kept by the arithmetic of the machine: `probe` runs a few torch
-functions and hashes the results, since another processor rounds differently. The shapes of all tensors are kept once for all
-machines.
+Every run is of seconds, at one thread, on the CPU. A digest is the content digest of a `.pt` file (its `meta` aside),
+or of a METHOD.json without times and versions. Digests are kept by the arithmetic of the machine: `probe` runs a few
+torch functions and hashes the results, since another processor rounds differently. The shapes of all tensors are kept
+once for all machines.
 """
+
 import argparse
 import contextlib
 import csv
@@ -24,16 +26,19 @@ import torch
 
 FILE = Path(__file__).resolve().with_name("golden.json")
 EXTRACT = "--image-size 8 --bind-epochs 2 --bind-width 8 --bind-dim 8 --workers 0"
-CONNECT = "--width 16 --depth 1 --patch 4 --warmup-epochs 2 --batch 16 --labelled-batch 8 --connect-steps 4 --labels 0.2"
+CONNECT = (
+    "--width 16 --depth 1 --patch 4 --warmup-epochs 2 --batch 16 --labelled-batch 8 --connect-steps 4 --labels 0.2"
+)
 EXPLORE = "--epochs 3 --batch 16 --labelled-batch 8 --connect-steps 3 --refreshes 2 --queue 64 --rounds 2"
 METHODS = {"semi": "random erm entmin moco ssl fixmatch selftrain cox aligned", "unsup": "random moco ssl cox aligned"}
 NOT_COMPARED = ("seconds", "connect_seconds", "torch", "command")
 
 
 def write_folder(path, alone=()):
-    """A folder with manifest.csv: rgb (8 x 8 png), imu (2, T) of varying T, language; 60 train, 12 val, 30 test rows that have
-    all three, and as many more that have only one of `alone`, which the first then lack."""
+    """A folder with manifest.csv: rgb (8 x 8 png), imu (2, T) of varying T, language; 60 train, 12 val, 30 test rows
+    that have all three, and as many more that have only one of `alone`, which the first then lack."""
     from PIL import Image
+
     rng, rows, words = np.random.default_rng(0), [], ("cup", "key", "pen")
     for part in [(), *((m,) for m in alone)]:
         for split, count in zip(("train", "val", "test"), (60, 12, 30)):
@@ -42,9 +47,13 @@ def write_folder(path, alone=()):
                 picture = rng.integers(0, 120, (8, 8, 3))
                 picture[:, :, c] += 100
                 t = np.arange(rng.integers(8, 21))
-                wave = np.stack([np.sin(t * (0.3 + 0.5 * c)), t / 20 * (c - 1)]) + 0.3 * rng.standard_normal((2, len(t)))
-                cells = {"rgb": f"rgb/{name}.png", "imu": f"imu/{name}.npy",
-                         "language": f"a {('red', 'long', 'small')[c]} {words[c]} number {rng.integers(9)}"}
+                wave = np.stack([np.sin(t * (0.3 + 0.5 * c)), t / 20 * (c - 1)])
+                wave = wave + 0.3 * rng.standard_normal(wave.shape)
+                cells = {
+                    "rgb": f"rgb/{name}.png",
+                    "imu": f"imu/{name}.npy",
+                    "language": f"a {('red', 'long', 'small')[c]} {words[c]} number {rng.integers(9)}",
+                }
                 cells = {m: v if (m in part if part else m not in alone) else "" for m, v in cells.items()}
                 for m in ("rgb", "imu"):
                     (path / m).mkdir(parents=True, exist_ok=True)
@@ -72,8 +81,8 @@ class Tree:
             importlib.import_module(script).main([*self.where, "--device", "cpu", *flags])
 
     def explore(self, method, tag="", flags=""):
-        self("train_explore", "--oom", self.oom, "--setting", self.setting, "--method", method, *EXPLORE.split(),
-             *(["--tag", tag] if tag else []), *flags.split())
+        which = ["--oom", self.oom, "--setting", self.setting, "--method", method]
+        self("train_explore", *which, *EXPLORE.split(), *(["--tag", tag] if tag else []), *flags.split())
 
     def evaluate(self, *flags):
         self("evaluate", *flags)
@@ -88,6 +97,7 @@ def stopped(tree, method, tag):
         if count[0] == 2:
             raise KeyboardInterrupt
         return save(obj, file, *more, **options)
+
     torch.save = interrupt
     try:
         tree.explore(method, tag, "--refreshes 3")
@@ -131,10 +141,14 @@ def make(base):
     semi.evaluate("--table")
 
     for name, connect, methods in (
-            ("seed1", "--seed 1", "erm cox"), ("holdout", "--holdout 0.4", "erm selftrain cox"),
-            ("per-class", "--per-class 2", "erm selftrain cox"), ("all", "--labels 1", "aligned"),
-            ("no-warmup", "--without warmup", "erm cox"), ("no-connection", "--without connection", "erm cox"),
-            ("losses", "--w-ce 0.5 --w-kl 0.5 --beta 0.01", "erm cox")):
+        ("seed1", "--seed 1", "erm cox"),
+        ("holdout", "--holdout 0.4", "erm selftrain cox"),
+        ("per-class", "--per-class 2", "erm selftrain cox"),
+        ("all", "--labels 1", "aligned"),
+        ("no-warmup", "--without warmup", "erm cox"),
+        ("no-connection", "--without connection", "erm cox"),
+        ("losses", "--w-ce 0.5 --w-kl 0.5 --beta 0.01", "erm cox"),
+    ):
         tree = Tree(base / "runs" / name, world, "imu", connect=connect)
         for method in methods.split():
             tree.explore(method, flags="--seed 1" if name == "seed1" else "")
@@ -160,11 +174,15 @@ def make(base):
     for method in METHODS["semi"].split():
         tree.explore(method)
 
-    synth = Tree(base / "runs" / "synth", "synth", "tactile", extract="--im rgb,language", connect="--labels 0.05 --batch 128")
+    synth = Tree(
+        base / "runs" / "synth", "synth", "tactile", extract="--im rgb,language", connect="--labels 0.05 --batch 128"
+    )
     for method in METHODS["semi"].split():
         synth.explore(method, flags="--batch 128")
     synth.evaluate("--table")
-    synth = Tree(base / "runs" / "synth", "synth", "tactile", extract="--im rgb,language", connect="--batch 128", setting="unsup")
+    synth = Tree(
+        base / "runs" / "synth", "synth", "tactile", extract="--im rgb,language", connect="--batch 128", setting="unsup"
+    )
     for method in METHODS["unsup"].split():
         synth.explore(method, flags="--batch 128")
     synth.evaluate("--table")
@@ -205,9 +223,18 @@ def probe():
     """What names this machine's arithmetic: a digest of a few torch functions at one thread."""
     g = torch.Generator().manual_seed(0)
     a, b = (torch.randn(65, 65, generator=g) for _ in range(2))
-    parts = [a @ b, a.exp(), a.softmax(1), torch.linalg.svd(a.double())[1], torch.nn.functional.gelu(a), a.std(0), torch.tanh(b),
-             torch.nn.functional.conv1d(a[None], b[:, :, None]), torch.nn.functional.scaled_dot_product_attention(
-                 *(t.view(1, 5, 13, 65) for t in (a, b, a))), torch.linalg.inv(a)]
+    parts = [
+        a @ b,
+        a.exp(),
+        a.softmax(1),
+        torch.linalg.svd(a.double())[1],
+        torch.nn.functional.gelu(a),
+        a.std(0),
+        torch.tanh(b),
+        torch.nn.functional.conv1d(a[None], b[:, :, None]),
+        torch.nn.functional.scaled_dot_product_attention(*(t.view(1, 5, 13, 65) for t in (a, b, a))),
+        torch.linalg.inv(a),
+    ]
     return f"{torch.__version__.split('+')[0]}-" + hashed(json.dumps([p.flatten().tolist() for p in parts]))
 
 
@@ -235,7 +262,9 @@ def main(argv=None):
     print(f"{len(bits)} digests on {machine}")
     if args.write:
         same = known["shapes"] == shapes
-        FILE.write_text(json.dumps({"shapes": shapes, "bits": {**(known["bits"] if same else {}), machine: bits}}, indent=0) + "\n")
+        FILE.write_text(
+            json.dumps({"shapes": shapes, "bits": {**(known["bits"] if same else {}), machine: bits}}, indent=0) + "\n"
+        )
         return 0
     wrong = differences(known, machine, bits, shapes)
     print("\n".join(wrong) or "all equal")
@@ -249,8 +278,12 @@ def differences(known, machine, bits, shapes):
         found.append(("bits", known["bits"][machine], bits))
     else:
         print(f"golden.json has no bits for {machine}: only shapes are compared")
-    return [f"{what} of {name}: {old.get(name)} -> {new.get(name)}" for what, old, new in found
-            for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return [
+        f"{what} of {name}: {old.get(name)} -> {new.get(name)}"
+        for what, old, new in found
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
 
 
 if __name__ == "__main__":

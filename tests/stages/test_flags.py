@@ -1,4 +1,5 @@
-"""Flags that cannot be: one line that names the flag, its text and what may be given, before anything is read or written."""
+"""Flags that cannot be: one line that names the flag, its text and what may be given, before anything is read."""
+
 import argparse
 import math
 import re
@@ -7,26 +8,39 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import STAGES
 
-from cox_oom import methods
-import extract_features
-import train_connect
 import train_explore
+from cox_oom import methods
 from cox_oom.run import number
 
-STAGES = {m.__name__: m for m in (extract_features, train_connect, train_explore)}
-BAD = [("extract_features", "--batch-size 0", "from 1"), ("extract_features", "--frames 1.5", "whole number from 1"),
-       ("extract_features", "--commonality 1.1", "from 0 to 1"), ("extract_features", "--workers -1", "from 0"),
-       ("train_connect", "--labels 0", "above 0, at most 1"), ("train_connect", "--labels 1.5", "at most 1"),
-       ("train_connect", "--labels nan", "above 0"), ("train_connect", "--holdout 1", "from 0, below 1"),
-       ("train_connect", "--lr -0.1", "from 0"), ("train_connect", "--lr inf", "from 0"), ("train_connect", "--batch 0", "from 1"),
-       ("train_explore", "--refreshes 0", "from 1"), ("train_explore", "--batch 0", "from 1"),
-       ("train_explore", "--epochs ten", "from 0"), ("train_explore", "--rounds -1", "from 0"),
-       ("train_explore", "--temper 0", "above 0"), ("train_explore", "--refit -0.1", "from 0 to 1"),
-       ("train_explore", "--refit 1.5", "from 0 to 1"), ("train_explore", "--temperature 0", "above 0"),
-       ("train_explore", "--queue 0", "from 1"), ("train_explore", "--seed -1", "from 0"), ("train_connect", "--seed -1", "from 0"),
-       ("train_connect", "--device gpu", "no such device here"), ("train_explore", "--device meta:x", "no such device here"),
-       ("train_explore", "--without connection,heads", "heads: choose among")]
+BAD = [
+    ("extract_features", "--batch-size 0", "from 1"),
+    ("extract_features", "--frames 1.5", "whole number from 1"),
+    ("extract_features", "--commonality 1.1", "from 0 to 1"),
+    ("extract_features", "--workers -1", "from 0"),
+    ("train_connect", "--labels 0", "above 0, at most 1"),
+    ("train_connect", "--labels 1.5", "at most 1"),
+    ("train_connect", "--labels nan", "above 0"),
+    ("train_connect", "--holdout 1", "from 0, below 1"),
+    ("train_connect", "--lr -0.1", "from 0"),
+    ("train_connect", "--lr inf", "from 0"),
+    ("train_connect", "--batch 0", "from 1"),
+    ("train_explore", "--refreshes 0", "from 1"),
+    ("train_explore", "--batch 0", "from 1"),
+    ("train_explore", "--epochs ten", "from 0"),
+    ("train_explore", "--rounds -1", "from 0"),
+    ("train_explore", "--temper 0", "above 0"),
+    ("train_explore", "--refit -0.1", "from 0 to 1"),
+    ("train_explore", "--refit 1.5", "from 0 to 1"),
+    ("train_explore", "--temperature 0", "above 0"),
+    ("train_explore", "--queue 0", "from 1"),
+    ("train_explore", "--seed -1", "from 0"),
+    ("train_connect", "--seed -1", "from 0"),
+    ("train_connect", "--device gpu", "no such device here"),
+    ("train_explore", "--device meta:x", "no such device here"),
+    ("train_explore", "--without connection,heads", "heads: choose among"),
+]
 
 
 @pytest.mark.parametrize("stage, flag, words", BAD)
@@ -38,9 +52,15 @@ def test_a_flag_that_cannot_be_is_named_before_anything_is_read(stage, flag, wor
     assert flag in said or "," in flag and said.startswith(f"error: {flag.split()[0]} ")
 
 
-@pytest.mark.parametrize("line, words", [("--oom imu", "--data"), ("--data x --oom imu --bogus 1", "unrecognized arguments: --bogus 1"),
-                                         ("--data x --oom imu --method sgd", "--method: invalid choice: 'sgd'"),
-                                         ("--data x --oom imu --lr", "--lr: expected one argument")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--oom imu", "--data"),
+        ("--data x --oom imu --bogus 1", "unrecognized arguments: --bogus 1"),
+        ("--data x --oom imu --method sgd", "--method: invalid choice: 'sgd'"),
+        ("--data x --oom imu --lr", "--lr: expected one argument"),
+    ],
+)
 def test_every_complaint_of_the_parser_is_one_line(line, words, capsys):
     with pytest.raises(SystemExit) as ended:
         train_explore.get_args(line.split())
@@ -57,9 +77,11 @@ def test_help_shows_defaults_and_what_comes_next(capsys):
 
 
 def test_every_number_among_the_flags_has_a_range():
+    plain = r'add_argument\("(--[^"]+)", (?:[^)]*?)type=(?:int|float)\b'
     for module in (*STAGES.values(), methods):
-        for line in re.findall(r'add_argument\("(--[^"]+)", (?:[^)]*?)type=(?:int|float)\b', Path(module.__file__).read_text()):
-            assert line in ("--seed", "--data-seed", "--gate") and (line != "--seed" or module is extract_features), f"{module.__name__}: {line}"
+        for flag in re.findall(plain, Path(module.__file__).read_text()):
+            assert flag in ("--seed", "--data-seed", "--gate"), f"{module.__name__}: {flag}"
+            assert flag != "--seed" or module is STAGES["extract_features"], f"{module.__name__}: {flag}"
 
 
 @given(st.floats(), st.floats(-5, 5), st.floats(0, 5), st.sampled_from(["[]", "(]", "[)", "()"]))
@@ -78,3 +100,12 @@ def test_no_end_means_any_finite_number():
     for text in ("inf", "nan", "-1", "", "x", str(-math.inf)):
         with pytest.raises(argparse.ArgumentTypeError, match="number from 0"):
             number(float, 0)(text)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help(name, capsys):
+    with pytest.raises(SystemExit) as exit:
+        STAGES[name].get_args(["--help"])
+    out = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert all(flag in out for flag in ("--data", "--oom", "--perceptor", "--runs", "--seed", "--force"))

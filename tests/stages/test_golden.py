@@ -1,4 +1,5 @@
 """The four stages write the same bits as when tests/stages/golden.json was made."""
+
 import pytest
 
 from tests.stages import golden
