@@ -86,7 +86,7 @@ def warm_start(args, plan, seed, items, work):
     if args.method == "cox" and not bridge.common:
         facts["fallback"] = {"code": "none_common", "im": bridge.names}
     print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(items.labelled)} labelled, "
-          f"{len(items.unlabelled)} unlabelled, {plan.epochs} epochs, {args.device}")
+          f"{len(items.unlabelled)} unlabelled, {plan.epochs} epochs of {items.steps(args.batch)} steps, {args.device}")
     if facts.get("fallback"):
         print(f"  note: {explain(facts['fallback'])}")
     return Model(learner, head, predict, extra), bridge, teacher, facts
@@ -118,7 +118,7 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------------------------------ explore
     follow = {"generator": generator, "train": "connection" not in plan.without, "w_mapped": args.w_mapped}
-    steps = max(1, round(len(items.rows) / args.batch))  # of an epoch
+    steps = items.steps(args.batch)  # of an epoch
     amp = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
     bar = tqdm(total=plan.epochs * steps, initial=first * steps, desc=args.method, mininterval=1, disable=None)
     for epoch in range(first, plan.epochs):

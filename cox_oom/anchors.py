@@ -108,11 +108,16 @@ def choose(z, head, bridge, teacher, items, args, plan):
         chosen.posteriors = judge(z, head, [], items.frequencies.to(z.device) if args.shares == "known" else None)[3]
     if teacher or args.method == "selftrain":
         chosen.mask, chosen.label = surest_classes(chosen.posteriors[0], int(chosen.mask.sum()))
-    p = head(z).softmax(-1).detach()
-    of_class = F.one_hot(chosen.label.clamp(min=0), p.shape[1]).float() * chosen.mask[:, None]          # (U, C)
-    chosen.class_posteriors = (of_class.T @ p) / of_class.sum(0)[:, None]
-    chosen.mean_anchor_logp = p.clamp(min=1e-12).log()[chosen.mask].mean(0)
+    chosen.class_posteriors, chosen.mean_anchor_logp = statistics(head(z), chosen.mask, chosen.label)
     return chosen
+
+
+def statistics(logits, mask, label):
+    """What Eq. 13 matches to, of the learner's logits (U, C): class_posteriors (C, C), the anchors' mean posterior by their
+    class (NaN rows: no anchor), and mean_anchor_logp (C,)."""
+    p = logits.softmax(-1).detach()
+    of_class = F.one_hot(label.clamp(min=0), p.shape[1]).float() * mask[:, None]                       # (U, C)
+    return (of_class.T @ p) / of_class.sum(0)[:, None], p.clamp(min=1e-12).log()[mask].mean(0)
 
 
 # ------------------------------------------------------------------------------------------------ losses on A and D (Eq. 13)

@@ -77,6 +77,13 @@ def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=25
     return loss.item()
 
 
+def common_items(ids, device="cpu"):
+    """The items that every IM modality shows, of {modality: ids [N_k]}: ids [N] in order, {modality: their rows (N,)}."""
+    common = sorted(set.intersection(*map(set, ids.values())))
+    row = {m: {i: r for r, i in enumerate(own)} for m, own in ids.items()}
+    return common, {m: torch.tensor([row[m][i] for i in common], dtype=torch.long, device=device) for m in ids}
+
+
 class Bridge:
     """What joins K IM banks to the learner's space in stages 3 and 4, by modality: connections with their optimizers, the
     labelled IM items z_im (N_k, d_k), y_im (N_k,), their mappings v (N_k, d), the heads h*_k.
@@ -102,10 +109,7 @@ class Bridge:
                 self.heads[m] = Head(connect["arch"]["width"], self.classes).to(device)
                 self.heads[m].load_state_dict(connect["mapped_heads"][m])
         self.v = {m: map_items(self.connections[m], self.z_im[m]) for m in self.names}
-        ids = {m: connect["mapped_ids"][m] for m in self.names}
-        self.common = sorted(set.intersection(*map(set, ids.values())))
-        place = {m: {i: r for r, i in enumerate(own)} for m, own in ids.items()}
-        self.rows = {m: torch.tensor([place[m][i] for i in self.common], dtype=torch.long, device=device) for m in ids}
+        self.common, self.rows = common_items({m: connect["mapped_ids"][m] for m in self.names}, device)
 
     @property
     def y_common(self):

@@ -68,6 +68,10 @@ class Items:
     frequencies: torch.Tensor
     unseen: torch.Tensor
 
+    def steps(self, batch):
+        """Steps of an epoch, the same for every method."""
+        return max(1, round(len(self.rows) / batch))
+
     def draw(self, steps, labelled_batch, batch, generator):
         """`steps` random batches: places i (labelled_batch,) of labelled items, and j (batch,) among the unlabelled ones."""
         for _ in range(steps):

@@ -16,7 +16,7 @@ import extract_features
 import train_connect
 from cox_oom import data as datasets
 from cox_oom import files
-from cox_oom.files import UserError
+from cox_oom.files import Place, UserError
 from cox_oom.perceptors import embed
 
 HEADER = ("id", "split", "label", "rgb", "language", "audio", "touch")
@@ -96,11 +96,11 @@ def stopped(folder, runs, weights, monkeypatch, after, *flags):
         m.setattr(fake_perceptor.Perceptor, "encode", encode)
         with pytest.raises(KeyboardInterrupt):
             extract(folder, runs, weights, "--im rgb", *flags)
-    return files.bank_dir(runs, "toy", "imagebind", None) / "rgb.parts"
+    return Place(runs, "toy", "imagebind", None).banks() / "rgb.parts"
 
 
 def bank_of(runs, m, trained=False, oom="audio"):
-    return files.load(files.bank_dir(runs, "toy", "imagebind", oom, trained=trained) / f"{m}.pt")
+    return files.load(Place(runs, "toy", "imagebind", oom).banks(trained=trained) / f"{m}.pt")
 
 
 def expected_row(data, m, row, weights, role):

@@ -4,7 +4,10 @@ import numpy as np
 import torch
 
 from cox_oom import files
-from cox_oom.model import Connection, Head, Learner
+from cox_oom.connect import Connection
+from cox_oom.files import Place
+from cox_oom.heads import Head
+from cox_oom.learner import Learner
 
 D, CLASSES = 8, ["ape", "bee", "cat"]
 
@@ -23,11 +26,11 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
     keep = {"ids": ids, "labels": y, "split": split, "class_names": CLASSES}
     facts = {"data": data, "fingerprint": "f" * 64, "quiet": True}
     inputs = {"kind": "series", "x": x, "lengths": None, "mean": torch.zeros(2, 1), "std": torch.ones(2, 1), **keep}
-    of_inputs = files.save(files.inputs_path(runs, data, "sonar"), inputs, stage="extract_features", args={}, **facts)
+    of_inputs = files.save(Place(runs, data).inputs("sonar"), inputs, stage="extract_features", args={}, **facts)
     z_im = torch.nn.functional.normalize(torch.randn(60, 5, generator=g) + 2 * torch.eye(5)[y], dim=1)
     bank = {"features": z_im, **keep, "labels": y if im_test else torch.where(split == 2, -1, y)}
     of_bank = files.save(
-        files.bank_dir(runs, data, "bind", "sonar") / "rgb.pt", bank, stage="extract_features", args={}, **facts
+        Place(runs, data, "bind", "sonar").banks() / "rgb.pt", bank, stage="extract_features", args={}, **facts
     )
     made_from = {"banks/rgb": of_bank, "inputs/sonar": of_inputs}
     facts |= {"paired": paired, "n_labelled": 3}
@@ -57,7 +60,7 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
                 {"modality": "rgb", "step": s, "mmd": 1 / (1 + s), "head": state(mapped_head)} for s in (0, 5, 10)
             ],
         }
-        folder = files.run_dir(runs, data, "bind", "sonar", setting, seed)
+        folder = Place(runs, data, "bind", "sonar", setting, seed).folder
         args = {"oom": "sonar", "perceptor": "bind", "setting": setting, "seed": seed}
         own = {**args, "labels": 0.1, "per_class": 0, "beta": 0.01, "w_ce": 0.5}
         of_connect = files.save(

@@ -17,8 +17,9 @@ from PIL import Image
 import extract_features
 import train_connect
 import train_explore
-from cox_oom import files, model
-from cox_oom.files import UserError
+from cox_oom import files
+from cox_oom.files import Place, UserError
+from cox_oom.heads import fit_head
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"extract_features": extract_features, "train_connect": train_connect, "train_explore": train_explore}
@@ -118,18 +119,18 @@ def refused(name, folder, runs, *flags, oom="imu", parts=()):
 @contextlib.contextmanager
 def quickly():
     """Heads of 20 steps instead of 200, and one thread: where nothing asks how good a head is."""
-    threads, steps = torch.get_num_threads(), model.fit_head.__kwdefaults__["steps"]
+    threads, steps = torch.get_num_threads(), fit_head.__kwdefaults__["steps"]
     torch.set_num_threads(1)
-    model.fit_head.__kwdefaults__["steps"] = 20
+    fit_head.__kwdefaults__["steps"] = 20
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        model.fit_head.__kwdefaults__["steps"] = steps
+        fit_head.__kwdefaults__["steps"] = steps
 
 
 def run_dir(runs, setting="semi", seed=0, data="toy", oom="imu"):
-    return files.run_dir(runs, data, "bind", oom, setting, seed)
+    return Place(runs, data, "bind", oom, setting, seed).folder
 
 
 def tensors(o, prefix=""):

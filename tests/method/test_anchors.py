@@ -6,34 +6,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cox_oom import anchors
-from cox_oom.model import matched_target
+from cox_oom.anchors import matched_target
 
 
 def world(seed, m=12, k=3, classes=4):
     g = torch.Generator().manual_seed(seed)
     logits, posteriors = torch.randn(m, classes, generator=g), torch.randn(k, m, classes, generator=g).softmax(-1)
     mask, label = torch.rand(m, generator=g) < 0.5, torch.randint(classes, (m,), generator=g)
-    return (
-        logits,
-        {
-            "mask": mask,
-            "label": label.where(mask, -1),
-            "posteriors": posteriors,
-            **anchors.statistics(torch.randn(m, classes, generator=g), mask, label),
-        },
-        g,
-    )
+    statistics = anchors.statistics(torch.randn(m, classes, generator=g), mask, label)
+    return logits, anchors.Anchors({}, mask, label.where(mask, -1), posteriors, *statistics), g
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 1000), st.sampled_from(["expected", "matched", "literal"]))
 def test_losses_are_means_over_the_batch_of_their_part(seed, kl):
-    logits, sets, _ = world(seed)
+    logits, chosen, _ = world(seed)
     j = torch.arange(len(logits))
-    a, d = sets["mask"], ~sets["mask"]
-    agree, disagree = anchors.losses(logits, sets, j, kl)
+    a, d = chosen.mask, ~chosen.mask
+    agree, disagree = anchors.losses(logits, chosen, j, kl)
     by_hand = (
-        -logits.log_softmax(-1)[a].gather(1, sets["label"][a, None]).sum() / len(j) if a.any() else torch.tensor(0.0)
+        -logits.log_softmax(-1)[a].gather(1, chosen.label[a, None]).sum() / len(j) if a.any() else torch.tensor(0.0)
     )
     torch.testing.assert_close(agree, by_hand)
     if not a.any() or a.all():
@@ -41,45 +33,45 @@ def test_losses_are_means_over_the_batch_of_their_part(seed, kl):
         return
     logp = logits.log_softmax(-1)[d]
     if kl == "expected":
-        by_hand = -(sets["posteriors"].mean(0)[d] * logp).sum() / len(j)
+        by_hand = -(chosen.posteriors.mean(0)[d] * logp).sum() / len(j)
     elif kl == "literal":
-        by_hand = (logp.exp() * (logp - sets["mean_anchor_logp"])).sum() / len(j)
+        by_hand = (logp.exp() * (logp - chosen.mean_anchor_logp)).sum() / len(j)
     else:
-        target = matched_target(sets["posteriors"][:, d], sets["class_posteriors"])  # by hand in test_losses.py
+        target = matched_target(chosen.posteriors[:, d], chosen.class_posteriors)  # by hand in test_losses.py
         by_hand = (logp.exp() * (logp - target.log())).sum() / len(j)
     torch.testing.assert_close(disagree, by_hand)
 
 
 def test_the_expected_class_is_the_optimum_of_its_loss():
     """Gradient descent on the logits of D alone ends at the item's own posterior, on A at its label."""
-    _, sets, g = world(3)
+    _, chosen, g = world(3)
     logits = torch.zeros(12, 4, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
     def step():
         optimizer.zero_grad()
-        loss = sum(anchors.losses(logits, sets, torch.arange(12), "expected"))
+        loss = sum(anchors.losses(logits, chosen, torch.arange(12), "expected"))
         loss.backward()
         return loss
 
     optimizer.step(step)
-    d = ~sets["mask"]
-    torch.testing.assert_close(logits.softmax(-1)[d].detach(), sets["posteriors"].mean(0)[d], atol=1e-3, rtol=0)
-    assert torch.equal(logits.argmax(-1)[~d], sets["label"][~d])
+    d = ~chosen.mask
+    torch.testing.assert_close(logits.softmax(-1)[d].detach(), chosen.posteriors.mean(0)[d], atol=1e-3, rtol=0)
+    assert torch.equal(logits.argmax(-1)[~d], chosen.label[~d])
 
 
 def test_statistics_of_the_anchors():
     logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
     label = torch.arange(20) % 2  # no anchor of class 2
     mask = torch.arange(20) < 10
-    told = anchors.statistics(logits, mask, label)
+    class_posteriors, mean_anchor_logp = anchors.statistics(logits, mask, label)
     p = logits.double().softmax(-1)
     for c in (0, 1):
         torch.testing.assert_close(
-            told["class_posteriors"][c].double(), p[mask & (label == c)].mean(0), atol=1e-6, rtol=0
+            class_posteriors[c].double(), p[mask & (label == c)].mean(0), atol=1e-6, rtol=0
         )
-    assert told["class_posteriors"][2].isnan().all()
-    torch.testing.assert_close(told["mean_anchor_logp"].double(), p[mask].log().mean(0), atol=1e-6, rtol=0)
+    assert class_posteriors[2].isnan().all()
+    torch.testing.assert_close(mean_anchor_logp.double(), p[mask].log().mean(0), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -89,13 +81,13 @@ def test_emergent_pairs_are_the_nearest_in_all_mappings(named):
     g = torch.Generator().manual_seed(4)
     z, mapped = torch.randn(30, 5, generator=g), torch.randn(2, 20, 5, generator=g)
     y_im, label, mask = torch.arange(20) % 4, torch.randint(4, (30,), generator=g), torch.rand(30, generator=g) < 0.8
-    found_mask, found_label, pairs = anchors.emergent(z, mapped, y_im, mask, label, 6, named)
+    found_mask, found_label, pairs = anchors.emergent_pairs(z, mapped, y_im, mask, label, 6, named)
     score, nearest = torch.cdist(z.double().expand(2, -1, -1), mapped.double()).mean(0).min(1)
-    best, im = pairs["emergent"], pairs["emergent_im"]
+    best, im = pairs["item"], pairs["im"]
     allowed = mask & (label == y_im[nearest]) if named else torch.ones(30, dtype=torch.bool)
     first = score.masked_fill(~allowed, torch.inf).argsort()[: min(6, int(allowed.sum()))]
     assert len(first) > 1 and torch.equal(best, first)
-    assert torch.equal(im, nearest[best]) and torch.equal(pairs["emergent_label"], y_im[im])
+    assert torch.equal(im, nearest[best]) and torch.equal(pairs["label"], y_im[im])
     if named:
         assert torch.equal(found_mask, allowed) and torch.equal(found_label, label)
     else:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cox_oom import augment as module
 from cox_oom.augment import augment, batch
-from cox_oom.model import MASKED_BYTE
+from cox_oom.learner import MASKED_BYTE
 
 STRENGTHS = ("weak", "strong")
 SHAPES = {"image": (3, 16, 12), "video": (3, 4, 12, 16), "series": (5, 40), "text": (30,)}

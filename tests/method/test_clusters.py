@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from cox_oom.files import UserError
-from cox_oom.labels import name_by_clusters
-from cox_oom.naming import geometry, name_by_geometry, spectral, spread_names
+from cox_oom.naming import geometry, name_by_clusters, name_by_geometry, spectral, spread_names
 
 
 def blobs(count=5, each=30, d=8, seed=0):

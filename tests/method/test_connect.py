@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from cox_oom.model import Connection, Learner, connection_loss, map_items, train_connection, warm_connection
+from cox_oom.connect import Bridge, Connection, connection_loss, map_items, train_connection
+from cox_oom.learner import Learner
+from cox_oom.seed import Seed
 
 SMALL = dict(width=32, depth=2, patch=4)
 
@@ -146,26 +148,33 @@ def test_map_items_in_batches_is_the_same_and_deterministic():
     assert whole.shape == (400, 6) and not whole.requires_grad
 
 
-def test_a_warm_connection_leaves_what_it_was_read_from_alone():
+def test_a_bridge_leaves_what_it_was_read_from_alone():
     """One connect.pt serves every method of a seed: what one trains on must not be the next one's start."""
     z_im = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    z, y = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(20, dtype=torch.long)
     first = Connection(d_im=5, d=8)
     optimizer = torch.optim.Adam(first.parameters())
     first.standardise(z_im)
-
-    def train(connection, optimizer):
-        z = torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(1))
-        y, head = torch.zeros(20, dtype=torch.long), torch.nn.Linear(8, 2).requires_grad_(False)
-        g = torch.Generator().manual_seed(2)
-        train_connection(connection, optimizer, z_im, z, y, head, steps=3, beta=1e-4, w_ce=0.0, generator=g)
-
-    train(first, optimizer)
-    states = {"connections": {"rgb": first.state_dict()}, "optimizers": {"rgb": optimizer.state_dict()}}
-    connect = {"arch": {"width": 8}, **states}
+    head = torch.nn.Linear(8, 2).requires_grad_(False)
+    g = torch.Generator().manual_seed(2)
+    train_connection(first, optimizer, z_im, z[None], y, head, steps=3, generator=g)
+    ids = [str(i) for i in range(20)]
+    connect = {
+        "im": ["rgb"],
+        "arch": {"width": 8},
+        "connections": {"rgb": first.state_dict()},
+        "optimizers": {"rgb": optimizer.state_dict()},
+        "mapped_ids": {"rgb": ids},
+        "mapped_labels": {"rgb": y},
+        "meta": {"args": {"beta": 1e-4, "w_ce": 0.0}},
+    }
+    seed = Seed(None, {"class_names": ["a", "b"]}, {"rgb": {"features": z_im, "ids": ids}}, connect, {})
     mapped = []
     for _ in range(2):
         torch.manual_seed(3)
-        again, going_on = warm_connection(connect, "rgb", z_im, lr=1e-3, weight_decay=0.0)
-        train(again, going_on)
-        mapped.append(map_items(again, z_im))
+        bridge = Bridge(seed, device="cpu", lr=1e-3, weight_decay=0.0, heads=False)
+        assert bridge.common == sorted(ids) and torch.equal(bridge.v["rgb"], map_items(first, z_im))
+        bridge.train("rgb", z_im, z, y, head, steps=3, generator=torch.Generator().manual_seed(2))
+        mapped.append(bridge.v["rgb"])
     assert torch.equal(*mapped) and connect["optimizers"]["rgb"]["state"][0]["step"] == 3
+    assert not torch.equal(mapped[0], map_items(first, z_im))

@@ -1,15 +1,19 @@
 """Soft correspondence, on worlds whose partners are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from cox_oom.connect import common_items
 from cox_oom.correspond import (
+    Source,
     class_posteriors,
     coarse_and_fine,
-    common_items,
     correspond,
+    explain,
     held_out_gain,
     known_items,
     labels_alone,
@@ -75,7 +79,7 @@ def test_correspondences_know_more_than_the_labels(seed):
     z, x, y, shares = shared_world(seed, m=1500)
     y_z, partner = given(y, 20)  # 4 pairs per class
     posterior, expected = correspond(z, y_z, partner, x, y, shares, rounds=10)
-    alone, _ = correspond(z, y_z, **labels_alone(y_z, shares), rounds=10)
+    alone, _ = correspond(z, y_z, **vars(labels_alone(y_z, shares)), rounds=10)
 
     def right(q):
         return (q[20:].argmax(1) == y[20:]).float().mean().item()
@@ -94,7 +98,7 @@ def test_without_im_data_it_is_classes_with_a_common_covariance(freedom):
     """One round without IM data: means, unit covariance and Student's t (1e5: a Gaussian) on float64 by hand."""
     z, _, y, shares = shared_world(1)
     y_z, _ = given(y, 25)
-    posterior, _ = correspond(z, y_z, **labels_alone(y_z, shares), rounds=1, freedom=freedom)
+    posterior, _ = correspond(z, y_z, **vars(labels_alone(y_z, shares)), rounds=1, freedom=freedom)
     means = torch.stack([z[:25][y[:25] == c].double().mean(0) for c in range(5)])
     far = torch.cdist(z[25:].double(), means) ** 2
     expected = -0.5 * far if freedom > 1e4 else -(freedom + 8) / 2 * (1 + far / freedom).log()
@@ -106,10 +110,10 @@ def test_without_im_data_it_is_classes_with_a_common_covariance(freedom):
 def test_class_posteriors_have_the_labels_and_the_class_frequencies(held):
     z, x, y, _ = shared_world(7)
     y_z, partner = given(y, 25)
-    world = {"partner": partner, "x": x, "y": y, "shares": torch.bincount(y).float() / len(y)}
+    source = Source(partner, x, y, torch.bincount(y).float() / len(y))
     skewed = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1])
-    q, expected = class_posteriors([z, z[:, :4]], y_z, world, skewed if held else None, temper=0.5)
-    (one, told), (two, also_told) = correspond(z, y_z, **world), correspond(z[:, :4], y_z, **world)
+    q, expected = class_posteriors([z, z[:, :4]], y_z, source, skewed if held else None, temper=0.5)
+    (one, told), (two, also_told) = correspond(z, y_z, **vars(source)), correspond(z[:, :4], y_z, **vars(source))
     torch.testing.assert_close(expected, (told + also_told) / 2)
     assert torch.equal(q[:25], F.one_hot(y[:25], 5).float())
     plain = (one.clamp(min=1e-6) * two.clamp(min=1e-6)).sqrt()  # the geometric mean of the two views
@@ -186,11 +190,11 @@ def test_held_out_pairs_tell_whether_the_known_modalities_help():
     z, x, y, shares = shared_world(5)
     y_z, partner = given(y, 60)
     alone = labels_alone(y_z, shares)
-    seen = {"partner": partner, "x": x, "y": y, "shares": shares}
+    seen = Source(partner, x, y, shares)
     told = held_out_gain(z, y_z, seen, alone, rounds=10)
     assert told["gain"] > 2 * told["error"] > 0 and told["right"] > told["right_alone"] and told["trusted"]
     shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))  # partners of other classes
-    told = held_out_gain(z, y_z, {**seen, "x": x[shuffled], "y": y[shuffled]}, alone, rounds=10)
+    told = held_out_gain(z, y_z, replace(seen, x=x[shuffled], y=y[shuffled]), alone, rounds=10)
     assert told["gain"] < -2 * told["error"] and told["right"] < told["right_alone"] and not told["trusted"]
     assert held_out_gain(z, y_z, alone, alone)["gain"] == 0
 
@@ -233,12 +237,12 @@ def test_a_class_that_no_known_item_has_is_told_by_the_labels():
     y_z, _ = given(y, 60)
     known, ids = (y != 4).nonzero().squeeze(1), [f"{i:03}" for i in range(600)]
     banks = {"rgb": x[known], "touch": x[known] @ torch.linalg.qr(torch.randn(12, 12))[0]}
-    seen, said = known_items(ids, y_z, [ids[i] for i in known], banks, y[known], shares, list("abcde"))
-    assert said == ["no labelled item that all of rgb, touch show is e: this the labels alone tell"]
-    assert len(seen["x"]) == len(known) + 1 and seen["y"][-1] == 4 and torch.equal(seen["shares"], shares)
-    torch.testing.assert_close(seen["x"][-1], seen["x"][seen["partner"][(y_z >= 0) & (y_z != 4)]].mean(0))
-    assert (seen["partner"][y_z == 4] == len(known)).all() and (seen["partner"][60:] == -1).all()
-    q = correspond(z, y_z, **seen)[0][60:]
+    seen, facts = known_items(ids, y_z, [ids[i] for i in known], banks, y[known], shares)
+    assert facts["lacking"] == [4]
+    assert len(seen.x) == len(known) + 1 and seen.y[-1] == 4 and torch.equal(seen.shares, shares)
+    torch.testing.assert_close(seen.x[-1], seen.x[seen.partner[(y_z >= 0) & (y_z != 4)]].mean(0))
+    assert (seen.partner[y_z == 4] == len(known)).all() and (seen.partner[60:] == -1).all()
+    q = correspond(z, y_z, **vars(seen))[0][60:]
     assert (q.argmax(1) == 4)[y[60:] == 4].float().mean() > 0.9 and q[y[60:] != 4, 4].mean() < 0.05
 
 
@@ -246,12 +250,11 @@ def test_fewer_than_eight_pairs_show_nothing_and_this_is_said():
     z, x, y, shares = shared_world(0)
     ids = [str(i) for i in range(300)]
     for count in (7, 8):
-        seen, said = known_items(ids, given(y, count)[0], ids, {"rgb": x}, y, shares, list("abcde"))
-        assert (seen is None) == (count == 7)
-        assert said == (
-            ["7 labelled items have a pair in all of rgb, 8 are needed: COX goes by labels and agreement"]
-            * (count == 7)
-        )
+        seen, facts = known_items(ids, given(y, count)[0], ids, {"rgb": x}, y, shares)
+        assert (seen is None) == (count == 7) and facts == {"pairs": count, "least": 8, "lacking": []}
+    words = explain({"code": "few_pairs", "pairs": 7, "least": 8, "im": ["rgb", "touch"]})
+    assert words == "7 labelled items have a pair in all of rgb, touch, 8 are needed: COX goes by labels and agreement"
+    assert explain({}) == ""
 
 
 def test_classes_that_the_sensor_does_not_record():

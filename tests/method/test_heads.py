@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cox_oom.model import Head, fit_head, match_shares, move_head
+from cox_oom.heads import Head, fit_head, match_shares, move_head
 
 
 def blobs(n, d, classes, spread, seed=0, scale=1.0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cox_oom.model import Learner, slice_steps
+from cox_oom.learner import Learner, slice_steps
 
 SMALL = dict(width=32, depth=2, patch=4)
 

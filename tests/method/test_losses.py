@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical, kl_divergence
 
-from cox_oom.model import entropy, info_nce, kl_literal, kl_matched, matched_target
+from cox_oom.anchors import kl_literal, kl_matched, matched_target
+from cox_oom.methods import entropy
+from cox_oom.perceptors.bind import info_nce
 
 
 def posterior_logp(n, c, seed=0):

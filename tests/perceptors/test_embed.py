@@ -14,8 +14,9 @@ from PIL import Image
 import extract_features
 from cox_oom import data as datasets
 from cox_oom import files
-from cox_oom.files import UserError
+from cox_oom.files import Place, UserError
 from cox_oom.perceptors import embed
+from cox_oom.seed import load_banks
 
 pytestmark = pytest.mark.usefixtures("quick", "fake")
 
@@ -43,7 +44,7 @@ def test_banks_are_the_perceptors_features(folder, weights, tmp_path, monkeypatc
 def test_only_what_the_learner_needs_is_preprocessed_for_it(folder, weights, tmp_path):
     extract(folder, tmp_path / "runs", weights, "--oom audio")
     assert sorted(os.listdir(tmp_path / "runs/toy/inputs")) == ["audio.pt", "touch.pt"]  # touch: an encoder is trained
-    made, _ = files.load_banks(tmp_path / "runs", "toy", "imagebind", "audio")
+    made, _ = load_banks(Place(tmp_path / "runs", "toy", "imagebind", "audio"))
     assert sorted(made) == ["language", "rgb", "touch"] and made["touch"]["features"].shape == (90, 12)
 
 
@@ -72,7 +73,7 @@ def test_a_model_of_transformers_for_each_modality(folder, tmp_path):
     spec = f"rgb=hf:{tmp_path / 'clip'},audio=hf:{tmp_path / 'clap'}"
     out = extract(folder, tmp_path / "runs", "", "--oom touch", perceptor=spec)
     assert "training encoders on language against the features of rgb" in out
-    made, _ = files.load_banks(tmp_path / "runs", "toy", spec, "touch")
+    made, _ = load_banks(Place(tmp_path / "runs", "toy", spec, "touch"))
     assert {m: len(f["features"]) for m, f in made.items()} == {"rgb": 90, "audio": 60, "language": 90}
     assert all(f["features"].shape[1:] == (8,) for f in made.values())
     assert made["rgb"]["meta"]["args"]["perceptor"] == f"hf:{tmp_path / 'clip'}"
@@ -139,7 +140,7 @@ def test_stage_2_takes_the_banks_that_stage_1_chose(folder, weights, tmp_path):
     runs = tmp_path / "runs"
     extract(folder, runs, weights, "--im rgb,language,audio")
     extract(folder, runs, weights, "--oom audio", "--im rgb")
-    made, made_from = files.load_banks(runs, "toy", "imagebind", "audio")
+    made, made_from = load_banks(Place(runs, "toy", "imagebind", "audio"))
     assert list(made) == ["rgb"] and set(made_from) == {"banks/rgb", "choice of IM modalities"}
     assert "audio from rgb:" in connect(folder, runs)
     refused(folder, runs, weights, "--oom audio", "--im rgb,touch", parts=("im.pt", "--im ['rgb']", "--force"))
@@ -150,7 +151,7 @@ def test_stage_2_takes_the_banks_that_stage_1_chose(folder, weights, tmp_path):
 
 def test_some_of_the_banks_are_not_taken_for_all(folder, weights, tmp_path):
     extract(folder, tmp_path / "runs", weights, "--oom audio")
-    (files.bank_dir(tmp_path / "runs", "toy", "imagebind", "audio") / "rgb.pt").unlink()
+    (Place(tmp_path / "runs", "toy", "imagebind", "audio").banks() / "rgb.pt").unlink()
     words = "lacks the bank of rgb; run first: .*extract_features.py.*--perceptor imagebind"
     with pytest.raises(UserError, match=words):
         connect(folder, tmp_path / "runs")

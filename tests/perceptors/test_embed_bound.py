@@ -9,8 +9,8 @@ import torch
 from embedded import bank_of, connect, extract, refused
 from PIL import Image
 
-from cox_oom import files
 from cox_oom.files import UserError
+from cox_oom.seed import split_rows
 
 pytestmark = pytest.mark.usefixtures("quick", "fake")
 
@@ -29,7 +29,7 @@ def test_bound_features_find_their_partners(folder, weights, tmp_path):
     """On rows never trained on, the touch of a class lies nearer to the images of that class."""
     extract(folder, tmp_path / "r", weights, "--oom audio", "--bind-epochs 60", "--bind-width 32")
     touch, rgb = bank_of(tmp_path / "r", "touch", trained=True), bank_of(tmp_path / "r", "rgb")
-    rows = files.rows(touch, ("test",))
+    rows = split_rows(touch, ("test",))
     near = touch["features"][rows] @ rgb["features"][rows].T
     same = touch["labels"][rows][:, None] == rgb["labels"][rows]
     assert near[same].mean() > near[~same].mean() + 0.1

@@ -12,6 +12,7 @@ from embedded import bank_of, connect, expected_row, extract, refused, stopped
 
 from cox_oom import data as datasets
 from cox_oom import files
+from cox_oom.files import Place
 from cox_oom.perceptors import embed
 
 pytestmark = pytest.mark.usefixtures("quick", "fake")
@@ -30,7 +31,7 @@ def spoilt(folder, tmp_path):
 
 
 def listed(runs, m):
-    with open(files.media_path(runs, "toy", m), newline="") as f:
+    with open(Place(runs, "toy").media(m), newline="") as f:
         return [row[:2] for row in csv.reader(f)][1:]
 
 
@@ -38,13 +39,13 @@ def test_broken_media_are_fatal_or_left_out_counted_and_listed(spoilt, weights, 
     runs = tmp_path / "runs"
     refused(spoilt, runs, weights, "--oom audio", parts=("audio/6.wav", "(id i6)", ";"))
     out = extract(spoilt, runs, weights, "--oom audio", "--on-error skip")
-    rgb, audio = bank_of(runs, "rgb"), files.load(files.inputs_path(runs, "toy", "audio"))
+    rgb, audio = bank_of(runs, "rgb"), files.load(Place(runs, "toy").inputs("audio"))
     assert "i3" not in rgb["ids"] and len(rgb["ids"]) == len(rgb["features"]) == 89
     assert "i6" not in audio["ids"] and "i4" in audio["ids"]
     assert len(audio["ids"]) == len(audio["x"]) == len(audio["lengths"]) == 59
     assert "features (89, 12), 1 broken (left out): see" in out and "1 broken (left out), 1 silent (kept): see" in out
     assert listed(runs, "rgb") == [["i3", "broken"]] and listed(runs, "audio") == [["i4", "silent"], ["i6", "broken"]]
-    assert not files.media_path(runs, "toy", "language").exists()
+    assert not Place(runs, "toy").media("language").exists()
     assert "1 broken (left out), 1 silent (kept)" in extract(spoilt, runs, weights, "--oom audio", "--on-error skip")
     connect(spoilt, runs)  # rows that lack a modality are nothing new to stage 2
     clean = datasets.read(str(spoilt))
@@ -109,7 +110,7 @@ def test_missing_and_empty_files_of_a_folder_are_fatal_or_left_out_counted_and_l
     refused(holed, runs, weights, "--oom audio", "--im language", parts=parts)
     assert not runs.exists()
     out = extract(holed, runs, weights, "--oom audio", "--on-error skip")
-    rgb, audio = bank_of(runs, "rgb"), files.load(files.inputs_path(runs, "toy", "audio"))
+    rgb, audio = bank_of(runs, "rgb"), files.load(Place(runs, "toy").inputs("audio"))
     assert rgb["ids"] == [f"i{k}" for k in range(2, 90)] and not {"i3", "i4"} & set(audio["ids"])
     assert len(audio["ids"]) == len(audio["x"]) == 58
     assert out.count("1 missing (left out), 1 broken (left out): see") == 2
@@ -135,7 +136,7 @@ def test_empty_headers_of_arrays_are_left_out(tmp_path, weights):
     (own / "grip/0.npy").write_bytes(b""), (own / "grip/25.npy").write_bytes(b"noise")
     refused(own, tmp_path / "runs", weights, "--oom grip", parts=("row 2 (id i0)", "grip/0.npy", "is an empty file"))
     extract(own, tmp_path / "runs", weights, "--oom grip", "--on-error skip")
-    assert len(files.load(files.inputs_path(tmp_path / "runs", "toy", "grip"))["ids"]) == 28
+    assert len(files.load(Place(tmp_path / "runs", "toy").inputs("grip"))["ids"]) == 28
     assert listed(tmp_path / "runs", "grip") == [["i0", "broken"], ["i25", "broken"]]
 
 

@@ -13,6 +13,8 @@ import train_connect
 import train_explore
 from cox_oom import files
 from cox_oom.data import msrvtt
+from cox_oom.files import Place
+from cox_oom.seed import load_banks
 
 pytest.importorskip("av")
 pytestmark = pytest.mark.usefixtures("quick")
@@ -81,14 +83,14 @@ def test_msrvtt_through_the_four_stages(root, tmp_path, capsys, perceptor, write
     extract_features.main([*common, "--root", str(root), "--weights", str(tmp_path / "weights"), "--workers", "2"])
     out = capsys.readouterr().out
     assert "2 of 39 clips carry no audio: kept, masked" in out and "39 rows (27 train, 3 val, 9 test)" in out
-    banks, _ = files.load_banks(runs, "msrvtt", perceptor, "audio")
+    banks, _ = load_banks(Place(runs, "msrvtt", perceptor, "audio"))
     assert sorted(banks) == ["language", "video"]
     for m, file in banks.items():
         assert file["features"].shape == (39, dim) and file["ids"] == [f"video{k}" for k in range(39)]
         torch.testing.assert_close(file["features"].norm(dim=1), torch.ones(39))
         assert file["meta"]["args"]["role"] == {"language": "text", "video": "video"}[m]
         assert len(file["features"].unique(dim=0)) >= (3 if m == "language" else 1)
-    heard = files.load(files.inputs_path(runs, "msrvtt", "audio"))
+    heard = files.load(Place(runs, "msrvtt").inputs("audio"))
     assert len(heard["ids"]) == 37 and not set(SILENT) & set(heard["ids"])
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.pt")}
     extract_features.main([*common, "--root", str(root), "--weights", str(tmp_path / "weights"), "--force"])
@@ -98,7 +100,7 @@ def test_msrvtt_through_the_four_stages(root, tmp_path, capsys, perceptor, write
     evaluate.main(
         ["--data", "msrvtt", "--runs", runs, "--perceptor", perceptor, "--table", "--out", str(tmp_path / "report")]
     )
-    record = json.loads((files.run_dir(runs, "msrvtt", perceptor, "audio", "semi", 0) / "cox.json").read_text())
+    record = json.loads((Place(runs, "msrvtt", perceptor, "audio", "semi", 0).folder / "cox.json").read_text())
     assert record["perceptor"] == perceptor and record["oom"] == "audio" and record["metrics"]["n_test"] == 8
     assert set(record["metrics"]["im_head_accuracy"]) == {"language", "video"}
     assert "audio" in (tmp_path / "report" / "table.md").read_text()

@@ -11,7 +11,8 @@ from records import CLASSES, D, make_world
 
 import evaluate
 from cox_oom import files
-from cox_oom.model import Learner
+from cox_oom.files import Place
+from cox_oom.learner import Learner
 
 
 def test_json_of_a_run(tmp_path, capsys):
@@ -53,7 +54,7 @@ def test_json_of_a_run(tmp_path, capsys):
 def test_accuracy_is_that_of_the_saved_learner(tmp_path):
     folder = make_world(tmp_path)
     evaluate.main(["--data", "toy", "--runs", str(tmp_path), "--method", "cox"])
-    run, oom = files.load(folder / "cox.pt"), files.load(files.inputs_path(tmp_path, "toy", "sonar"))
+    run, oom = files.load(folder / "cox.pt"), files.load(Place(tmp_path, "toy").inputs("sonar"))
     learner, head = Learner(**run["arch"]).eval(), torch.nn.Linear(D, 3)
     learner.load_state_dict(run["learner"])
     head.load_state_dict(run["head"])
@@ -97,10 +98,10 @@ def test_stale_chain_is_refused(tmp_path):
 
 def test_other_data_is_refused(tmp_path):
     make_world(tmp_path)
-    inputs = dict(files.load(files.inputs_path(tmp_path, "toy", "sonar")))
+    inputs = dict(files.load(Place(tmp_path, "toy").inputs("sonar")))
     meta = inputs.pop("meta")
     facts = {"stage": "extract_features", "data": "toy", "fingerprint": "0" * 64, "args": meta["args"]}
-    files.save(files.inputs_path(tmp_path, "toy", "sonar"), inputs, quiet=True, **facts)
+    files.save(Place(tmp_path, "toy").inputs("sonar"), inputs, quiet=True, **facts)
     with pytest.raises(files.UserError, match="other data|earlier inputs/sonar"):
         evaluate.main(["--data", "toy", "--runs", str(tmp_path)])
 

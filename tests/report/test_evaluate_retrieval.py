@@ -9,7 +9,8 @@ from records import D, make_world
 
 import evaluate
 from cox_oom import files
-from cox_oom.model import Connection
+from cox_oom.connect import Connection
+from cox_oom.files import Place
 
 
 def test_retrieval_of_every_kind_of_run(tmp_path, monkeypatch):
@@ -26,8 +27,8 @@ def test_retrieval_of_every_kind_of_run(tmp_path, monkeypatch):
     # COX maps by its own connection; erm by stage 2's, trained on; all three learners are alike here
     assert len({json.dumps(r["metrics"]["retrieval"]) for r in found.values()}) == 4
     run, connect = files.load(folder / "cox.pt"), files.load(folder / "connect.pt")
-    oom = files.load(files.inputs_path(tmp_path, "toy", "sonar"))
-    im = files.load(files.bank_dir(tmp_path, "toy", "bind", "sonar") / "rgb.pt")
+    oom = files.load(Place(tmp_path, "toy").inputs("sonar"))
+    im = files.load(Place(tmp_path, "toy", "bind", "sonar").banks() / "rgb.pt")
     v, y, ids = evaluate.mapped_test_items(run, connect, oom, {"rgb": im}, "cpu")["rgb"]
     own = Connection(d_im=5, d=D).eval()
     own.load_state_dict(run["connections"]["rgb"])
@@ -68,8 +69,8 @@ def test_no_retrieval_without_a_labelled_im_test_item(tmp_path, capsys):
 def test_an_im_modality_without_a_labelled_test_item_is_left_out(tmp_path, method):
     folder = make_world(tmp_path)
     run, connect = dict(files.load(folder / f"{method}.pt")), dict(files.load(folder / "connect.pt"))
-    oom = files.load(files.inputs_path(tmp_path, "toy", "sonar"))
-    rgb = files.load(files.bank_dir(tmp_path, "toy", "bind", "sonar") / "rgb.pt")
+    oom = files.load(Place(tmp_path, "toy").inputs("sonar"))
+    rgb = files.load(Place(tmp_path, "toy", "bind", "sonar").banks() / "rgb.pt")
     of_connect = ("mapped_ids", "mapped_labels", "pairs", "connections", "optimizers")
     for part, keys in ((run, ("connections",)), (connect, of_connect)):
         part.update({k: {**part[k], "imu": part[k]["rgb"]} for k in keys})

@@ -9,7 +9,7 @@ from PIL import Image
 from worlds import ROOT, argv, command, no_leftovers, read_manifest, refused, stage, write_folder, write_manifest
 
 import extract_features
-from cox_oom import files
+from cox_oom import run
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -133,7 +133,7 @@ BAD = [v for k, v in list(globals().items()) if k.startswith("bad_")]
 
 def one_error_line(capsys, arguments, parts):
     with pytest.raises(SystemExit) as exit:
-        files.run(extract_features.main, arguments)
+        run.script(extract_features.main, arguments)
     captured = capsys.readouterr()
     assert exit.value.code == 2
     lines = captured.err.splitlines()

@@ -9,20 +9,21 @@ import torch
 from worlds import CLASSES, ROOT, differ, digests, no_leftovers, read_manifest, refused, run_dir, stage, write_manifest
 
 from cox_oom import files
+from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_files_lie_where_the_contract_says(finished_runs, folder):
-    expected = {files.inputs_path(finished_runs, folder, m) for m in ("rgb", "imu", "language")}
-    expected |= {files.bank_dir(finished_runs, folder, "bind", "imu") / f"{m}.pt" for m in ("rgb", "language")}
+    expected = {Place(finished_runs, folder).inputs(m) for m in ("rgb", "imu", "language")}
+    expected |= {Place(finished_runs, folder, "bind", "imu").banks() / f"{m}.pt" for m in ("rgb", "language")}
     expected |= {
         run_dir(finished_runs) / "connect.pt",
         run_dir(finished_runs) / "cox.pt",
         run_dir(finished_runs, "unsup") / "connect.pt",
     }
     assert expected <= set(finished_runs.rglob("*.pt"))
-    assert not (files.bank_dir(finished_runs, folder, "bind", "imu") / "imu.pt").exists()
+    assert not (Place(finished_runs, folder, "bind", "imu").banks() / "imu.pt").exists()
     no_leftovers(finished_runs)
 
 
@@ -30,20 +31,20 @@ def test_inputs_and_banks_hold_the_data_set(finished_runs, folder):
     rows = read_manifest(folder)
     fingerprints = set()
     for m in ("rgb", "imu", "language"):
-        file = files.load(files.inputs_path(finished_runs, folder, m))
+        file = files.load(Place(finished_runs, folder).inputs(m))
         fingerprints.add(file["meta"]["fingerprint"])
         assert file["class_names"] == sorted(CLASSES)
         assert file["ids"] == [r[0] for r in rows]
         assert [file["class_names"][k] for k in file["labels"]] == [r[2] for r in rows]
         assert [files.SPLITS[k] for k in file["split"]] == [r[1] for r in rows]
         assert len(file["x"]) == len(rows)
-    imu = files.load(files.inputs_path(finished_runs, folder, "imu"))
+    imu = files.load(Place(finished_runs, folder).inputs("imu"))
     for k in (0, 70, 101):
         raw = np.load(folder / rows[k][4])
         assert imu["lengths"][k] == raw.shape[1]
         np.testing.assert_allclose(imu["x"][k, :, : raw.shape[1]], raw, rtol=1e-6)
     for m in ("rgb", "language"):
-        file = files.load(files.bank_dir(finished_runs, folder, "bind", "imu") / f"{m}.pt")
+        file = files.load(Place(finished_runs, folder, "bind", "imu").banks() / f"{m}.pt")
         fingerprints.add(file["meta"]["fingerprint"])
         assert file["features"].shape == (102, 8) and file["ids"] == imu["ids"]
         assert torch.equal(file["split"], imu["split"])

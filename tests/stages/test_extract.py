@@ -7,17 +7,18 @@ from worlds import refused, run_dir, stage, write_folder
 
 import extract_features
 from cox_oom import files
+from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_im_chooses_modalities(folder, tmp_path):
     stage("extract_features", folder, tmp_path, "--im rgb")
-    assert os.listdir(files.bank_dir(tmp_path, folder, "bind", "imu")) == ["rgb.pt"]
+    assert os.listdir(Place(tmp_path, folder, "bind", "imu").banks()) == ["rgb.pt"]
     stage("train_connect", folder, tmp_path)
     stage("train_explore", folder, tmp_path)
     assert files.load(run_dir(tmp_path) / "cox.pt")["im"] == ["rgb"]
-    rgb = files.bank_dir(tmp_path, folder, "bind", "imu") / "rgb.pt"
+    rgb = Place(tmp_path, folder, "bind", "imu").banks() / "rgb.pt"
     before = rgb.read_bytes()
     refused("extract_features", folder, tmp_path, "--im language --force", parts=("rgb.pt", "--im"))
     assert rgb.read_bytes() == before and os.listdir(rgb.parent) == ["rgb.pt"]  # refused before any training
@@ -26,7 +27,7 @@ def test_im_chooses_modalities(folder, tmp_path):
 def test_synth_by_name(tmp_path):
     line = "--data synth --oom audio --im language --device cpu --bind-epochs 1 --bind-width 8 --image-size 8"
     extract_features.main([*line.split(), "--runs", str(tmp_path)])
-    file = files.load(files.inputs_path(tmp_path, "synth", "audio"))
+    file = files.load(Place(tmp_path, "synth").inputs("audio"))
     assert file["kind"] == "series" and {0, 1, 2} == set(file["split"].tolist())
 
 

@@ -7,6 +7,8 @@ import torch
 from saved import complaint, content, save
 
 from cox_oom import files
+from cox_oom.files import Place
+from cox_oom.seed import load_banks, split_rows
 
 
 def test_check_chain():
@@ -96,10 +98,10 @@ def test_paths(tmp_path, monkeypatch):
     assert {files.data_name(at) for at in ("my robot", "my robot/", str(tmp_path / "my robot"))} == {"my robot"}
     monkeypatch.chdir(tmp_path / "my robot")
     assert files.data_name(".") == "my robot"  # never runs/./
-    assert files.inputs_path("runs", "synth", "rgb") == Path("runs/synth/inputs/rgb.pt")
-    assert files.bank_dir("runs", "synth", "bind", "audio") == Path("runs/synth/bind/no-audio/banks")
-    assert files.bank_dir("runs", "synth", "hf:google/vit", "audio") == Path("runs/synth/hf_google_vit/banks")
-    assert files.run_dir("runs", "synth", "bind", "audio", "semi", 3) == Path("runs/synth/bind/oom-audio/semi/seed3")
+    assert Place("runs", "synth").inputs("rgb") == Path("runs/synth/inputs/rgb.pt")
+    assert Place("runs", "synth", "bind", "audio").banks() == Path("runs/synth/bind/no-audio/banks")
+    assert Place("runs", "synth", "hf:google/vit", "audio").banks() == Path("runs/synth/hf_google_vit/banks")
+    assert Place("runs", "synth", "bind", "audio", "semi", 3).folder == Path("runs/synth/bind/oom-audio/semi/seed3")
 
 
 def test_names_of_perceptors_are_folders():
@@ -110,10 +112,10 @@ def test_names_of_perceptors_are_folders():
 
 
 def test_banks_of_different_oom_modalities_never_meet():
-    dirs = {files.bank_dir("runs", "synth", "bind", m) for m in ("audio", "rgb")}
+    dirs = {Place("runs", "synth", "bind", m).banks() for m in ("audio", "rgb")}
     assert len(dirs) == 2
     runs = {
-        files.run_dir("runs", "synth", p, m, s, k)
+        Place("runs", "synth", p, m, s, k).folder
         for p in ("bind", "x")
         for m in ("audio", "rgb")
         for s in ("semi", "unsup")
@@ -124,16 +126,16 @@ def test_banks_of_different_oom_modalities_never_meet():
 
 def test_rows_are_test_rows_only_when_asked_for():
     file = {"split": torch.tensor([2, 0, 1, 0, 2])}
-    assert files.rows(file).tolist() == [1, 2, 3]
-    assert files.rows(file, ("train",)).tolist() == [1, 3]
-    assert files.rows(file, ("val",)).tolist() == [2]
-    assert files.rows(file, ("test",)).tolist() == [0, 4]
-    assert files.rows({"split": torch.tensor([2, 2])}).shape == (0,)
+    assert split_rows(file).tolist() == [1, 2, 3]
+    assert split_rows(file, ("train",)).tolist() == [1, 3]
+    assert split_rows(file, ("val",)).tolist() == [2]
+    assert split_rows(file, ("test",)).tolist() == [0, 4]
+    assert split_rows({"split": torch.tensor([2, 2])}).shape == (0,)
 
 
 def test_load_banks_leaves_the_oom_modality_out(tmp_path):
-    folder = files.bank_dir(tmp_path, "toy", "shared/one", "audio")  # a perceptor whose banks all share
+    folder = Place(tmp_path, "toy", "shared/one", "audio").banks()  # a perceptor whose banks all share
     digests = {m: save(folder / f"{m}.pt", {**content(), "kind": m}) for m in ("audio", "rgb", "depth")}
-    found, made_from = files.load_banks(tmp_path, "toy", "shared/one", "audio")
+    found, made_from = load_banks(Place(tmp_path, "toy", "shared/one", "audio"))
     assert list(found) == ["depth", "rgb"]
     assert made_from == {"banks/depth": digests["depth"], "banks/rgb": digests["rgb"]}

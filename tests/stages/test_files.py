@@ -11,7 +11,8 @@ import torch
 from saved import META, complaint, content, save
 
 from cox_oom import files
-from cox_oom.files import UserError
+from cox_oom.files import Place, UserError
+from cox_oom.seed import load_banks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,7 +108,7 @@ files.save(sys.argv[1], {"features": torch.zeros(100000, 2)}, stage="s", data="d
 
 @pytest.mark.parametrize("moment", ["truncated", "before the rename"])
 def test_a_writer_killed_midway_leaves_the_old_file_or_none(tmp_path, moment):
-    banks = files.bank_dir(tmp_path, "toy", "bind", "audio")
+    banks = Place(tmp_path, "toy", "bind", "audio").banks()
     old, new = banks / "rgb.pt", banks / "depth.pt"
     save(old)
     before = old.read_bytes()
@@ -116,11 +117,11 @@ def test_a_writer_killed_midway_leaves_the_old_file_or_none(tmp_path, moment):
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert old.read_bytes() == before and not new.exists()
     assert len(os.listdir(banks)) == 3, "the two killed writers should have left their temporary files"
-    found, _ = files.load_banks(tmp_path, "toy", "bind", "audio")  # … which nothing takes for banks
+    found, _ = load_banks(Place(tmp_path, "toy", "bind", "audio"))  # … which nothing takes for banks
     assert list(found) == ["rgb"]
     assert not files.finished(new, {}, {}, None, False)
     save(new)
-    assert list(files.load_banks(tmp_path, "toy", "bind", "audio")[0]) == ["depth", "rgb"]
+    assert list(load_banks(Place(tmp_path, "toy", "bind", "audio"))[0]) == ["depth", "rgb"]
     assert len(os.listdir(banks)) == 3 and any(p.startswith(".rgb.pt.") for p in os.listdir(banks))
     save(old)
     assert sorted(os.listdir(banks)) == ["depth.pt", "rgb.pt"]  # each writer clears what was left for its file
@@ -212,13 +213,13 @@ def test_finished_does_not_take_a_damaged_file_for_done(tmp_path):
 
 
 def test_no_bank_names_the_command(tmp_path):
-    banks, first = files.bank_dir(tmp_path, "toy", "bind", "audio"), "python extract_features.py --oom audio"
-    complaint(lambda: files.load_banks(tmp_path, "toy", "bind", "audio", first=first), banks, first, "bank")
+    banks, first = Place(tmp_path, "toy", "bind", "audio").banks(), "python extract_features.py --data toy --oom audio"
+    complaint(lambda: load_banks(Place(tmp_path, "toy", "bind", "audio")), banks, first, "bank")
 
 
 def test_damaged_bank_among_good_ones_is_named(tmp_path):
-    banks = files.bank_dir(tmp_path, "toy", "bind", "audio")
+    banks = Place(tmp_path, "toy", "bind", "audio").banks()
     save(banks / "depth.pt"), save(banks / "rgb.pt")
     (banks / "rgb.pt").write_bytes(b"x")
     first = "python extract_features.py"
-    complaint(lambda: files.load_banks(tmp_path, "toy", "bind", "audio", first=first), banks / "rgb.pt", first)
+    complaint(lambda: load_banks(Place(tmp_path, "toy", "bind", "audio")), banks / "rgb.pt", first)

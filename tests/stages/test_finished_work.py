@@ -29,6 +29,7 @@ from worlds import (
 import extract_features
 import train_connect
 from cox_oom import files
+from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -88,14 +89,14 @@ def test_the_named_command_mends_it(runs, folder):
 
 @pytest.mark.parametrize("name", ["train_connect", "train_explore"])
 def test_missing_banks_are_named(runs, folder, name):
-    shutil.rmtree(files.bank_dir(runs, folder, "bind", "imu"))
+    shutil.rmtree(Place(runs, folder, "bind", "imu").banks())
     refused(name, folder, runs, "--force", parts=("bank", "python extract_features.py", "--oom imu"))
 
 
 @pytest.mark.parametrize("name", ["train_connect", "train_explore"])
 def test_some_of_the_banks_are_not_taken_for_all(runs, folder, name):
     """Stage 1 stopped between two banks."""
-    lost = files.bank_dir(runs, folder, "bind", "imu") / "rgb.pt"
+    lost = Place(runs, folder, "bind", "imu").banks() / "rgb.pt"
     lost.unlink()
     refused(name, folder, runs, "--force", parts=("rgb", "run first", "extract_features.py"))
     stage("extract_features", folder, runs)
@@ -199,7 +200,7 @@ def interrupted_force(runs, folder, monkeypatch):
         m.setattr(extract_features.bind, "train", stop)
         with pytest.raises(KeyboardInterrupt):
             stage("extract_features", folder, runs, "--image-size 4 --force")
-    assert files.load(files.inputs_path(runs, folder, "rgb"))["x"].shape[-1] == 4
+    assert files.load(Place(runs, folder).inputs("rgb"))["x"].shape[-1] == 4
 
 
 def test_banks_of_earlier_inputs_are_not_taken_for_done(runs, folder, monkeypatch):
@@ -215,7 +216,7 @@ def test_banks_of_earlier_inputs_are_refused_by_stage_2(runs, folder, monkeypatc
 
 def test_banks_of_two_trainings_are_not_mixed(runs, folder, tmp_path):
     stage("extract_features", folder, tmp_path, "--seed 1")
-    other, here = (files.bank_dir(t, folder, "bind", "imu") / "rgb.pt" for t in (tmp_path, runs))
+    other, here = (Place(t, folder, "bind", "imu").banks() / "rgb.pt" for t in (tmp_path, runs))
     shutil.copy(other, here)
     parts = ("rgb.pt and language.pt", "not trained together", "--force")
     refused("train_connect", folder, runs, "--force", parts=parts)

@@ -3,7 +3,6 @@
 import argparse
 import math
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -72,16 +71,17 @@ def test_help_shows_defaults_and_what_comes_next(capsys):
     with pytest.raises(SystemExit) as ended:
         train_explore.get_args(["--help"])
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and "(default: 0.4)" in said and "Next: python evaluate.py" in said
+    assert ended.value.code == 0 and "(default: 0.001)" in said and "Next: python evaluate.py" in said
     assert said.splitlines()[0].startswith("usage: ") and "Stage 3" in said
 
 
 def test_every_number_among_the_flags_has_a_range():
-    plain = r'add_argument\("(--[^"]+)", (?:[^)]*?)type=(?:int|float)\b'
-    for module in (*STAGES.values(), methods):
-        for flag in re.findall(plain, Path(module.__file__).read_text()):
-            assert flag in ("--seed", "--data-seed", "--gate"), f"{module.__name__}: {flag}"
-            assert flag != "--seed" or module is STAGES["extract_features"], f"{module.__name__}: {flag}"
+    """`int` and `float` themselves take any number: a row has number(...), but for seeds and a switch of two values."""
+    free = {"--seed", "--data-seed"}
+    for module in STAGES.values():
+        for name, _, kind, *_ in (*module.EVERYDAY, *module.RARE):
+            assert kind not in (int, float) or name in free, f"{module.__name__}: {name}"
+    assert all(kind not in (int, float) for _, _, kind, _ in methods.flags())
 
 
 @given(st.floats(), st.floats(-5, 5), st.floats(0, 5), st.sampled_from(["[]", "(]", "[)", "()"]))
@@ -108,4 +108,11 @@ def test_help(name, capsys):
         STAGES[name].get_args(["--help"])
     out = capsys.readouterr().out
     assert exit.value.code == 0
-    assert all(flag in out for flag in ("--data", "--oom", "--perceptor", "--runs", "--seed", "--force"))
+    assert all(flag in out for flag in ("--data", "--oom", "--perceptor", "--runs", "--force", "--help-all"))
+    with pytest.raises(SystemExit):
+        STAGES[name].get_args(["--help-all"])
+    whole, flag = capsys.readouterr().out, re.compile(r"^  (?:-h, )?(--[\w-]+)", re.MULTILINE)
+    everyday, every = flag.findall(out), flag.findall(whole)
+    assert set(everyday) < set(every) and len(everyday) <= 2 + 15  # --help, --help-all and 15 more
+    rare = {row[0] for row in STAGES[name].RARE} | ({f[0] for f in methods.flags()} if name == "train_explore" else set())
+    assert set(every) - set(everyday) == rare and f"--help-all shows {len(rare)} more flags" in " ".join(out.split())

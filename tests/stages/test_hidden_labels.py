@@ -9,6 +9,7 @@ from worlds import UNSUP_REFUSED, assert_same, differ, run_dir, stage
 
 import train_connect
 from cox_oom import files
+from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -47,7 +48,7 @@ def trained(quick, folder, finished_runs, tmp_path_factory):
 
 def test_no_stage_learns_from_test_rows(runs, folder, trained):
     """With other labels, inputs and features in every test row, all weights are the same bit for bit."""
-    test = files.load(files.inputs_path(runs, folder, "imu"))["split"] == 2
+    test = files.load(Place(runs, folder).inputs("imu"))["split"] == 2
 
     def wrong(y):
         y[test] = (y[test] + 1) % 3
@@ -57,21 +58,21 @@ def test_no_stage_learns_from_test_rows(runs, folder, trained):
         x[test] = torch.randn(x[test].shape, generator=torch.Generator().manual_seed(9))
         return x
 
-    change(files.inputs_path(runs, folder, "imu"), labels=wrong, x=noise)
+    change(Place(runs, folder).inputs("imu"), labels=wrong, x=noise)
     for m in ("rgb", "language"):
-        change(files.bank_dir(runs, folder, "bind", "imu") / f"{m}.pt", labels=wrong, features=noise)
+        change(Place(runs, folder, "bind", "imu").banks() / f"{m}.pt", labels=wrong, features=noise)
     for key, changed in train_all(folder, runs).items():
         assert_same(trained[key], changed, key)
 
 
 def test_bind_learns_from_no_test_row(runs, folder):
     """The encoders in the banks, with other test rows in the inputs that stage 1 made."""
-    folder_of_banks = files.bank_dir(runs, folder, "bind", "imu")
+    folder_of_banks = Place(runs, folder, "bind", "imu").banks()
     before = {m: files.load(folder_of_banks / f"{m}.pt") for m in ("rgb", "language")}
     test = before["rgb"]["split"] == 2
     for m in before:
         change(
-            files.inputs_path(runs, folder, m),
+            Place(runs, folder).inputs(m),
             labels=lambda y: torch.where(test, (y + 1) % 3, y),
             x=lambda x: torch.where(test.view(-1, *(1,) * (x.dim() - 1)), x.flip(-1), x),
         )
@@ -90,7 +91,7 @@ def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, m
 
     The draw itself is made with the true labels again: the same items, the same steps of the generator.
     """
-    path = files.inputs_path(runs, folder, "imu")
+    path = Place(runs, folder).inputs("imu")
     file = files.load(path)
     true = file["labels"].clone()
     drawn = set(files.load(run_dir(runs) / "connect.pt")["labelled"])

@@ -6,6 +6,7 @@ import pytest
 from worlds import read_manifest, refused, run_dir, stage, write_folder, write_manifest
 
 from cox_oom import files
+from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -26,7 +27,7 @@ def test_clusters_are_named_by_banks_where_no_inputs_were_written(folder, runs, 
     """A pretrained perceptor's modalities have a bank alone."""
     shutil.copytree(runs, tmp_path / "again")
     for m in ("rgb", "language"):
-        files.inputs_path(tmp_path / "again", folder, m).unlink()
+        Place(tmp_path / "again", folder).inputs(m).unlink()
     out = stage("train_connect", folder, tmp_path / "again", "--setting unsup --init spectral --force")
     assert "named by the geometry of 2 known modalities" in out
 

@@ -7,6 +7,7 @@ import pytest
 from worlds import assert_same, read_manifest, refused, run_dir, stage, write_folder, write_manifest
 
 from cox_oom import files
+from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -44,7 +45,7 @@ def test_few_true_pairs_are_found_and_no_others_drawn(tmp_path, flags):
     for seed in (0, 1):
         short = f"--seed {seed} --labels 0.1 --warmup-epochs 0 --connect-steps 1"
         stage("train_connect", own, tmp_path / "runs", flags, short)
-        connect = files.load(files.run_dir(tmp_path / "runs", own, "bind", "imu", "semi", seed) / "connect.pt")
+        connect = files.load(Place(tmp_path / "runs", own, "bind", "imu", "semi", seed).folder / "connect.pt")
         assert connect["meta"]["paired"] == "true"
         for m in ("rgb", "language"):
             at, im = connect["pairs"][m]
@@ -78,7 +79,7 @@ def test_im_without_shared_rows_needs_pair_by_class(bind_by_class):
     own, runs, out = bind_by_class
     assert "paired by class" in out and "language" in out
     for m in ("rgb", "language"):
-        meta = files.load(files.bank_dir(runs, own, "bind", "imu") / f"{m}.pt")["meta"]
+        meta = files.load(Place(runs, own, "bind", "imu").banks() / f"{m}.pt")["meta"]
         assert meta["paired_by_class"] == ["language", "rgb"]
         assert meta["args"]["pair_by_class"] is True
 

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
-from cox_oom import files
-from cox_oom.files import UserError
+from cox_oom import files, run
+from cox_oom.files import Place, UserError
+from cox_oom.seed import load_seed
 
 
 def test_run_prints_one_line_and_exits_with_2(capsys):
@@ -14,7 +15,7 @@ def test_run_prints_one_line_and_exits_with_2(capsys):
         raise UserError(f"{argv[0]} is bad; mend it")
 
     with pytest.raises(SystemExit) as exit:
-        files.run(main, ["this"])
+        run.script(main, ["this"])
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: this is bad; mend it\n"
 
@@ -24,25 +25,32 @@ def test_run_ends_an_interrupt_without_a_traceback(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as exit:
-        files.run(main)
+        run.script(main)
     assert exit.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_advised_commands_leave_defaults_out_and_quote():
-    assert files.command("evaluate.py", "toy", None) == "python evaluate.py --data toy"
-    other = files.command("train_connect.py", "my data", "imu", perceptor="hf:a/b", runs="out", seed=1)
-    assert other == "python train_connect.py --data 'my data' --oom imu --perceptor hf:a/b --seed 1 --runs out"
+    assert Place("runs", "toy").command("evaluate.py") == "python evaluate.py --data toy"
+    place = Place("out", "my data", "hf:a/b", "imu", "unsup", 1)
+    first = "--data 'my data' --oom imu --perceptor hf:a/b"
+    assert place.command("train_connect.py", init="spectral") == (
+        f"python train_connect.py {first} --setting unsup --seed 1 --init spectral --runs out"
+    )
+    assert place.command("extract_features.py") == f"python extract_features.py {first} --runs out"
 
 
-def test_a_missing_file_is_answered_by_a_command_that_makes_it(tmp_path, monkeypatch):
-    inputs, facts = files.inputs_path(tmp_path, "toy", "imu"), {"data": "toy", "fingerprint": "f", "args": {}}
-    files.save(inputs, {"x": torch.zeros(1)}, stage="extract_features", quiet=True, **facts)
-    monkeypatch.setattr(files, "load_inputs", lambda *a, **k: (files.load(inputs), None))
-    monkeypatch.setattr(files, "load_banks", lambda *a, **k: ({}, {}))
+def test_a_missing_file_is_answered_by_a_command_that_makes_it(tmp_path):
+    place, facts = Place(tmp_path, "toy", "clip", "imu", "semi", 3), {"data": "toy", "fingerprint": "f", "args": {}}
+    with pytest.raises(UserError, match=f"run first: python extract_features.py --data toy .* --runs {tmp_path}"):
+        load_seed(place)
+    keep = {"ids": [], "labels": torch.zeros(0), "split": torch.zeros(0), "class_names": []}
+    inputs = {"kind": "series", "x": torch.zeros(0), **keep}
+    files.save(place.inputs("imu"), inputs, stage="extract_features", quiet=True, **facts)
+    files.save(place.bank("rgb"), {"features": torch.zeros(0), **keep}, stage="extract_features", quiet=True, **facts)
     command = "python train_connect.py --data toy --oom imu --perceptor clip --setting semi --seed 3"
     with pytest.raises(UserError, match=f"run first: {command} --runs {tmp_path}"):
-        files.load_seed(tmp_path, "toy", "clip", "imu", "semi", 3)
+        load_seed(place)
 
 
 def test_what_cannot_be_written_to_is_said_before_anything_is_computed(tmp_path, capsys):
@@ -57,6 +65,6 @@ def test_what_cannot_be_written_to_is_said_before_anything_is_computed(tmp_path,
         open(tmp_path / "nothing", "rb")
 
     with pytest.raises(SystemExit) as stop:
-        files.run(main)
+        run.script(main)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and "nothing" in said and said.count("\n") == 1

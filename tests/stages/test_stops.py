@@ -12,8 +12,8 @@ import torch
 from worlds import STAGES, argv, assert_same, command, no_leftovers, refused, run_dir, stage, tensors
 
 import train_explore
-from cox_oom import files
-from cox_oom.files import UserError
+from cox_oom import files, run
+from cox_oom.files import Place, UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -28,7 +28,7 @@ CASES = [
 @pytest.mark.parametrize("name, flags, begun, how", CASES, ids=[f"{c[0]} {c[3].name}" for c in CASES])
 def test_a_stage_stopped_in_training_leaves_nothing_for_a_later_one(runs, folder, name, flags, begun, how):
     if name == "extract_features":
-        shutil.rmtree(files.bank_dir(runs, folder, "bind", "imu"))
+        shutil.rmtree(Place(runs, folder, "bind", "imu").banks())
     if name == "train_connect":
         shutil.rmtree(run_dir(runs))
     before = set(runs.rglob("*.pt"))
@@ -75,7 +75,7 @@ def test_an_interrupt_while_writing_keeps_the_old_file(runs, folder, monkeypatch
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(SystemExit) as exit:
-        files.run(STAGES[name].main, argv(name, folder, runs, "--force"))
+        run.script(STAGES[name].main, argv(name, folder, runs, "--force"))
     assert exit.value.code == 130 and "Traceback" not in capsys.readouterr().err
     assert path.read_bytes() == before
     no_leftovers(runs)

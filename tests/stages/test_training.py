@@ -9,7 +9,11 @@ from worlds import CLASSES, assert_same, differ, read_manifest, refused, run_dir
 
 import train_connect
 import train_explore
-from cox_oom import augment, files, model
+from cox_oom import augment, files
+from cox_oom.files import Place
+from cox_oom.heads import Head
+from cox_oom.learner import Learner
+from cox_oom.seed import load_banks, load_inputs
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -60,9 +64,9 @@ def test_the_last_validation_is_of_the_saved_model(folder, runs, monkeypatch):
     stage("train_connect", folder, runs, "--force --holdout 0.4 --per-class 10")
     stage("train_explore", folder, runs, "--force --method selftrain --epochs 2 --refit 1")
     connect, saved = files.load(run_dir(runs) / "connect.pt"), files.load(run_dir(runs) / "selftrain.pt")
-    oom = files.load_inputs(runs, folder, "imu")[0]
+    oom = load_inputs(Place(runs, folder), "imu")
     held = torch.tensor([i for i, name in enumerate(oom["ids"]) if name in set(connect["held"])])
-    learner = model.Learner(**saved["arch"])
+    learner = Learner(**saved["arch"])
     learner.load_state_dict(saved["learner"])
     with torch.no_grad():
         z = augment.embed(learner, oom, held, "cpu")[0]
@@ -75,19 +79,19 @@ def test_the_last_validation_is_of_the_saved_model(folder, runs, monkeypatch):
 def test_the_im_posterior_on_the_pairs_teaches_the_warm_up(runs, folder):
     """--w-kl: at the end of the warm-up the head is nearer to the mean posterior of the IM heads on the pairs."""
     divergence = {}
-    oom = files.load_inputs(runs, folder, "imu")[0]
-    ims = files.load_banks(runs, folder, "bind", "imu")[0]
+    oom = load_inputs(Place(runs, folder), "imu")
+    ims = load_banks(Place(runs, folder, "bind", "imu"))[0]
     for w in (0, 5):
         stage("train_connect", folder, runs, f"--w-kl {w} --warmup-epochs 15 --force")
         state = files.load(run_dir(runs) / "connect.pt")
         row = {i: r for r, i in enumerate(oom["ids"])}
-        learner = model.Learner(**state["arch"])
+        learner = Learner(**state["arch"])
         learner.load_state_dict(state["learner"])
         x, lengths = train_connect.batch(oom, torch.tensor([row[i] for i in state["labelled"]]), "cpu")
         teacher = 0
         for m, (has, paired) in state["pairs"].items():
             assert len(has) == len(state["labelled"])
-            head = model.Head(8, 3)
+            head = Head(8, 3)
             head.load_state_dict(state["im_heads"][m])
             at = {i: r for r, i in enumerate(ims[m]["ids"])}
             z = ims[m]["features"][torch.tensor([at[state["mapped_ids"][m][p]] for p in paired.tolist()])]
