@@ -25,7 +25,7 @@ from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_seed, state_of
 
 EVERYDAY = (
-    ("--method", "cox", tuple(METHODS), "COX or a baseline (README, Methods)"),
+    ("--method", "cox", tuple(METHODS), "COX or a baseline (docs/method.md)"),
     ("--tag", "", str, "write METHOD-TAG.pt: a run with other flags beside the first, in a row of its own"),
     ("--epochs", 50, number(int, 0), "epochs of M / batch steps, for every method"),
     ("--batch", 128, number(int, 1), "unlabelled items of a step"),
@@ -79,7 +79,7 @@ def warm_start(args, plan, seed, items, work):
     begin = seed.connect if METHODS[args.method].trains else seed.connect["initial"]
     learner, head = load_learner(seed.connect["arch"], begin, args.device)
     bridge = Bridge(seed, device=args.device, lr=args.lr, weight_decay=args.weight_decay, start="connection" not in plan.without)
-    extra = METHODS[args.method].start and METHODS[args.method].start(args, learner)
+    extra = METHODS[args.method].start and METHODS[args.method].start(args, learner, head)
     teacher, facts = teacher_of(seed, items, bridge, args, work.state.get("trust")) if plan.soft else (None, {})
     predicts = teacher and teacher.width and args.w_im
     predict = torch.nn.Linear(learner.width, teacher.width).to(args.device) if predicts else None

@@ -6,7 +6,7 @@ files, in tables, plots and documents. `python -m cox_oom.methods --setting semi
 import argparse
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -120,15 +120,20 @@ class MomentumContrast(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Method:
-    """A row of METHODS. loss: the documents' line; colour: in plots; learn(args, model, step) -> {name: loss} of unlabelled
-    items, None where they teach nothing; start(args, learner) -> a module of its own; flags {flag: (default, type, help)};
-    labels: it needs some, so it has no place in the setting unsup; explores: it chooses anchors; trains: False for the learner
-    as it was before stage 2; all_labels: it is shown every label; few: it is among the few that run.sh runs unasked."""
+    """A row of METHODS.
+
+    loss: the documents' line. colour: in plots. learn(args, model, step) -> {name: loss} of unlabelled items, None where they
+    teach nothing. start(args, learner, head) -> a module of its own. flags: rows (name, default, type, help). grid: the flags
+    that experiments/search.sh tries, its defaults first. labels: it needs some, so that it has no place in the setting unsup.
+    explores: it chooses anchors. trains: False for the learner as it was before stage 2. all_labels: it is shown every label.
+    few: it is among the few that run.sh runs unasked.
+    """
     loss: str
     colour: str
     learn: object = None
     start: object = None
-    flags: dict = field(default_factory=dict)
+    flags: tuple = ()
+    grid: tuple = ()
     labels: bool = False
     explores: bool = False
     trains: bool = True
@@ -136,28 +141,84 @@ class Method:
     few: bool = False
 
 
-W_ENTROPY = {"--w-entropy": (0.3, number(float, 0), "entmin, moco: weight of the entropy")}
-METHODS = {                                                                         # in the order of the tables' rows
-    "random": Method("none: the untrained learner", "#c9c9c9", trains=False, few=True),
-    "erm": Method("cross-entropy on the labelled items", "#7f8fa6", labels=True, few=True),
-    "entmin": Method("+ entropy of the posteriors", "#8fb996", entmin, labels=True, flags=W_ENTROPY),
-    "ssl": Method("consistency under Gaussian noise; in semi + cross-entropy", "#b5a1d0", ssl, flags={
-        "--noise": (0.3, number(float, 0), "ssl: standard deviation of the Gaussian noise on the input"),
-        "--w-ssl": (1.0, number(float, 0), "ssl: weight of the consistency")}),
-    "moco": Method("momentum contrast; in semi + cross-entropy and entropy", "#d9b26f", moco, flags={
-        **W_ENTROPY,
-        "--queue": (2048, number(int, 1), "moco: negatives"),
-        "--momentum": (0.99, number(float, 0, 1), "moco: of the key encoder"),
-        "--temperature": (0.1, number(float, 0, ends="(]"), "moco: of the contrastive loss")},
-        start=lambda args, learner: MomentumContrast(learner, queue=args.queue, momentum=args.momentum,
-                                                     temperature=args.temperature).to(args.device)),
-    "fixmatch": Method("+ confident pseudo-labels under strong augmentation", "#c98f8f", fixmatch, labels=True, flags={
-        "--threshold": (0.95, number(float, 0, 1), "fixmatch: least confidence of a pseudo-label")}),
-    "selftrain": Method("COX's losses, schedule and number of anchors, chosen by the same model of the readings without any IM item",
-                        "#5f9ea0", explore, labels=True, explores=True, few=True),
-    "cox": Method("agreement, soft emergent correspondences, expected classes on disagreement, IM features predicted",
-                  "#c0392b", explore, explores=True, few=True),
-    "aligned": Method("cross-entropy on all labels: the upper limit", "#444444", all_labels=True),
+def grid(form, *values):
+    """A form's flags with each of the values, e.g. grid("--lr {}", 1, 2); a tuple fills several places."""
+    return tuple(form.format(*(v if isinstance(v, tuple) else (v,))) for v in values)
+
+
+W_ENTROPY = ("--w-entropy", 0.3, number(float, 0), "entmin, moco: weight of the entropy")
+TERMS = grid("--w-agree {} --w-disagree {}", (1, 1), (1, 0), (0.5, 1), (0.5, 0.5), (2, 1), (1, 0.5))
+METHODS = {  # in the order of the tables' rows
+    "random": Method("nothing: the untrained learner", "#c9c9c9", trains=False, few=True),
+    "erm": Method(
+        "the labelled items, by cross-entropy",
+        "#7f8fa6",
+        grid=grid("--weight-decay {}", "1e-5", 0, "1e-4", "1e-3", "3e-3", "1e-2"),
+        labels=True,
+        few=True,
+    ),
+    "entmin": Method(
+        "the labels, and the entropy of its posteriors",
+        "#8fb996",
+        entmin,
+        flags=(W_ENTROPY,),
+        grid=grid("--w-entropy {}", 0.3, 0.03, 0.1, 0.6, 1, 2),
+        labels=True,
+    ),
+    "ssl": Method(
+        "consistency under Gaussian noise; in semi the labels too",
+        "#b5a1d0",
+        ssl,
+        flags=(
+            ("--noise", 0.3, number(float, 0), "ssl: standard deviation of the Gaussian noise on the input"),
+            ("--w-ssl", 1.0, number(float, 0), "ssl: weight of the consistency"),
+        ),
+        grid=grid("--noise {} --w-ssl {}", (0.3, 1), (0.1, 1), (0.6, 1), (0.3, 0.3), (0.3, 3), (0.1, 3)),
+    ),
+    "moco": Method(
+        "momentum contrast; in semi the labels and the entropy too",
+        "#d9b26f",
+        moco,
+        start=lambda args, learner, head: MomentumContrast(
+            learner, queue=args.queue, momentum=args.momentum, temperature=args.temperature
+        ).to(args.device),
+        flags=(
+            W_ENTROPY,
+            ("--queue", 2048, number(int, 1), "moco: negatives"),
+            ("--momentum", 0.99, number(float, 0, 1), "moco: of the key encoder"),
+            ("--temperature", 0.1, number(float, 0, ends="(]"), "moco: of the contrastive loss"),
+        ),
+        grid=(
+            *grid("--w-entropy {} --temperature {}", (0.3, 0.1), (0.1, 0.1), (1, 0.1), (0.3, 0.2), (0.3, 0.5)),
+            "--w-entropy 0.3 --temperature 0.1 --momentum 0.999",
+        ),
+    ),
+    "fixmatch": Method(
+        "the labels, and confident pseudo-labels under strong augmentation",
+        "#c98f8f",
+        fixmatch,
+        flags=(("--threshold", 0.95, number(float, 0, 1), "fixmatch: least confidence of a pseudo-label"),),
+        grid=grid("--threshold {}", 0.95, 0.6, 0.7, 0.8, 0.9, 0.98),
+        labels=True,
+    ),
+    "selftrain": Method(
+        "as cox, but the same model of the recordings without any IM item chooses the anchors",
+        "#5f9ea0",
+        explore,
+        grid=TERMS,
+        labels=True,
+        explores=True,
+        few=True,
+    ),
+    "cox": Method(
+        "agreement, emergent correspondences, expected classes on disagreement, IM features predicted",
+        "#c0392b",
+        explore,
+        grid=TERMS,
+        explores=True,
+        few=True,
+    ),
+    "aligned": Method("all labels: the upper limit", "#444444", all_labels=True),
 }
 
 
@@ -169,12 +230,14 @@ def names(setting="semi", few=False):
 def table():
     """The methods as a table in Markdown, for docs/method.md."""
     lines = ["| method | learns from | settings |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| `{m}` | {row.loss} | {'semi' if row.labels else 'semi, unsup'} |" for m, row in METHODS.items())])
+    for m, row in METHODS.items():
+        lines.append(f"| `{m}` | {row.loss} | {'semi' if row.labels else 'semi, unsup'} |")
+    return "\n".join(lines)
 
 
 def flags():
     """Every method's flags as rows of a run.Parser: (name, default, type, help)."""
-    return [(name, *row) for name, row in {f: v for method in METHODS.values() for f, v in method.flags.items()}.items()]
+    return list(dict.fromkeys(flag for row in METHODS.values() for flag in row.flags))
 
 
 # ------------------------------------------------------------------------------------------------------- a run's settings
@@ -239,8 +302,12 @@ def main(argv=None):
     p = argparse.ArgumentParser(prog="python -m cox_oom.methods", description="prints the names of the methods")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"])
     p.add_argument("--few", action="store_true", help="those that run.sh runs unasked")
+    p.add_argument("--grid", action="store_true", help="a line for each setting that experiments/search.sh tries")
     args = p.parse_args(argv)
-    print(*names(args.setting, args.few))
+    if args.grid:
+        print("\n".join(f"{m} {flags}" for m, row in METHODS.items() for flags in row.grid))
+    else:
+        print(*names(args.setting, args.few))
 
 
 if __name__ == "__main__":
