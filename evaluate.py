@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from cox_oom import files
-from cox_oom.report import page
 from cox_oom.report import tables
 from cox_oom.augment import embed
 from cox_oom.run import Parser, known_device
@@ -209,6 +208,9 @@ def cloud(args, data, folder, methods):
 
 def main(argv=None):
     args = get_args(argv)
+    if args.table:
+        files.optional("matplotlib", "the report")                           # said before anything is judged
+        from cox_oom.report import page
     args.data = list({files.data_name(d): d for d in args.data}.values())    # named twice, it counts once
     records, clouds, seen = [], {}, {}
     if args.out:
