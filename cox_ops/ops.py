@@ -242,6 +242,8 @@ def _heads_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor,
     # In plain torch, the logits again by blocks of rows.
     z, weight, bias, confidence = ctx.saved_tensors
     K, C, _ = weight.shape
+    if z.shape[0] == 0:  # torch 2.10 cannot trace a split of no rows
+        return torch.zeros_like(z), torch.zeros_like(weight), torch.zeros_like(bias)
     w, b = weight.to(grad.dtype), bias.to(grad.dtype)
     gz, gw, gb = [], torch.zeros_like(w), torch.zeros_like(b)
     for zb, cb, g in zip(*(t.split(max(1, 2**20 // (K * C))) for t in (z.to(grad.dtype), confidence, grad))):
@@ -249,8 +251,6 @@ def _heads_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor,
         gz.append((pull @ w).sum(0))
         gw = gw + pull.mT @ zb
         gb = gb + pull.sum(1)
-    if not gz:
-        return torch.zeros_like(z), torch.zeros_like(weight), torch.zeros_like(bias)
     return torch.cat(gz).to(z.dtype), gw.to(weight.dtype), gb.to(bias.dtype)
 
 
