@@ -22,7 +22,7 @@ OP_TESTS := $(patsubst bench/bench_%.py,tests/ops/test_%.py,$(wildcard bench/ben
 COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test bench build nvcc-check emulate gpu-check clean
+.PHONY: help install demo demo-short test lint bench build wheel wheel-check sanitize nvcc-check emulate gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile \
@@ -46,7 +46,7 @@ $(STAMP): setup.py pyproject.toml $(SOURCES)
 define install_all
 test -x .venv/bin/python || $(PYTHON3) -m venv .venv
 .venv/bin/python -m pip install --quiet --upgrade pip
-.venv/bin/python -m pip install "setuptools>=70" wheel ninja pybind11 numpy "$(TORCH)"
+.venv/bin/python -m pip install "setuptools>=77" wheel ninja pybind11 numpy "$(TORCH)"
 .venv/bin/python -m pip install --no-build-isolation -e ".[test]"
 .venv/bin/python -m pip install --no-deps clip-anytorch   # for its file of CLIP's vocabulary; it would ask for torchvision
 endef
@@ -61,6 +61,10 @@ test: export OMP_WAIT_POLICY ?= passive
 test: $(READY)  ## every test
 	$(PYTHON) -m pytest tests -q
 
+lint: $(READY)  ## ruff and mypy, with the settings in pyproject.toml
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
 bench: export OMP_WAIT_POLICY ?= passive
 bench: $(READY)  ## time the operators beside their peers and limits: bench/results/<device>.md (OPS="mmd": these alone)
 	@mkdir -p bench/results
@@ -69,6 +73,16 @@ bench: $(READY)  ## time the operators beside their peers and limits: bench/resu
 
 build: $(READY)  ## compile the operators in place, incrementally
 	$(PYTHON) setup.py build_ext --inplace
+
+# The wheel is built from the unpacked source distribution, so that nothing of the working tree slips in and nothing is missing there.
+wheel: $(READY)  ## build the wheel and the source distribution: dist/
+	rm -f dist/cox_oom-*
+	$(PYTHON) setup.py -q sdist --dist-dir dist
+	$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist dist/cox_oom-*.tar.gz
+	@ls -l dist
+
+wheel-check: wheel  ## install the wheel in an empty environment without a compiler and run the operators' tests on it
+	$(PYTHON) tests/wheel_check.py
 
 # A build of its own under build/sanitize. Leaks are not looked for: Python and torch keep what they allocate. Left out are the
 # tests that measure memory, of which the sanitizer takes a multiple.
@@ -96,5 +110,5 @@ gpu-check: $(READY)  ## on a GPU machine, no network, under 10 minutes: build, t
 	$(PYTHON) bench/gpu_check.py --commit $(COMMIT)
 
 clean:  ## remove .venv and everything compiled; runs/ stays
-	rm -rf .venv build cox_oom.egg-info cox_ops/*.so .pytest_cache .hypothesis .benchmarks
+	rm -rf .venv build dist cox_oom.egg-info cox_ops/*.so .pytest_cache .hypothesis .benchmarks .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ from pathlib import Path
 from cox_oom import files, run
 from cox_oom.files import Place, UserError
 from cox_oom.seed import load_seed, split_rows
-from cox_oom.report import page, tables
+from cox_oom.report import tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
 from cox_oom.report.records import find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order, score
@@ -119,6 +119,9 @@ def cloud(args, data, folder, names):
 
 def main(argv=None):
     args = get_args(argv)
+    if args.table:
+        files.optional("matplotlib", "the report")  # said before anything is judged
+        from cox_oom.report import page
     args.data = list({files.data_name(d): d for d in args.data}.values())    # named twice, it counts once
     if args.out:
         files.writable(args.out)

@@ -2,6 +2,7 @@
 
     python setup.py build_ext --inplace        incremental, for working on the kernels
     pip install --no-build-isolation -e .      against the torch that is installed
+    make wheel                                 for other machines: a wheel and the source as dist/*
 
 Environment: COX_CUDA=0|1 (never | must; default: where torch has CUDA and a toolkit is found),
 COX_DEBUG=1 (-O0 -g), COX_NATIVE=1 (-march=native), COX_SANITIZE=1 (AddressSanitizer and
@@ -9,11 +10,12 @@ UndefinedBehaviorSanitizer in the CPU operators; see `make sanitize`), TORCH_CUD
 """
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pybind11
 import torch
-from setuptools import find_packages, setup
+from setuptools import setup
 from torch.utils import cpp_extension
 
 CSRC = Path("csrc")  # relative: setuptools refuses absolute source paths
@@ -49,7 +51,10 @@ def arch_list():
 
 
 def extensions():
-    debug, native = os.environ.get("COX_DEBUG") == "1", os.environ.get("COX_NATIVE") == "1"
+    debug, native, sanitized = (os.environ.get(f"COX_{w}") == "1" for w in ("DEBUG", "NATIVE", "SANITIZE"))
+    if "bdist_wheel" in sys.argv and (debug or native or sanitized):
+        raise SystemExit("COX_NATIVE, COX_DEBUG and COX_SANITIZE are for builds that stay on this machine "
+                         "(build_ext --inplace, pip install -e .). A wheel runs on others: leave them out.")
     cuda = decide_cuda()
     archs = arch_list() if cuda else "none"
     # No fast-math on either side. fp-contract=off: where the kernels want an FMA they say so, so that a sum
@@ -58,10 +63,12 @@ def extensions():
     opt = ["-O0", "-g"] if debug else ["-O3"]
     cxx = ["-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden",
            f"-DTORCH_TARGET_VERSION={TARGET}", *opt]
+    if not (debug or sanitized):
+        cxx.append("-g0")  # Python's own flags often have -g: a library of 10 MB in place of 1 MB
     if native:
         cxx.append("-march=native")
-    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if os.environ.get("COX_SANITIZE") == "1" else []
-    if sanitize:
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sanitized else []
+    if sanitized:
         cxx += ["-O1", "-g", "-fno-omit-frame-pointer"]
     built = [f"-DCOX_BUILD_TORCH={torch.__version__}",
              f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
@@ -82,4 +89,4 @@ def extensions():
     return found
 
 
-setup(packages=find_packages(include=["cox_ops*", "cox_oom*"]), ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension})
+setup(ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension})

@@ -29,6 +29,7 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
   an epoch
 """
 import hashlib
+import importlib
 import os
 import re
 import shlex
@@ -43,10 +44,35 @@ import numpy as np
 import torch
 
 SPLITS = ("train", "val", "test")
+# The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra of cox-oom that brings it)}.
+LIBRARIES = {
+    **{name: (name, "stages") for name in ("soundfile", "av", "scipy", "matplotlib", "h5py")},
+    **{name: (name, "perceptors") for name in ("transformers", "tokenizers", "safetensors", "ftfy")},
+    "PIL": ("Pillow", "stages"),
+    "kaldi_native_fbank": ("kaldi-native-fbank", "stages"),
+}
 
 
 class UserError(Exception):
     """Bad input, said in one line that names the file, flag or row and the mend. Scripts print it and exit with 2."""
+
+
+class MissingLibrary(UserError):
+    """A library of LIBRARIES is not installed. No file is at fault, so none is left out for it."""
+
+
+def optional(name, what):
+    """Import a library of LIBRARIES and return it. `what` needs it: "reading images". Raises MissingLibrary.
+
+    It is called where the library is used, so that every module can be imported without it.
+    """
+    package, extra = LIBRARIES[name.partition(".")[0]]
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as e:                       # OSError: its shared library is not there (libsndfile)
+        absent = isinstance(e, ModuleNotFoundError) and e.name == name.partition(".")[0]
+        broken = "" if absent else f", which is here but cannot be imported ({' '.join(str(e).split())})"
+        raise MissingLibrary(f"{what} needs {package}{broken}: pip install cox-oom[{extra}]") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- paths

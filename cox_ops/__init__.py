@@ -4,26 +4,31 @@
 
 `python -m cox_ops` says how they were built. `cox_ops.ref` holds the definition of each in plain torch.
 """
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 try:
-    from . import _C
+    __version__ = metadata.version("cox-oom")                      # cox_ops and cox_oom are installed together
+except metadata.PackageNotFoundError:
+    __version__ = "0+not.installed"
+
+try:
+    from . import _C as _C  # registers the operators
 except ImportError as e:
     raise ImportError(f"cox_ops is not built for this Python ({e}); run: "
                       "python setup.py build_ext --inplace") from None
 
 # The CUDA operators are a library of their own: a CPU build of torch lacks the CUDA symbols they need.
-cuda_library = None
+cuda_library: Path | None = None
 if torch.version.cuda:
     cuda_library = next(iter(sorted(Path(__file__).parent.glob("_cuda*.so"))), None)
 if cuda_library is not None:
     torch.ops.load_library(str(cuda_library))
 
 try:
-    from .ops import (heads_agreement, mmd, modality_agreement, nearest_anchor, pairwise_distances,  # noqa: E402
-                      top_anchors)
+    from .ops import heads_agreement, mmd, modality_agreement, nearest_anchor, pairwise_distances, top_anchors
 except RuntimeError as e:                                          # a fake for an operator that the build lacks
     raise ImportError(f"cox_ops was built from other sources ({e}); run: "
                       "python setup.py build_ext --inplace") from None

@@ -4,13 +4,15 @@ import torch
 import cox_ops
 
 
-def report():
+def report() -> str:
     info = cox_ops._C.build_info()
     rows = [
+        ("version", cox_ops.__version__),
         ("torch", f"{info['torch_at_build']} at build, {torch.__version__} now"),
         ("ABI", info["abi_target"]),
         ("compiler", info["compiler"]),
-        ("instruction sets", f"{', '.join(info['isa_available'])} available, {info['isa_chosen']} chosen"),
+        ("instruction sets", f"{', '.join(info['isa_available'])} available, {info['isa_chosen']} chosen; "
+                             f"needed: {info['isa_baseline']}"),
         ("OpenMP", info["openmp"] or "none: kernels run on one thread"),
         ("threads", info["threads"]),
         ("CUDA architectures", info["cuda_archs"]),

@@ -6,24 +6,28 @@ the others. Any strides; sizes may be 0 where the docstring does not say otherwi
 the CPU a result is bitwise the same for any number of threads. Distances are sums of squared differences,
 never norms minus twice the product: no cancellation.
 """
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
-ops = torch.ops.cox_ops
+ops = torch.ops.cox_ops  # mypy: of type Any, as the operators that are found in it
 
 
-def _acc(dtype):
+def _acc(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _no_second_derivative(name):
-    def backward(ctx, *grads):
+def _no_second_derivative(name: str) -> Callable[..., None]:
+    def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(f"cox_ops.{name} has no second derivative: no create_graph=True through it")
     return backward
 
 
 # ---------------------------------------------------------------- pairwise_distances
 
-def pairwise_distances(x, y, squared=False):
+def pairwise_distances(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
     """Euclidean distances between the rows of x and of y: d_ij = ||x_i - y_j||, squared if asked.
 
     x (M, D) and y (N, D) -> (M, N); x (B, M, D) and y (B, N, D) -> (B, M, N); the result has the inputs'
@@ -39,21 +43,21 @@ def pairwise_distances(x, y, squared=False):
 
 
 @torch.library.register_fake("cox_ops::pairwise_distances")
-def _(x, y, squared=False):
+def _(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
     return x.new_empty((*x.shape[:-1], y.shape[-2]))
 
 
 @torch.library.register_fake("cox_ops::pairwise_distances_backward")
-def _(grad, x, y, dist, squared):
+def _(grad: Tensor, x: Tensor, y: Tensor, dist: Tensor, squared: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), y.new_empty(y.shape)
 
 
-def _pairwise_setup(ctx, inputs, output):
+def _pairwise_setup(ctx: Any, inputs: Any, output: Any) -> None:
     x, y, ctx.squared = inputs
     ctx.save_for_backward(x, y, output)
 
 
-def _pairwise_backward(ctx, grad):
+def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     gx, gy = ops.pairwise_distances_backward(grad, *ctx.saved_tensors, ctx.squared)
     return gx, gy, None
 
@@ -66,7 +70,7 @@ torch.library.register_autograd("cox_ops::pairwise_distances_backward",
 
 # ---------------------------------------------------------------- nearest_anchor
 
-def nearest_anchor(z, v, *, tile=0):
+def nearest_anchor(z: Tensor, v: Tensor, *, tile: int = 0) -> tuple[Tensor, Tensor]:
     """The bank item whose K mappings lie nearest to each query on average.
 
         score_j = min_i 1/K sum_k ||z_j - v_{k,i}||        index_j = the lowest i that reaches it
@@ -91,16 +95,16 @@ def nearest_anchor(z, v, *, tile=0):
 
 
 @torch.library.register_fake("cox_ops::nearest_anchor")
-def _(z, v, tile=0):
+def _(z: Tensor, v: Tensor, tile: int = 0) -> tuple[Tensor, Tensor]:
     return z.new_empty(z.shape[:1], dtype=_acc(z.dtype)), z.new_empty(z.shape[:1], dtype=torch.int64)
 
 
-def _nearest_setup(ctx, inputs, output):
+def _nearest_setup(ctx: Any, inputs: Any, output: Any) -> None:
     z, v, _ = inputs
     ctx.save_for_backward(z, v, output[1])
 
 
-def _nearest_backward(ctx, grad, _):
+def _nearest_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     # In plain torch and O(K M D): the chosen anchors are gathered and the mean distance is differentiated.
     z, v, index = ctx.saved_tensors
     K, N, _ = v.shape
@@ -132,7 +136,8 @@ torch.library.register_autograd("cox_ops::nearest_anchor", _nearest_backward, se
 
 # ---------------------------------------------------------------- top_anchors
 
-def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None):
+def top_anchors(score: Tensor, t: int, *, largest: bool = False, classes: Tensor | None = None,
+                quota: int | None = None, mask: Tensor | None = None) -> Tensor:
     """Indices of the t best scores (smallest, or largest if asked), sorted by (score, index).
 
     score (M,), mask (M,) bool, classes (M,) int64 -> (t,) int64. Ties go to the lowest index. Never chosen:
@@ -148,13 +153,14 @@ def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None)
 
 
 @torch.library.register_fake("cox_ops::top_anchors")
-def _(score, t, *, largest=False, classes=None, quota=None, mask=None):
+def _(score: Tensor, t: int, *, largest: bool = False, classes: Tensor | None = None, quota: int | None = None,
+      mask: Tensor | None = None) -> Tensor:
     return score.new_empty((t,), dtype=torch.int64)
 
 
 # ---------------------------------------------------------------- modality_agreement
 
-def modality_agreement(logits):
+def modality_agreement(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where the heads of all modalities name the same class.
 
     logits (K, M, C), K >= 1 heads, C >= 1 classes ->
@@ -173,17 +179,17 @@ def modality_agreement(logits):
 
 # The operator itself returns its differentiable output first: opcheck adds the outputs up in place, in order.
 @torch.library.register_fake("cox_ops::modality_agreement")
-def _(logits):
+def _(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     M = logits.shape[1]
     return (logits.new_empty(M, dtype=_acc(logits.dtype)), logits.new_empty(M, dtype=torch.bool),
             logits.new_empty(M, dtype=torch.int64))
 
 
-def _agreement_setup(ctx, inputs, output):
+def _agreement_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(inputs[0], output[0])
 
 
-def _confidence_pull(logits, confidence, grad):
+def _confidence_pull(logits: Tensor, confidence: Tensor, grad: Tensor) -> Tensor:
     """d confidence / d logits (K, M, C), times grad (M,); 0 in rows without a confidence."""
     K, _, C = logits.shape
     bad = confidence.isnan()[None, :, None]
@@ -194,7 +200,7 @@ def _confidence_pull(logits, confidence, grad):
     return (best * (is_top.to(p.dtype) - p) * (grad / K)[None, :, None]).masked_fill(bad, 0)
 
 
-def _agreement_backward(ctx, grad, *_):
+def _agreement_backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tensor:
     logits, confidence = ctx.saved_tensors
     return _confidence_pull(logits.to(grad.dtype), confidence, grad).to(logits.dtype)
 
@@ -205,11 +211,11 @@ torch.library.register_autograd("cox_ops::modality_agreement", _agreement_backwa
 
 # ---------------------------------------------------------------- heads_agreement
 
-def heads_agreement(z, weight, bias):
+def heads_agreement(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """modality_agreement of linear heads' logits, logits_k = z weight_k^T + bias_k, which are never all in memory.
 
-    z (M, D), weight (K, C, D), bias (K, C), K >= 1 heads, C >= 1 classes -> mask (M,), label (M,), confidence (M,) as in
-    modality_agreement. The products are torch's own, in float32 (float64 for float64 inputs): logits agree with
+    z (M, D), weight (K, C, D), bias (K, C), K >= 1 heads, C >= 1 classes -> mask (M,), label (M,), confidence (M,)
+    as in modality_agreement. The products are torch's own, in float32 (float64 for float64 inputs): logits agree with
     torch.mm's to rounding, which may name another class where two logits are that close. Time O(K M C D), memory
     O(M + K C D). Confidence is differentiable in z, weight and bias, any number of times.
 
@@ -222,29 +228,29 @@ def heads_agreement(z, weight, bias):
 
 
 @torch.library.register_fake("cox_ops::heads_agreement")
-def _(z, weight, bias):
+def _(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     M = z.shape[0]
     return (z.new_empty(M, dtype=_acc(z.dtype)), z.new_empty(M, dtype=torch.bool),
             z.new_empty(M, dtype=torch.int64))
 
 
-def _heads_setup(ctx, inputs, output):
+def _heads_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs, output[0])
 
 
-def _heads_backward(ctx, grad, *_):
+def _heads_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # In plain torch, the logits again by blocks of rows.
     z, weight, bias, confidence = ctx.saved_tensors
     K, C, _ = weight.shape
+    if z.shape[0] == 0:  # torch 2.10 cannot trace a split of no rows
+        return torch.zeros_like(z), torch.zeros_like(weight), torch.zeros_like(bias)
     w, b = weight.to(grad.dtype), bias.to(grad.dtype)
-    gz, gw, gb = [], 0, 0
+    gz, gw, gb = [], torch.zeros_like(w), torch.zeros_like(b)
     for zb, cb, g in zip(*(t.split(max(1, 2**20 // (K * C))) for t in (z.to(grad.dtype), confidence, grad))):
         pull = _confidence_pull(zb @ w.mT + b[:, None], cb, g)  # (K, rows, C)
         gz.append((pull @ w).sum(0))
         gw = gw + pull.mT @ zb
         gb = gb + pull.sum(1)
-    if not gz:
-        return torch.zeros_like(z), torch.zeros_like(weight), torch.zeros_like(bias)
     return torch.cat(gz).to(z.dtype), gw.to(weight.dtype), gb.to(bias.dtype)
 
 
@@ -253,7 +259,7 @@ torch.library.register_autograd("cox_ops::heads_agreement", _heads_backward, set
 
 # ---------------------------------------------------------------- mmd
 
-def mmd(x, y, bandwidths=None):
+def mmd(x: Tensor, y: Tensor, bandwidths: Tensor | Sequence[float] | None = None) -> Tensor:
     """Squared maximum mean discrepancy between two samples: biased V-statistic, several Gaussian kernels.
 
         k(a, b) = 1/B sum_s exp(-||a - b||^2 / bandwidth_s)
@@ -264,8 +270,8 @@ def mmd(x, y, bandwidths=None):
     vector. None: 1/4, 1/2, 1, 2 and 4 times the mean squared distance between two distinct points of the
     pooled sample, which has a closed form in O(N + M) time (1 where all points coincide). NaN in the samples
     gives NaN. The value is >= 0 up to rounding. Kernel values are summed in float64 (on the CPU those of one
-    row and up to 1,024 others in float32 first). In float32 on the CPU, samples of more than 256 rows go through products of
-    centred rows, unless a bandwidth is so small against the largest squared norm R^2 that a kernel value
+    row and up to 1,024 others in float32 first). In float32 on the CPU, samples of more than 256 rows go through
+    products of centred rows, unless a bandwidth is so small against the largest squared norm R^2 that a kernel value
     could be off by more than 5e-5: 2^-22 sqrt(D) R^2 > 5e-5 bandwidth. Such errors have either sign and
     cancel in the means. Time O((N + M)^2 (D + B)), memory O((N + M) D). Differentiable once in x and y.
 
@@ -282,7 +288,7 @@ def mmd(x, y, bandwidths=None):
     return ops.mmd(x, y, bandwidths.detach().to(x.device, torch.float64))
 
 
-def mean_squared_distance(x, y):
+def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     """Mean of ||a - b||^2 over pairs of distinct points of the pooled rows of x and y: float64, no gradient.
 
     sum_ij ||p_i - p_j||^2 = 2 P sum_i ||p_i - mean||^2, over P (P - 1) ordered pairs.
@@ -293,20 +299,20 @@ def mean_squared_distance(x, y):
 
 
 @torch.library.register_fake("cox_ops::mmd")
-def _(x, y, bandwidths):
+def _(x: Tensor, y: Tensor, bandwidths: Tensor) -> Tensor:
     return x.new_empty((), dtype=_acc(x.dtype))
 
 
 @torch.library.register_fake("cox_ops::mmd_backward")
-def _(grad, x, y, bandwidths):
+def _(grad: Tensor, x: Tensor, y: Tensor, bandwidths: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), y.new_empty(y.shape)
 
 
-def _mmd_setup(ctx, inputs, output):
+def _mmd_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _mmd_backward(ctx, grad):
+def _mmd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     gx, gy = ops.mmd_backward(grad, *ctx.saved_tensors)
     return gx, gy, None
 

@@ -3,10 +3,13 @@
 Meant for checks in float64: slow and large in memory on purpose. Needs no build: load it by its path where
 cox_ops is not compiled.
 """
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 
-def pairwise_distances(x, y, squared=False):
+def pairwise_distances(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
     square = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
     if squared:
         return square
@@ -14,13 +17,14 @@ def pairwise_distances(x, y, squared=False):
     return torch.where(zero, 0, torch.where(zero, 1, square).sqrt())  # subgradient 0 at distance 0
 
 
-def pairwise_distances_backward(grad, x, y, dist, squared):
+def pairwise_distances_backward(grad: Tensor, x: Tensor, y: Tensor, dist: Tensor,
+                                squared: bool) -> tuple[Tensor, ...]:
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(pairwise_distances(x, y, squared), (x, y), grad)
 
 
-def nearest_anchor(z, v, tile=0):
+def nearest_anchor(z: Tensor, v: Tensor, tile: int = 0) -> tuple[Tensor, Tensor]:
     acc = torch.float64 if z.dtype == torch.float64 else torch.float32
     distance = torch.stack([pairwise_distances(z.double(), vk.double()) for vk in v])  # (K, M, N)
     finite = distance.square().to(acc).isfinite().all(0)
@@ -32,8 +36,10 @@ def nearest_anchor(z, v, tile=0):
     return score, torch.where(score.isfinite(), index, -1)
 
 
-def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None):
-    chosen, taken = [], {}
+def top_anchors(score: Tensor, t: int, *, largest: bool = False, classes: Tensor | None = None,
+                quota: int | None = None, mask: Tensor | None = None) -> Tensor:
+    chosen: list[int] = []
+    taken: dict[int, int] = {}
     for s, i in sorted((-s if largest else s, i) for i, s in enumerate(score.tolist()) if s == s):
         c = 0 if classes is None else int(classes[i])
         ok = s < float("inf") and c >= 0 and (mask is None or bool(mask[i]))
@@ -43,7 +49,7 @@ def top_anchors(score, t, *, largest=False, classes=None, quota=None, mask=None)
     return torch.tensor(chosen + [-1] * (t - len(chosen)), dtype=torch.int64, device=score.device)
 
 
-def modality_agreement(logits):
+def modality_agreement(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p = logits.softmax(-1)  # (K, M, C)
     arg = logits.argmax(-1)  # the first of equals on the CPU
     bad = p.isnan().any(-1).any(0)
@@ -51,18 +57,18 @@ def modality_agreement(logits):
     return mask, torch.where(mask, arg[0], -1), p.amax(-1).mean(0).masked_fill(bad, float("nan"))
 
 
-def heads_agreement(z, weight, bias):
+def heads_agreement(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return modality_agreement(z @ weight.mT + bias[:, None])
 
 
-def mmd(x, y, bandwidths):
-    def k(a, b):
+def mmd(x: Tensor, y: Tensor, bandwidths: Iterable[float] | Tensor) -> Tensor:
+    def k(a: Tensor, b: Tensor) -> Tensor:
         d2 = pairwise_distances(a, b, squared=True)
         return torch.stack([(-d2 / s).exp() for s in bandwidths]).mean(0).mean()
     return k(x, x) + k(y, y) - 2 * k(x, y)
 
 
-def mmd_backward(grad, x, y, bandwidths):
+def mmd_backward(grad: Tensor, x: Tensor, y: Tensor, bandwidths: Iterable[float] | Tensor) -> tuple[Tensor, ...]:
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(mmd(x, y, bandwidths), (x, y), grad)

@@ -45,6 +45,16 @@ pybind11::dict build_info() {
 #else
   d["compiler"] = "unknown";
 #endif
+  // What the compiler took for granted everywhere: more than "plain" after -march=native, which no wheel may have.
+#if defined(__AVX512F__)
+  d["isa_baseline"] = "avx512";
+#elif defined(__AVX2__)
+  d["isa_baseline"] = "avx2";
+#elif defined(__AVX__)
+  d["isa_baseline"] = "avx";
+#else
+  d["isa_baseline"] = "plain";
+#endif
   d["isa_available"] = cox::cpu::isa_available();
   d["isa_chosen"] = cox::cpu::isa_chosen();
   d["cuda_archs"] = COX_TEXT(COX_BUILD_CUDA);

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from cox_oom import files
 from cox_oom import data as datasets
-from cox_oom.files import UserError
+from cox_oom.files import MissingLibrary, UserError
 from cox_oom.data import media
 
 CHUNK = {"video": 1, "text": 64}     # rows that a worker takes at a time; neighbours may share a file (LLVIP's images)
@@ -26,7 +26,7 @@ class Rows(torch.utils.data.Dataset):
     """What a worker does with the row at a place of `rows`: (place, then(raw item), None), or (place, None, complaint).
 
     A complaint is ("broken", the UserError's text); a silent recording gives (place, item, ("silent", what)). What `then`
-    itself complains of is no fault of a file: ("refused", its text).
+    itself complains of is no fault of a file: ("refused", its text). Nor is a library that is not installed.
     """
 
     def __init__(self, dataset, modality, rows, then, sample=None):
@@ -39,6 +39,8 @@ class Rows(torch.utils.data.Dataset):
         row, complaint = self.rows[place], None
         try:
             raw = self.dataset.load(self.modality, row, self.sample)
+        except MissingLibrary as e:
+            return place, None, ("refused", str(e))
         except UserError as e:
             return place, None, ("broken", str(e))
         where = place_of(self.dataset, self.modality, row)
@@ -46,6 +48,8 @@ class Rows(torch.utils.data.Dataset):
             complaint = ("silent", f"{where}: {self.modality} is silent")
         try:
             return place, light(self.then(raw)), complaint
+        except MissingLibrary as e:
+            return place, None, ("refused", str(e))
         except UserError as e:
             return place, None, ("refused", f"{where}: {e}")
 

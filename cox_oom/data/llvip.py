@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 from tqdm import tqdm
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 from cox_oom.data import media, official
 
 NAME = "llvip"
@@ -110,6 +110,7 @@ def _boxes(path, images):
         tree = ET.parse(path).getroot()
         size = tree.find("size")
         if size is None:
+            optional("PIL", "reading images")
             from PIL import Image
             with Image.open(images[0]) as image:
                 width, height = image.size

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 
 IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")
@@ -52,6 +52,7 @@ def load_image(path, modality=""):
     Transparency is dropped, palettes and other colour spaces become RGB, grey stays one channel; the
     rotation that EXIF asks for is applied.
     """
+    optional("PIL", "reading images")
     from PIL import Image, ImageOps
     try:
         with Image.open(path) as image:
@@ -83,6 +84,7 @@ def load_audio(path, start=None, end=None):
     """
     start = max(0.0, start or 0.0)
     is_video = os.path.splitext(str(path))[1].lower() in VIDEO
+    optional(*(("av", "reading video") if is_video else ("soundfile", "reading sound")))
     try:
         x, rate = (_track if is_video else _sound)(str(path), start, end)   # (channels, T)
     except MediaError:
@@ -95,7 +97,7 @@ def load_audio(path, start=None, end=None):
     if not np.isfinite(x).all():
         raise MediaError("contains NaN or Inf")
     if rate != SAMPLE_RATE:
-        from scipy.signal import resample_poly
+        resample_poly = optional("scipy.signal", "resampling sound to 16 kHz").resample_poly
         g = math.gcd(rate, SAMPLE_RATE)
         x = resample_poly(x, SAMPLE_RATE // g, rate // g)
     return np.ascontiguousarray(x, dtype=np.float32)
@@ -141,7 +143,7 @@ def _track(path, start, end):
 
 def has_audio(path):
     """Whether a video has an audio track, by its header alone."""
-    import av
+    av = optional("av", "reading video")
     try:
         with av.open(str(path)) as container:
             return len(container.streams.audio) > 0
@@ -161,6 +163,7 @@ def load_video(path, frames=8, sample=None, start=None, end=None):
     sample: callable (n_frames, fps) -> list of frame indices, in place of the even choice; gives uint8 (len(list), 3, H, W).
     start, end: seconds; the clip is the frames shown in start <= t < end (at least one), counted from 0 for `sample`.
     """
+    optional("av", "reading video")
     try:
         stamps, first, count, fps = _clip(str(path), start, end)
     except MediaError:
@@ -259,7 +262,7 @@ def array_problem(shape, dtype):
 
 def log_mel(wave, mels=64):
     """float32 (mels, frames): log mel energies of 25 ms windows each 10 ms (Kaldi's, no dither)."""
-    import kaldi_native_fbank as knf
+    knf = optional("kaldi_native_fbank", "the spectrogram of sound")
     options = knf.FbankOptions()
     options.frame_opts.samp_freq = SAMPLE_RATE
     options.frame_opts.frame_length_ms, options.frame_opts.frame_shift_ms = WINDOW, SHIFT

@@ -13,7 +13,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 from cox_oom.data import media, official
 
 NAME = "mosei"
@@ -159,10 +159,7 @@ def _csv(path):
 
 def _csd(path):
     """{video: [(start, end, strengths (7,): sentiment, six emotions)]} of the labels' computational sequence (HDF5)."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("--data mosei reads a .csd file (HDF5) with h5py, which is not here; pip install h5py") from None
+    h5py = optional("h5py", "reading a .csd file (HDF5)")
     out = {}
     try:
         with h5py.File(path, "r") as f:

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 from cox_oom.data import media, official
 
 NAME = "nyud"
@@ -47,12 +47,8 @@ def read(root, depth="filled", template="a photo of a {}.", val=0, seed=0, **unk
 
 def _mat(root, mat, depth):
     """Rows of the official file (MATLAB 7.3, which is HDF5), in its order; splits.mat counts them from 1."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("--data nyud reads a .mat file of MATLAB 7.3 with h5py, which is not here; "
-                        "pip install h5py") from None
-    from scipy.io import loadmat
+    h5py = optional("h5py", "reading a .mat file of MATLAB 7.3 (HDF5)")
+    loadmat = optional("scipy.io", "reading a .mat file").loadmat
     key = "depths" if depth == "filled" else "rawDepths"
     splits = official.annotation(NAME, root, "splits.mat", where=MEND)
     try:

@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 from cox_oom.data import SPLITS, Dataset
 
 OPTIONS = {"seed": "which world", "commonality": "instance information that modalities share beyond the class, 0 to 1",
@@ -324,8 +324,8 @@ RENDER = {"rgb": rgb, "language": language, "tactile": tactile, "thermal": therm
 
 def write_folder(dataset, path):
     """Writes a Dataset of this module as a data folder: PNG (depth: 16 bit, mm), npy, wav, mp4."""
-    import av
-    import soundfile
+    av, soundfile = optional("av", "writing video"), optional("soundfile", "writing sound")
+    optional("PIL", "writing images")
     from PIL import Image
     if os.path.exists(os.path.join(path, "manifest.csv")):
         raise UserError(f"{path}/manifest.csv: there already; name another folder or remove it")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 from cox_oom.perceptors import preprocess, weights as files
 
 MODALITIES = {"image": "colour or grey image of 8 bits", "text": "a sentence", "audio": "16 kHz mono",
@@ -62,10 +62,7 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
 
 def describe(weights):
     """(folder, configuration, class) of a model; AutoModel where the configuration names no class."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("--perceptor hf:… needs transformers: pip install -e \".[perceptors]\"") from None
+    transformers = optional("transformers", "--perceptor hf:MODEL")
     folder = find(weights)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -147,6 +144,8 @@ class Preparer:
         for role in roles:
             try:
                 self.tools[role] = self.tool(role, folder)
+            except UserError:
+                raise
             except Exception as e:      # OSError, ValueError, ImportError, RuntimeError, ...
                 raise UserError(f"hf:{name}: its processor for {role} cannot be loaded ({one_line(e)})") from None
         self.longest = min(longest, LONGEST, getattr(self.tools.get("text"), "model_max_length", LONGEST))
@@ -162,6 +161,7 @@ class Preparer:
             return transformers.AutoFeatureExtractor.from_pretrained(folder, **options)
         if role == "video" and (Path(folder) / "video_preprocessor_config.json").exists():
             return transformers.AutoVideoProcessor.from_pretrained(folder, **options)
+        optional("PIL", "preparing images")
         return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
 
     def sample(self, role):
@@ -216,6 +216,7 @@ class Preparer:
 
 def pillow(x, role):
     """uint8 (1|3, H, W) -> Pillow's RGB image."""
+    optional("PIL", "preparing images")
     from PIL import Image
     if x.dtype != torch.uint8:
         raise UserError(f"{role}: {x.dtype} values; this model's processor takes images of 8 bits")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 from cox_oom.perceptors import preprocess, weights as files
 
 MODALITIES = {"image": "colour or grey image", "video": "clip of frames", "audio": "16 kHz mono", "depth": "metres",
@@ -48,10 +48,7 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
     Text takes the text tower of the first folder that is needed anyway (in the order of FOLDERS): all folders ship the
     same frozen one. Raises UserError where a role, a file or a key is not there.
     """
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise UserError("--perceptor languagebind needs transformers: pip install -e \".[perceptors]\"") from None
+    optional("transformers", "--perceptor languagebind")
     unknown = [r for r in roles if r not in MODALITIES]
     if unknown:
         raise UserError(f"languagebind has no {unknown[0]}; it has {', '.join(MODALITIES)}")

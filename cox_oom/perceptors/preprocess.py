@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)   # RGB in [0, 1]
 SAMPLE_RATE = 16000                              # Hz
@@ -47,6 +47,7 @@ def resize(x, size=224, antialias=True, mode="bicubic"):
         return x
     planes = x.reshape(-1, *x.shape[-2:])
     if x.dtype == torch.uint8 and antialias:
+        optional("PIL", "resizing images")
         from PIL import Image
         how = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[mode]
         out = [torch.from_numpy(np.array(Image.fromarray(p.numpy()).resize((w, h), how))) for p in planes]
@@ -76,6 +77,7 @@ def grey(x):
     """x (1|3, H, W) uint8 -> (1, H, W) uint8, the luma that Pillow's mode L has."""
     if len(x) == 1:
         return x
+    optional("PIL", "making images grey")
     from PIL import Image
     return torch.from_numpy(np.array(Image.fromarray(x.permute(1, 2, 0).contiguous().numpy()).convert("L")))[None]
 
@@ -124,7 +126,7 @@ def resample(wave, rate, to):
     """wave float32 (T,) at `rate` Hz -> at `to` Hz; the same tensor where they agree."""
     if rate == to:
         return wave
-    from scipy.signal import resample_poly
+    resample_poly = optional("scipy.signal", "resampling sound").resample_poly
     g = math.gcd(rate, to)
     return torch.from_numpy(resample_poly(np.asarray(wave), to // g, rate // g).astype(np.float32))
 
@@ -166,10 +168,7 @@ def clip_tokens(texts, context=77, pad="zero", vocabulary=None):
 
 def clean(text):
     """What CLIP does with a text before its byte pairs: mended mojibake and entities, single blanks, lower case."""
-    try:
-        import ftfy
-    except ImportError:
-        raise UserError("CLIP's tokenizer needs ftfy: pip install ftfy tokenizers") from None
+    ftfy = optional("ftfy", "CLIP's tokenizer")
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
@@ -207,10 +206,8 @@ def huggingface_cache():
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(path):
-    try:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    except ImportError:
-        raise UserError("CLIP's tokenizer needs tokenizers: pip install ftfy tokenizers") from None
+    optional("tokenizers", "CLIP's tokenizer")
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     path = Path(path)
     try:
         if path.is_dir():

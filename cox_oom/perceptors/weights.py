@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cox_oom.files import UserError
+from cox_oom.files import UserError, optional
 from cox_oom.perceptors.preprocess import huggingface_cache
 
 
@@ -53,8 +53,7 @@ def read(path):
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            tensors = load_file(path)
+            tensors = optional("safetensors.torch", "reading .safetensors files").load_file(path)
         else:
             try:
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -62,8 +61,8 @@ def read(path):
                 if "mmap" not in str(e):
                     raise
                 tensors = torch.load(path, map_location="cpu", weights_only=True)      # written before torch 1.6
-    except ImportError:
-        raise UserError(f"{path}: reading it needs safetensors: pip install safetensors") from None
+    except UserError:
+        raise
     except Exception as e:      # torch raises RuntimeError, UnpicklingError, EOFError, ...
         reason = str(e).strip().split("\n")[0][:120]
         raise UserError(f"{path} cannot be read as weights ({reason}); get the file again") from None

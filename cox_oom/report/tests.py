@@ -1,6 +1,5 @@
 """COX against every other method, paired by seed and column: the tests and their table. No files, no arguments."""
-from scipy import stats
-
+from cox_oom.files import optional
 from cox_oom.report.scores import condition, mean_sd, order, score
 
 
@@ -13,6 +12,7 @@ def tests(records, metric, rivals=("erm", "entmin", "moco")):
     they are all alike; `ahead` counts the columns in which COX's mean is higher. The last line of a setting is the best
     of `rivals`, chosen for each column by its mean.
     """
+    stats = optional("scipy.stats", "testing differences between methods")
     out = []
     for setting in sorted({r["setting"] for r in records}):
         values = {}

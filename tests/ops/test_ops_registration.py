@@ -15,6 +15,7 @@ import cox_ops
 from cox_ops import ops, ref
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(cox_ops.__file__).parent  # installed, or the working tree's
 NAMES = sorted(
     {n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("cox_ops::")}
 )
@@ -125,7 +126,7 @@ def test_missing_build_says_what_to_run(tmp_path):
     package = tmp_path / "cox_ops"
     package.mkdir()
     for name in ("__init__.py", "ops.py", "ref.py"):
-        (package / name).write_text((ROOT / "cox_ops" / name).read_text())
+        (package / name).write_text((PACKAGE / name).read_text())
     # An editable install's finder would lend this package the built module of the installed one.
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]; import cox_ops"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -137,7 +138,7 @@ def test_missing_build_says_what_to_run(tmp_path):
 def test_build_of_other_sources_says_what_to_run(tmp_path):
     package = tmp_path / "cox_ops"
     package.mkdir()
-    for path in (ROOT / "cox_ops").glob("*.py"):
+    for path in PACKAGE.glob("*.py"):
         (package / path.name).write_text(path.read_text())
     library = Path(cox_ops._C.__file__)
     (package / library.name).symlink_to(library)
@@ -150,7 +151,7 @@ def test_build_of_other_sources_says_what_to_run(tmp_path):
 
 
 def test_reference_needs_no_build(tmp_path):
-    spec = importlib.util.spec_from_file_location("ref_alone", ROOT / "cox_ops" / "ref.py")
+    spec = importlib.util.spec_from_file_location("ref_alone", PACKAGE / "ref.py")
     alone = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(alone)
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)

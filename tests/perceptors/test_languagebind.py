@@ -313,6 +313,6 @@ def test_unusual_items(perceptor):
 
 def test_without_transformers_one_line(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"needs transformers: pip install -e \"\.\[perceptors\]\""):
+    with pytest.raises(UserError, match=r"needs transformers.*: pip install cox-oom\[perceptors\]$"):
         languagebind.load(["image"], weights=folder)
     assert preprocess.clip_tokens(["the"], 77, "eot", folder / "LanguageBind_Image").shape == (1, 77)
