@@ -9,6 +9,7 @@ Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, second
         RUNS/DATA/report, RUNS/report over several data sets; --task retrieval: report-retrieval in its place
 A filter left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
 """
+
 import json
 import shlex
 import sys
@@ -16,13 +17,12 @@ from pathlib import Path
 
 from cox_oom import files, run
 from cox_oom.files import Place, UserError
-from cox_oom.seed import load_seed, split_rows
 from cox_oom.report import tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
 from cox_oom.report.records import find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order, score
 from cox_oom.run import Parser
-
+from cox_oom.seed import load_seed, split_rows
 
 MANY = {"nargs": "+"}
 EVERYDAY = (
@@ -54,8 +54,11 @@ def words(record, task):
     if task == "retrieval":
         found = {level: score(record, f"retrieval.out.{level}.r1") for level in ("category", "instance")}
         r1 = ", ".join(f"{level} {100 * v:.1f}%" for level, v in found.items() if v is not None)
-        text += f"; R@1, OOM → IM: {r1}" if r1 else \
-            "; nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items"
+        text += (
+            f"; R@1, OOM → IM: {r1}"
+            if r1
+            else "; nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items"
+        )
     return text
 
 
@@ -71,7 +74,8 @@ def seed_of(args, data, folder):
 
 
 def judge(args, data):
-    """The records of a data set's runs, METHOD.json written where it is new: {folder: [record]}, and those whose .pt is gone."""
+    """The records of a data set's runs, METHOD.json written where it is new: {folder: [record]}, and those whose .pt
+    is gone."""
     found = find(args, data, ".pt")
     kept = [f for f in find(args, data, ".json") if f not in found] if args.table else []
     if not found and not kept:
@@ -85,13 +89,19 @@ def judge(args, data):
         files.check_chain(path, run["meta"], seed.made_from, seed.oom["meta"]["fingerprint"])
         old = None if args.force else read_record(path.with_suffix(".json"))
         wanted = ("warm_accuracy", *(["retrieval"] if args.task == "retrieval" else []))
-        new = not old or old["made_from"] != {method: run["meta"]["digest"]} or any(k not in old["metrics"] for k in wanted)
+        new = (
+            not old
+            or old["made_from"] != {method: run["meta"]["digest"]}
+            or any(k not in old["metrics"] for k in wanted)
+        )
         if new:
             connections = connections or judge_connections(seed, test, args.device)
             old = record(run, seed, test, connections, args.device, args.task)
             write_text(path.with_suffix(".json"), json.dumps(old, indent=1))
-        print(f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: {words(old, args.task)}"
-              + ("" if new else " (--force redoes it)"))
+        print(
+            f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: {words(old, args.task)}"
+            + ("" if new else " (--force redoes it)")
+        )
         records[folder].append(old)
     return records, [keep(folder / f"{method}.json") for folder, method in kept]
 
@@ -111,10 +121,14 @@ def cloud(args, data, folder, names):
     method = next(m for m in ("cox", *sorted(names, key=order, reverse=True)) if m in names)
     run, test = files.load(folder / f"{method}.pt"), split_rows(seed.oom, ("test",))
     shown = {m: split_rows(im, ("train",)) for m, im in seed.ims.items()}
-    return {"method": method, "seed": seed.place.seed, "classes": seed.oom["class_names"],
-            "im": {m: (seed.ims[m]["features"][r], seed.ims[m]["labels"][r]) for m, r in shown.items()},
-            "oom": (features(run, seed.oom, test, args.device)[0], seed.oom["labels"][test]),
-            "mapped": {m: (run["mapped"][m], seed.connect["mapped_labels"][m]) for m in run["im"]}}
+    return {
+        "method": method,
+        "seed": seed.place.seed,
+        "classes": seed.oom["class_names"],
+        "im": {m: (seed.ims[m]["features"][r], seed.ims[m]["labels"][r]) for m, r in shown.items()},
+        "oom": (features(run, seed.oom, test, args.device)[0], seed.oom["labels"][test]),
+        "mapped": {m: (run["mapped"][m], seed.connect["mapped_labels"][m]) for m in run["im"]},
+    }
 
 
 def main(argv=None):
@@ -122,7 +136,7 @@ def main(argv=None):
     if args.table:
         files.optional("matplotlib", "the report")  # said before anything is judged
         from cox_oom.report import page
-    args.data = list({files.data_name(d): d for d in args.data}.values())    # named twice, it counts once
+    args.data = list({files.data_name(d): d for d in args.data}.values())  # named twice, it counts once
     if args.out:
         files.writable(args.out)
 
@@ -131,7 +145,7 @@ def main(argv=None):
     for data in args.data:
         by_folder, kept = judge(args, data)
         records += [*sum(by_folder.values(), []), *kept]
-        for folder, some in by_folder.items() if args.table else ():                            # of each row the lowest seed
+        for folder, some in by_folder.items() if args.table else ():  # of each row the lowest seed
             key = (some[0]["data"], some[0]["perceptor"], some[0]["oom"], condition(some[0]))
             clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in some])
     if not args.table:

@@ -5,13 +5,14 @@
     python extract_features.py --data msrvtt --root DIR --oom audio --perceptor imagebind --dtype bfloat16
 
 Reads   a data set by name, or a folder with manifest.csv (docs/data/folder.md); a pretrained perceptor's weights
-Writes  RUNS/DATA/inputs/<modality>.pt          kind, x (n, …), lengths (n,), mean, std, ids, labels (n,), split (n,): of the
-                                                OOM modality, and of those for which an encoder is trained here
+Writes  RUNS/DATA/inputs/<modality>.pt          the learner's inputs: of the OOM modality, and of those for which an
+                                                encoder is trained here (cox_oom/files.py lists the keys)
         RUNS/DATA/PERCEPTOR/…/banks/<im>.pt     features (n, d_k) float32 unit rows, ids, labels (n,), split (n,)
         RUNS/DATA/log/media-<modality>.csv      broken, missing and silent media, where there are any
 `--perceptor bind` decodes and checks every file before anything is trained. The OOM modality takes no part in training.
 The same command gives the same bytes, and goes on from where it was stopped.
 """
+
 import os
 import sys
 import time
@@ -27,7 +28,12 @@ from cox_oom.run import Parser, number
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 KEY = {"action": "append", "metavar": "KEY=VALUE"}
 EVERYDAY = (
-    ("--oom", None, str, "the out-of-modal modality, which no encoder trained here sees; none: banks of all modalities"),
+    (
+        "--oom",
+        None,
+        str,
+        "the out-of-modal modality, which no encoder trained here sees; none: banks of all modalities",
+    ),
     ("--im", None, str, "IM modalities, comma-separated; left out: every other one"),
     ("--root", None, str, "where a named data set lies, as its publishers lay it out (docs/data/)"),
     ("--option", [], str, "an option of the data set (docs/data/); may be given several times", KEY),
@@ -41,10 +47,20 @@ EVERYDAY = (
 RARE = (
     ("--on-silence", "warn", ("warn", "skip", "fatal"), "silent recordings: keep and list; leave out; stop"),
     ("--perceptor-option", [], str, "an option of the perceptor (docs/perceptors.md); may be repeated", KEY),
-    ("--dtype", "float32", tuple(banks.DTYPES), "of a pretrained perceptor's weights; its features are float32 in any case"),
+    (
+        "--dtype",
+        "float32",
+        tuple(banks.DTYPES),
+        "of a pretrained perceptor's weights; its features are float32 in any case",
+    ),
     ("--batch-size", 32, number(int, 1), "items that a pretrained perceptor takes at once"),
     ("--mels", 64, number(int, 1), "mel bands of audio"),
-    ("--pair-by-class", False, None, "pair labelled items within a class where the data have no pairs; told in results"),
+    (
+        "--pair-by-class",
+        False,
+        None,
+        "pair labelled items within a class where the data have no pairs; told in results",
+    ),
     ("--bind-epochs", 40, number(int, 0), "epochs of the encoders trained here"),
     ("--bind-width", 64, number(int, 0), "their width, a multiple of 8"),
     ("--bind-dim", 64, number(int, 1), "dimension of bind's joint space"),
@@ -80,18 +96,22 @@ def key_values(flag, given):
 def read(args):
     """The Dataset that the flags name, the IM modalities among its own."""
     synth = {"commonality": args.commonality, "seed": args.data_seed}
-    options = synth if args.data == "synth" else {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
+    options = (
+        synth if args.data == "synth" else {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
+    )
     options |= key_values("--option", args.option)
     if args.mosei_classes:
         options["classes"] = args.mosei_classes
-    if args.im and not datasets.is_name(args.data):                          # of a folder's columns these alone are checked
+    if args.im and not datasets.is_name(args.data):  # of a folder's columns these alone are checked
         options["columns"] = [*args.im.split(","), args.oom]
     data = datasets.read(args.data, root=args.root, **options)
     for fact in data.facts:
         print(f"  {fact}")
     if args.oom and args.oom not in data.modalities:
-        raise UserError(f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}"
-                        + ("; one is learnt at a time, the others are known or left out with --im" if "," in args.oom else ""))
+        raise UserError(
+            f"--oom {args.oom}: {args.data} has {', '.join(data.modalities)}"
+            + ("; one is learnt at a time, the others are known or left out with --im" if "," in args.oom else "")
+        )
     ims = args.im.split(",") if args.im else [m for m in data.modalities if m != args.oom]
     for m in ims:
         if m not in data.modalities or m == args.oom:
@@ -99,7 +119,10 @@ def read(args):
     if not ims:
         raise UserError(f"{args.data} has only {args.oom}: COX needs at least one other modality to learn from")
     counts = ", ".join(f"{data.split.count(s)} {s}" for s in files.SPLITS)
-    print(f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, fingerprint {data.fingerprint[:8]}")
+    print(
+        f"{data.name}: {len(data.ids)} rows ({counts}), {len(data.class_names)} classes, "
+        f"fingerprint {data.fingerprint[:8]}"
+    )
     return data, ims
 
 
@@ -107,7 +130,7 @@ def main(argv=None):
     args = get_args(argv)
     begun, place = time.time(), Place.of(args)
 
-    # ------------------------------------------------------------------------------------------------ read, check
+    # ----------------------------------------------------------------------------------------------- read, check
     data, ims = read(args)
     rows.check(args, data, ims)
     choice = perceptors.choose(args.perceptor, data.modalities, ims, args.weights)
@@ -115,33 +138,51 @@ def main(argv=None):
     perceptors.check_options(choice, options)
     trained, frozen = [m for m in ims if choice[m] is None], [m for m in ims if choice[m]]
     if trained and not args.oom:
-        raise UserError(f"--perceptor {args.perceptor} has no encoder for {trained[0]}; one trained here needs --oom, the "
-                        f"modality that it must not see; give it, or --im {','.join(frozen)}")
+        raise UserError(
+            f"--perceptor {args.perceptor} has no encoder for {trained[0]}; one trained here needs --oom, the "
+            f"modality that it must not see; give it, or --im {','.join(frozen)}"
+        )
 
-    # ------------------------------------------------------------------------------------------- learner's inputs
+    # ------------------------------------------------------------------------------------------ learner's inputs
     files.writable(args.runs)
     inputs = {m: rows.inputs_of(args, place, data, m) for m in [*trained, *([args.oom] if args.oom else [])]}
 
-    # ----------------------------------------------------------------------- banks of the pretrained perceptor
+    # ------------------------------------------------------------------------- banks of the pretrained perceptor
     known = {"im": sorted(ims)}
-    if args.oom and frozen and not files.finished(place.choice, known, {}, data.fingerprint,
-                                                  args.force or rows.unused(place.choice, data.fingerprint)):
-        files.save(place.choice, known, stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=known,
-                   dated=False, quiet=True)
-    made = {m: banks.frozen(args, place, data, m, *choice[m], perceptors.options_of(choice[m][0], options)) for m in frozen}
+    if (
+        args.oom
+        and frozen
+        and not files.finished(
+            place.choice, known, {}, data.fingerprint, args.force or rows.unused(place.choice, data.fingerprint)
+        )
+    ):
+        files.save(
+            place.choice,
+            known,
+            stage="extract_features",
+            data=data.name,
+            fingerprint=data.fingerprint,
+            args=known,
+            dated=False,
+            quiet=True,
+        )
+    made = {
+        m: banks.frozen(args, place, data, m, *choice[m], perceptors.options_of(choice[m][0], options)) for m in frozen
+    }
 
-    # ------------------------------------------- banks of encoders trained here: all (bind), or what the perceptor lacks
+    # ----------------------------------- banks of encoders trained here: all (bind), or what the perceptor lacks
     stale = [p for p in place.banks(trained=True).glob("*.pt") if p.stem not in trained]
     if stale:
         raise UserError(f"{stale[0]} is a bank that --im {','.join(ims)} leaves out; remove it, or use another --runs")
     if trained:
         target = banks.target_of(choice, frozen) if frozen else None
         banks.trained(args, place, data, {m: inputs[m] for m in trained}, target, made.get(target))
-    log = place.media("").with_name("extract_features.log")                # time and command are not in the files: see files.save
+    log = place.media("").with_name("extract_features.log")  # time and command are not in the files: see files.save
     log.parent.mkdir(exist_ok=True)
     with open(log, "a", encoding="utf-8") as f:
         f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {time.time() - begun:.0f} s: {' '.join(argv or sys.argv[1:])}\n")
-    print(f"stage 1 done in {time.time() - begun:.0f} s. Next: {replace(place, oom=args.oom or 'M').command('train_connect.py')}")
+    then = replace(place, oom=args.oom or "M").command("train_connect.py")
+    print(f"stage 1 done in {time.time() - begun:.0f} s. Next: {then}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Environment: COX_CUDA=0|1 (never | must; default: where torch has CUDA and a too
 COX_DEBUG=1 (-O0 -g), COX_NATIVE=1 (-march=native), COX_SANITIZE=1 (AddressSanitizer and
 UndefinedBehaviorSanitizer in the CPU operators; see `make sanitize`), TORCH_CUDA_ARCH_LIST, MAX_JOBS.
 """
+
 import os
 import subprocess
 import sys
@@ -32,8 +33,10 @@ def decide_cuda():
         raise SystemExit(f"COX_CUDA must be 0 or 1, got {wish!r}")
     cuda = wish != "0" and has_torch and has_toolkit
     if wish == "1" and not cuda:
-        raise SystemExit(f"COX_CUDA=1, but the CUDA operators cannot be built here: {facts}. They need "
-                         "a torch built with CUDA and a toolkit (set CUDA_HOME).")
+        raise SystemExit(
+            f"COX_CUDA=1, but the CUDA operators cannot be built here: {facts}. They need "
+            "a torch built with CUDA and a toolkit (set CUDA_HOME)."
+        )
     decision = "building" if cuda else "not building"
     print(f"cox_ops: {decision} the CUDA operators: COX_CUDA={wish or 'unset'}, {facts}")
     return cuda
@@ -53,16 +56,25 @@ def arch_list():
 def extensions():
     debug, native, sanitized = (os.environ.get(f"COX_{w}") == "1" for w in ("DEBUG", "NATIVE", "SANITIZE"))
     if "bdist_wheel" in sys.argv and (debug or native or sanitized):
-        raise SystemExit("COX_NATIVE, COX_DEBUG and COX_SANITIZE are for builds that stay on this machine "
-                         "(build_ext --inplace, pip install -e .). A wheel runs on others: leave them out.")
+        raise SystemExit(
+            "COX_NATIVE, COX_DEBUG and COX_SANITIZE are for builds that stay on this machine "
+            "(build_ext --inplace, pip install -e .). A wheel runs on others: leave them out."
+        )
     cuda = decide_cuda()
     archs = arch_list() if cuda else "none"
     # No fast-math on either side. fp-contract=off: where the kernels want an FMA they say so, so that a sum
     # does not depend on what the compiler made of one loop. -fopenmp: without it torch's parallel_for is
     # silently serial.
     opt = ["-O0", "-g"] if debug else ["-O3"]
-    cxx = ["-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden",
-           f"-DTORCH_TARGET_VERSION={TARGET}", *opt]
+    cxx = [
+        "-std=c++17",
+        "-fopenmp",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fvisibility=hidden",
+        f"-DTORCH_TARGET_VERSION={TARGET}",
+        *opt,
+    ]
     if not (debug or sanitized):
         cxx.append("-g0")  # Python's own flags often have -g: a library of 10 MB in place of 1 MB
     if native:
@@ -70,22 +82,35 @@ def extensions():
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sanitized else []
     if sanitized:
         cxx += ["-O1", "-g", "-fno-omit-frame-pointer"]
-    built = [f"-DCOX_BUILD_TORCH={torch.__version__}",
-             f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
+    built = [f"-DCOX_BUILD_TORCH={torch.__version__}", f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
     headers = sorted(str(p) for pattern in ("*.h", "*.cuh") for p in CSRC.rglob(pattern))
-    found = [cpp_extension.CppExtension(
-        "cox_ops._C",
-        [str(CSRC / "ops.cpp"), *sorted(str(p) for p in (CSRC / "cpu").glob("*.cpp"))],
-        include_dirs=[pybind11.get_include()], depends=headers,
-        extra_compile_args={"cxx": [*cxx, *built, *sanitize]}, extra_link_args=["-fopenmp", *sanitize],
-    )]
+    found = [
+        cpp_extension.CppExtension(
+            "cox_ops._C",
+            [str(CSRC / "ops.cpp"), *sorted(str(p) for p in (CSRC / "cpu").glob("*.cpp"))],
+            include_dirs=[pybind11.get_include()],
+            depends=headers,
+            extra_compile_args={"cxx": [*cxx, *built, *sanitize]},
+            extra_link_args=["-fopenmp", *sanitize],
+        )
+    ]
     if cuda:
-        nvcc = ["-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-DUSE_CUDA",
-                f"-DTORCH_TARGET_VERSION={TARGET}", *opt]
-        found.append(cpp_extension.CUDAExtension(
-            "cox_ops._cuda", sorted(str(p) for p in (CSRC / "cuda").glob("*.cu")), depends=headers,
-            extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-        ))
+        nvcc = [
+            "-std=c++17",
+            "--expt-relaxed-constexpr",
+            "-lineinfo",
+            "-DUSE_CUDA",
+            f"-DTORCH_TARGET_VERSION={TARGET}",
+            *opt,
+        ]
+        found.append(
+            cpp_extension.CUDAExtension(
+                "cox_ops._cuda",
+                sorted(str(p) for p in (CSRC / "cuda").glob("*.cu")),
+                depends=headers,
+                extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+            )
+        )
     return found
 
 

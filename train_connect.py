@@ -10,6 +10,7 @@ semi    a class-balanced share of the OOM items keeps label and pairing; all oth
 unsup   no OOM item has either: anchors are the items on which the IM heads agree (Eq. 14), class centroids the pairs
 A stopped run goes on from its last checkpoint (connect.checkpoint.pt, an epoch of the warm-up each).
 """
+
 import math
 
 import torch
@@ -28,14 +29,24 @@ from cox_oom.seed import load_inputs, load_sources, split_rows, state_of
 EVERYDAY = (
     ("--labels", 0.1, number(float, 0, 1, "(]"), "semi: share of the OOM training items that keeps label and pair"),
     ("--per-class", 0, number(int, 0), "semi: this many per class instead of a share"),
-    ("--pair-by-class", False, None, "pair labelled items within a class where the data have no pairs; told in results"),
+    (
+        "--pair-by-class",
+        False,
+        None,
+        "pair labelled items within a class where the data have no pairs; told in results",
+    ),
     ("--width", 192, number(int, 1), "learner: width (192, 12, 16 make ViT-T/16)"),
     ("--depth", 12, number(int, 1), "learner: blocks"),
     ("--patch", 16, number(int, 1), "learner: side of an image patch or video tubelet"),
     ("--warmup-epochs", 10, number(int, 0), "epochs on the labelled items, or on the anchors (unsup)"),
 )
 RARE = (
-    ("--holdout", 0.0, number(float, 0, 1, "[)"), "semi: share of the labelled items of a class kept for validation alone"),
+    (
+        "--holdout",
+        0.0,
+        number(float, 0, 1, "[)"),
+        "semi: share of the labelled items of a class kept for validation alone",
+    ),
     ("--slice", 0, number(int, 0), "learner: steps of a time slice; 0: by the series' length (docs/method.md)"),
     ("--batch", 128, number(int, 1), "items of a step; an epoch is M / batch steps for every method"),
     ("--labelled-batch", 64, number(int, 1), "labelled items of a step"),
@@ -44,7 +55,13 @@ RARE = (
     ("--anchors", 0.1, number(float, 0, 1), "unsup: share of the items taken as anchors (T)"),
     ("--init", "literal", ("literal", "spectral"), "unsup: class names by IM heads (Eq. 14), or by clusters' geometry"),
     ("--name-with", 0, number(int, 0), "unsup, spectral: this many labelled items per class give the names"),
-    ("--without", [], leave_out, f"ablation: leave out some of {', '.join(PARTS)}", {"action": "extend", "metavar": "PART,…"}),
+    (
+        "--without",
+        [],
+        leave_out,
+        f"ablation: leave out some of {', '.join(PARTS)}",
+        {"action": "extend", "metavar": "PART,…"},
+    ),
     ("--connect-steps", 300, number(int, 0), "steps of each connection"),
     ("--beta", 1e-4, number(float, 0), "weight of KL(v, N(0, I)); the paper has no prior"),
     ("--w-ce", 0.0, number(float, 0), "weight of the head's cross-entropy on the reconstruction (Eq. 9)"),
@@ -64,9 +81,11 @@ def get_args(argv=None):
 
 
 def warm_up(work, learner, head, oom, start, steps, every, args, generator):
-    """`steps` of cross-entropy on the start's rows with weak augmentation, and --w-kl times KL(p(y | x_im) ‖ h(y | x)) on the
-    pairs (after Eq. 9). A checkpoint `every` so many steps. Returns the mean loss of each tenth."""
-    optimizer = torch.optim.Adam([*learner.parameters(), *head.parameters()], lr=args.lr, weight_decay=args.weight_decay)
+    """`steps` of cross-entropy on the start's rows with weak augmentation, and --w-kl times KL(p(y | x_im) ‖ h(y |
+    x)) on the pairs (after Eq. 9). A checkpoint `every` so many steps. Returns the mean loss of each tenth."""
+    optimizer = torch.optim.Adam(
+        [*learner.parameters(), *head.parameters()], lr=args.lr, weight_decay=args.weight_decay
+    )
     parts = {"learner": learner, "head": head, "optimizer": optimizer}
     state = work.resume(parts, generator) or {"step": 0, "losses": []}
     losses = state["losses"]
@@ -93,12 +112,15 @@ def check(args, oom, train):
     idle = [f for f in ("per_class", "holdout", "pair_by_class") if args.setting == "unsup" and getattr(args, f)]
     idle += ["init"] if args.setting == "semi" and args.init != "literal" else []
     if idle:
-        print(f"note: with --setting {args.setting} these play no part: {', '.join('--' + f.replace('_', '-') for f in idle)}")
+        names = ", ".join("--" + f.replace("_", "-") for f in idle)
+        print(f"note: with --setting {args.setting} these play no part: {names}")
     if args.name_with and (args.init != "spectral" or args.setting != "unsup"):
         raise UserError("--name-with names the readings: give it with --setting unsup --init spectral")
     if args.setting == "semi" and not (oom["labels"][train] >= 0).any():
-        raise UserError(f"no training row of {args.oom} has a label, so --setting semi has nothing to start from; label "
-                        f"some and extract again, or give --setting unsup")
+        raise UserError(
+            f"no training row of {args.oom} has a label, so --setting semi has nothing to start from; label "
+            f"some and extract again, or give --setting unsup"
+        )
 
 
 def main(argv=None):
@@ -112,8 +134,9 @@ def main(argv=None):
     work = run.Work("train_connect", place.connect, args, oom, made_from)
     if work.done():
         return
-    classes, epoch = len(oom["class_names"]), max(1, round(len(train) / args.batch))  # epoch: its steps, for every method
-    print(f"{args.oom} from {', '.join(sorted(ims))}: M = {len(train)}, {classes} classes, {args.setting}, seed {args.seed}")
+    classes = len(oom["class_names"])
+    epoch = max(1, round(len(train) / args.batch))  # steps of one, the same for every method
+    print(f"{args.oom} from {', '.join(sorted(ims))}: M = {len(train)}, {classes} classes, {args.setting}")
 
     # ------------------------------------------------------------------- IM heads, a random learner, labels or names
     torch.manual_seed(args.seed)
@@ -149,13 +172,18 @@ def main(argv=None):
         curve += points
 
     # ---------------------------------------------------------------------------------------------------- save
-    paired = "by class: " + ", ".join(start.by_class) if start.by_class else "true" if args.setting == "semi" else "none"
+    paired = (
+        "by class: " + ", ".join(start.by_class) if start.by_class else "true" if args.setting == "semi" else "none"
+    )
     bind_by_class = sorted({i for im in ims.values() for i in im["meta"].get("paired_by_class", [])})
     paired += "; bind by class: " + ", ".join(bind_by_class) if bind_by_class else ""
     kept = {"arch": arch, "learner": state_of(learner), "head": state_of(head), "initial": initial, "im": list(known)}
     kept |= {"class_names": oom["class_names"], "im_heads": {m: state_of(k.head) for m, k in known.items()}}
     kept |= {"connections": connections, "optimizers": optimizers, "mapped": mapped, "mapped_heads": heads}
-    kept |= {"mapped_labels": {m: k.y.cpu() for m, k in known.items()}, "mapped_ids": {m: k.ids for m, k in known.items()}}
+    kept |= {
+        "mapped_labels": {m: k.y.cpu() for m, k in known.items()},
+        "mapped_ids": {m: k.ids for m, k in known.items()},
+    }
     kept |= {"pairs": start.pairs, "labelled": start.labelled, "held": start.held, "naming": start.naming}
     work.save({**kept, "curve": curve, "warmup_loss": losses}, paired=paired, n_labelled=len(start.labelled))
     print(f"stage 2 done in {work.seconds:.0f} s. Next: {place.command('train_explore.py', method='cox')}")

@@ -10,6 +10,7 @@ Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt (--tag T: METHOD-T.p
 Every method has the same learner, start, augmentation, steps, batches and learning rate; cox_oom/methods.py has them.
 A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every refresh), on the CPU to the same bits.
 """
+
 import re
 
 import torch
@@ -46,8 +47,19 @@ RARE = (
     ("--w-im", 3.0, number(float, 0), "cox: weight of predicting IM features"),
     ("--w-mapped", 1.0, number(float, 0), "cox: weight of a mapped IM item in fitting the heads h*_k"),
     ("--gate", 1, (0, 1), "cox: the learner's own head must agree as well", {"type": int}),
-    ("--shares", "known", ("known", "free"), "known: classes are as frequent as among the IM items; free: they are not"),
-    ("--without", [], leave_out, f"ablation: leave out some of {', '.join(PARTS)}", {"action": "extend", "metavar": "PART,…"}),
+    (
+        "--shares",
+        "known",
+        ("known", "free"),
+        "known: classes are as frequent as among the IM items; free: they are not",
+    ),
+    (
+        "--without",
+        [],
+        leave_out,
+        f"ablation: leave out some of {', '.join(PARTS)}",
+        {"action": "extend", "metavar": "PART,…"},
+    ),
 )
 
 
@@ -66,27 +78,38 @@ def get_args(argv=None):
 def check(args, plan, seed, items):
     """Refuse what cannot be run; say which classes the sensor will not be taken to show."""
     if args.setting == "unsup" and METHODS[args.method].labels:
-        raise UserError(f"--method {args.method} needs labels: use --setting semi, or one of {', '.join(methods.names('unsup'))}")
+        raise UserError(
+            f"--method {args.method} needs labels: use --setting semi, or one of {', '.join(methods.names('unsup'))}"
+        )
     if not METHODS[args.method].all_labels and not len(items.unlabelled):
-        raise UserError(f"all {len(items.rows)} training items are labelled, nothing is left to explore; lower --labels in stage 2")
+        raise UserError(
+            f"all {len(items.rows)} training items are labelled, nothing is left to explore; lower --labels in stage 2"
+        )
     if items.unseen.any() and args.shares == "known" and plan.explores:
-        print(f"  note: no labelled {args.oom} item shows {', '.join(seed.oom['class_names'][c] for c in items.unseen.nonzero())}: no "
-              f"reading will be taken for one; label one if the sensor has recorded it, or give --shares free")
+        names = ", ".join(seed.oom["class_names"][c] for c in items.unseen.nonzero())
+        print(
+            f"  note: no labelled {args.oom} item shows {names}: no reading will be taken for one; label one if the "
+            f"sensor has recorded it, or give --shares free"
+        )
 
 
 def warm_start(args, plan, seed, items, work):
     """What training begins with: the Model, the Bridge, the Teacher or None, and facts about it."""
     begin = seed.connect if METHODS[args.method].trains else seed.connect["initial"]
     learner, head = load_learner(seed.connect["arch"], begin, args.device)
-    bridge = Bridge(seed, device=args.device, lr=args.lr, weight_decay=args.weight_decay, start="connection" not in plan.without)
+    bridge = Bridge(
+        seed, device=args.device, lr=args.lr, weight_decay=args.weight_decay, start="connection" not in plan.without
+    )
     extra = METHODS[args.method].start and METHODS[args.method].start(args, learner, head)
     teacher, facts = teacher_of(seed, items, bridge, args, work.state.get("trust")) if plan.soft else (None, {})
     predicts = teacher and teacher.width and args.w_im
     predict = torch.nn.Linear(learner.width, teacher.width).to(args.device) if predicts else None
     if args.method == "cox" and not bridge.common:
         facts["fallback"] = {"code": "none_common", "im": bridge.names}
-    print(f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(items.labelled)} labelled, "
-          f"{len(items.unlabelled)} unlabelled, {plan.epochs} epochs of {items.steps(args.batch)} steps, {args.device}")
+    print(
+        f"{args.method} on {args.oom}, {args.setting}, seed {args.seed}: {len(items.labelled)} labelled, "
+        f"{len(items.unlabelled)} unlabelled, {plan.epochs} epochs of {items.steps(args.batch)} steps, {args.device}"
+    )
     if facts.get("fallback"):
         print(f"  note: {explain(facts['fallback'])}")
     return Model(learner, head, predict, extra), bridge, teacher, facts

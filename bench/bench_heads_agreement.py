@@ -1,4 +1,5 @@
 """heads_agreement beside the logits in eager torch, the kernel on whole logits, and the heads' products alone."""
+
 import pytest
 import torch
 
@@ -28,11 +29,12 @@ def products_in_cache_alone(z, weight, bias, rows=1024):
     heads = weight.flatten(0, 1).T
     out = z.new_empty(rows, heads.shape[1])
     for c in z.split(rows):
-        torch.mm(c, heads, out=out[:len(c)])
+        torch.mm(c, heads, out=out[: len(c)])
 
 
-@pytest.mark.parametrize("method", [kernel, eager, unfused, products_alone, products_in_cache_alone],
-                         ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "method", [kernel, eager, unfused, products_alone, products_in_cache_alone], ids=lambda f: f.__name__
+)
 def bench_heads_agreement(timed, device, pick, method):
     M, K, C, D = pick(1000, 200_000), 3, 309, 192
     z, weight, bias = (torch.randn(s, device=device) for s in ((M, D), (K, C, D), (K, C)))

@@ -1,4 +1,5 @@
 """mmd, forward and with gradient, beside eager torch: whole matrices, and blocks of rows that stay in cache."""
+
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ def kernels(a, b):
 def by_rows(x, y, sums, rows=125):
     def total(a, b):
         return sum(sums(c, b) for c in a.split(rows)) / (len(a) * len(b) * len(BANDWIDTHS))
+
     return (total(x, x) + total(y, y) - 2 * total(x, y)).float()
 
 
@@ -44,7 +46,7 @@ def products_alone(x, y):
     for a, b in ((x, x), (y, y), (x, y)):
         out = a.new_empty(125, len(b))
         for c in a.split(125):
-            torch.mm(c, b.T, out=out[:len(c)])
+            torch.mm(c, b.T, out=out[: len(c)])
 
 
 @pytest.mark.parametrize("method", [kernel, eager, chunked, compiled, products_alone], ids=lambda f: f.__name__)

@@ -1,4 +1,5 @@
-"""modality_agreement beside argmax and softmax in eager and in compiled torch, and beside reading the same bytes once."""
+"""modality_agreement beside argmax and softmax, eager and compiled, and beside reading the same bytes."""
+
 import pytest
 import torch
 

@@ -1,5 +1,6 @@
 """nearest_anchor beside chunked torch.cdist and the norms trick (eager and compiled), at K = 1 also beside FAISS,
 scikit-learn and KeOps; the limits are the K products of the same size in float32 and bfloat16."""
+
 import contextlib
 
 import pytest

@@ -1,4 +1,5 @@
 """pairwise_distances, forward and with gradient, beside torch.cdist in both of its modes and the product alone."""
+
 import pytest
 import torch
 
@@ -37,5 +38,4 @@ def bench_forward(timed, device, pick, method):
 def bench_forward_and_backward(timed, device, pick, method):
     M = N = pick(64, 1024)
     x, y = (torch.randn(n, 192, device=device, requires_grad=True) for n in (M, N))
-    timed(lambda: torch.autograd.grad(method(x, y).sum(), (x, y)),
-          f"pairwise_distances with gradient M=N={M} D=192")
+    timed(lambda: torch.autograd.grad(method(x, y).sum(), (x, y)), f"pairwise_distances with gradient M=N={M} D=192")

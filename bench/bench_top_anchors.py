@@ -1,4 +1,5 @@
 """top_anchors beside torch.topk and a stable torch.sort."""
+
 import pytest
 import torch
 
@@ -33,5 +34,8 @@ def bench_top_anchors(timed, device, pick, method):
 def bench_top_anchors_with_quota(timed, device, pick):
     M = pick(10_000, 10_000_000)
     score, classes = torch.randn(M, device=device), torch.randint(0, 309, (M,), device=device)
-    timed(lambda: cox_ops.top_anchors(score, M // 10, classes=classes, quota=M // 3090),
-          f"top_anchors with quota M={M} t=M/10, 309 classes", M * 12)
+    timed(
+        lambda: cox_ops.top_anchors(score, M // 10, classes=classes, quota=M // 3090),
+        f"top_anchors with quota M={M} t=M/10, 309 classes",
+        M * 12,
+    )

@@ -4,9 +4,9 @@
     pytest bench --benchmark-disable        runs each once on small inputs: that they still work
     make bench                              writes bench/results/<device>.md
 
-A benchmark module has one function per method: `kernel` is ours, a name that ends in `_alone` is a limit (the product or
-the read that the operator cannot do without), all others are peers. COX_BENCH_SCALE=4 enlarges the inputs.
-"""
+A benchmark module has one function per method: `kernel` is ours, a name that ends in `_alone` is a limit (the product
+or the read that the operator cannot do without), all others are peers. COX_BENCH_SCALE=4 enlarges the inputs."""
+
 import ctypes
 import gc
 import os
@@ -32,10 +32,12 @@ def scale():
 @pytest.fixture
 def pick(request, device, scale):
     """pick(small, cpu, cuda): a size: small where each benchmark runs once, else the device's, times the scale."""
+
     def size(small, cpu, cuda=None):
         if request.config.getoption("benchmark_disable"):
             return small
         return scale * (cuda if device == "cuda" and cuda else cpu)
+
     return size
 
 
@@ -72,6 +74,7 @@ def timed(benchmark, device, request):
 
     group names operator and size; work = operations or bytes, for a rate. Returns f()'s result.
     """
+
     def run(f, group, work=None):
         benchmark.group = group
 
@@ -80,6 +83,7 @@ def timed(benchmark, device, request):
             if device == "cuda":
                 torch.cuda.synchronize()
             return result
+
         if benchmark.disabled:
             return benchmark.pedantic(once, rounds=1, iterations=1)
         begin = time.perf_counter()
@@ -92,13 +96,17 @@ def timed(benchmark, device, request):
         if work:
             benchmark.extra_info["gops"] = work / benchmark.stats.stats.median / 1e9
         return result
+
     return run
 
 
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
-    rows = [dict(group=b.group, name=b.name, median=b.stats.median, iqr=b.stats.iqr, **b.extra_info)
-            for b in (session.benchmarks if session else []) if "method" in b.extra_info]
+    rows = [
+        dict(group=b.group, name=b.name, median=b.stats.median, iqr=b.stats.iqr, **b.extra_info)
+        for b in (session.benchmarks if session else [])
+        if "method" in b.extra_info
+    ]
     if rows:
         terminalreporter.section("ratios")
         for line in table(rows):

@@ -1,10 +1,12 @@
-"""All checks of the CUDA operators in one go: build, tests, benchmarks, compute-sanitizer. Under 10 minutes, no network.
+"""All checks of the CUDA operators in one go: build, tests, benchmarks, compute-sanitizer. Under 10 minutes.
 
-    make gpu-check PYTHON=python3        on a GPU machine: torch with CUDA, nvcc, ninja, pybind11, pytest, pytest-benchmark, hypothesis
+    make gpu-check PYTHON=python3        on a GPU machine, no network
 
-A step that fails does not keep the others from running. Writes bench/results/<device>.md (timings) and <device>-check.md (this
-list with the outcomes, date, commit). Exit status 1 if any step failed or did not finish in its time.
+It needs torch with CUDA, nvcc, ninja, pybind11, pytest, pytest-benchmark and hypothesis. A step that fails does not keep
+the others from running. Writes bench/results/<device>.md (timings) and <device>-check.md (this list with the outcomes,
+date, commit). Exit status 1 if any step failed or did not finish in its time.
 """
+
 import argparse
 import os
 import re
@@ -24,7 +26,8 @@ SANITIZED = "strided or near_copies or ties_to_the_lowest"  # of the tests, by n
 
 
 def steps(python, commit):
-    """(name, command, environment, seconds at most) in order. COX_CUDA_SCREEN=1: the bf16 screen, which is off by default."""
+    """(name, command, environment, seconds at most) in order. COX_CUDA_SCREEN=1: the bf16 screen, which is off by
+    default."""
     tests = [f"tests/ops/test_{op}.py" for op in OPS] + ["tests/ops/test_ops_registration.py", "tests/ops/test_cuda.py"]
     pytest = [python, "-m", "pytest", "-q", "--maxfail=10"]
     bench = [python, "-m", "pytest", "-q", "--benchmark-columns=median,iqr", f"--benchmark-json={RAW}"]
@@ -35,16 +38,34 @@ def steps(python, commit):
     yield "report", [python, "-m", "cox_ops"], {}, 30
     yield "tests", [*pytest, *tests, "-m", "cuda"], {}, 180
     screen = {"COX_CUDA_SCREEN": "1"}
-    yield "tests, bf16 screen", [*pytest, "tests/ops/test_nearest_anchor.py", "tests/ops/test_cuda.py", "-m", "cuda"], screen, 120
+    yield (
+        "tests, bf16 screen",
+        [*pytest, "tests/ops/test_nearest_anchor.py", "tests/ops/test_cuda.py", "-m", "cuda"],
+        screen,
+        120,
+    )
     yield "benchmark at full size", [*bench, "bench/gpu_nearest_anchor.py"], {}, 180
     yield "its results", write, {}, 30
-    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.path.join(
-        os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
+    tool = shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
+    )
     for check in ("memcheck", "racecheck", "synccheck"):
         if tool is None:
             yield f"compute-sanitizer {check}", None, {}, 0
         else:
-            command = [tool, "--tool", check, "--error-exitcode", "9", *pytest, *tests[:-2], "-m", "cuda", "-k", SANITIZED]
+            command = [
+                tool,
+                "--tool",
+                check,
+                "--error-exitcode",
+                "9",
+                *pytest,
+                *tests[:-2],
+                "-m",
+                "cuda",
+                "-k",
+                SANITIZED,
+            ]
             yield f"compute-sanitizer {check}", command, {**screen, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, 60
     for op in OPS:
         yield f"benchmark of {op}", [*bench, f"bench/bench_{op}.py"], {}, 90
@@ -54,10 +75,19 @@ def steps(python, commit):
 def run(command, env, seconds):
     """(outcome, the output's last line); the whole output goes to the terminal."""
     lines = []
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     # One process that ends the command's whole session in time: reading its output below goes on until then.
-    guard = subprocess.Popen(["sh", "-c", f"sleep {max(seconds, 1):.0f}; kill -9 -{process.pid}"], start_new_session=True)
+    guard = subprocess.Popen(
+        ["sh", "-c", f"sleep {max(seconds, 1):.0f}; kill -9 -{process.pid}"], start_new_session=True
+    )
     for line in process.stdout:
         print(line, end="", flush=True)
         lines = [*lines[-20:], line.strip()]
@@ -92,8 +122,11 @@ def main():
             break
     device = torch.cuda.get_device_name()
     head = f"{time.strftime('%Y-%m-%d')}, commit {args.commit}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    table = ["| step | outcome | s | last line |", "|:--|:--|--:|:--|",
-             *(f"| {n} | {o} | {s:.0f} | {t.strip('= ').replace('|', '/')[:100]} |" for n, o, s, t in rows)]
+    table = [
+        "| step | outcome | s | last line |",
+        "|:--|:--|--:|:--|",
+        *(f"| {n} | {o} | {s:.0f} | {t.strip('= ').replace('|', '/')[:100]} |" for n, o, s, t in rows),
+    ]
     path = ROOT / "bench/results" / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + "-check.md")
     path.write_text("\n".join([f"# {device}: make gpu-check", "", head, "", *table]) + "\n")
     print("\n".join(["", f"{device}, {head}", *table, f"wrote {path}"]))

@@ -1,6 +1,7 @@
 """nearest_anchor at a bank's full size, on a GPU alone: the default kernel and the bf16 screen beside the peers and the
 products in float32 and bfloat16. `make gpu-check` runs it.
 """
+
 import os
 
 import pytest
@@ -32,7 +33,7 @@ def products_alone(z, v):
     out = z.new_empty(ROWS, v.shape[1])
     for c in z.split(ROWS):
         for vk in v:
-            torch.mm(c, vk.T, out=out[:len(c)])
+            torch.mm(c, vk.T, out=out[: len(c)])
 
 
 def bfloat16_products_alone(z, v):
@@ -41,8 +42,9 @@ def bfloat16_products_alone(z, v):
 
 @pytest.mark.parametrize("kind", ["gaussian", "agreeing"])
 @pytest.mark.parametrize("D", [192, 1024])
-@pytest.mark.parametrize("method", [kernel, screened, cdist, norms_trick, products_alone, bfloat16_products_alone],
-                         ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "method", [kernel, screened, cdist, norms_trick, products_alone, bfloat16_products_alone], ids=lambda f: f.__name__
+)
 def bench_full_size(timed, device, pick, method, D, kind):
     if device != "cuda":
         pytest.skip("no GPU here")

@@ -2,9 +2,9 @@
 
     python bench/write_results.py FILE.json [--commit COMMIT] [--document] [--gpu]
 
-Groups that were timed anew replace those of earlier runs; the others stay, each with its date and commit. Works without a
-git checkout: on a GPU machine there may be only a copy of the files.
-"""
+Groups that were timed anew replace those of earlier runs; the others stay, each with its date and commit. Works
+without a git checkout: on a GPU machine there may be only a copy of the files."""
+
 import argparse
 import json
 import re
@@ -27,8 +27,12 @@ def facts():
         model, flags = (re.search(rf"^{key}\s*: (.*)$", text, re.M) for key in ("model name", "flags"))
         best = [f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flags and f in flags[1].split()]
         name = " ".join([re.sub(r"\(R\)|\(TM\)|CPU", "", model[1] if model else "CPU").strip(), *best[:1]])
-    return {"device": " ".join(name.split()), "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "gpu": torch.cuda.is_available()}
+    return {
+        "device": " ".join(name.split()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.is_available(),
+    }
 
 
 def is_limit(method):
@@ -49,7 +53,10 @@ def ratio(t, to):
 
 def table(rows):
     """Markdown: one row per method, its median as a multiple of the kernel's and of the fastest limit's."""
-    lines = ["| | | median | ± iqr | × kernel | × limit | Gop/s or GB/s | memory |", "|:--|:--|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| | | median | ± iqr | × kernel | × limit | Gop/s or GB/s | memory |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|",
+    ]
     groups = {}
     for r in rows:
         groups.setdefault(r["group"], []).append(r)
@@ -57,9 +64,11 @@ def table(rows):
         kernel = next((r["median"] for r in members if r["method"] == "kernel"), None)
         limit = min((r["median"] for r in members if is_limit(r["method"])), default=None)
         for i, r in enumerate(members):
-            lines.append(f"| {group if i == 0 else ''} | {r['method']} | {seconds(r['median'])} | {seconds(r['iqr'])} "
-                         f"| {ratio(r['median'], kernel)} | {ratio(r['median'], limit)} "
-                         f"| {format(r['gops'], '.1f') if 'gops' in r else ''} | {size(r['peak_bytes'])} |")
+            lines.append(
+                f"| {group if i == 0 else ''} | {r['method']} | {seconds(r['median'])} | {seconds(r['iqr'])} "
+                f"| {ratio(r['median'], kernel)} | {ratio(r['median'], limit)} "
+                f"| {format(r['gops'], '.1f') if 'gops' in r else ''} | {size(r['peak_bytes'])} |"
+            )
     return lines
 
 
@@ -72,11 +81,15 @@ def summary(rows):
         if kernel is None:
             continue
         named = []
-        for of in ([r for r in members if r["method"] != "kernel" and not is_limit(r["method"])],
-                   [r for r in members if is_limit(r["method"])]):
+        for of in (
+            [r for r in members if r["method"] != "kernel" and not is_limit(r["method"])],
+            [r for r in members if is_limit(r["method"])],
+        ):
             best = min(of, key=lambda r: r["median"], default=None)
             named.append(f"`{best['method']}` {best['median'] / kernel['median']:.2f} ×" if best else "")
-        lines.append(f"| {group} | {seconds(kernel['median'])} | {named[0]} | {named[1]} | {size(kernel['peak_bytes'])} |")
+        lines.append(
+            f"| {group} | {seconds(kernel['median'])} | {named[0]} | {named[1]} | {size(kernel['peak_bytes'])} |"
+        )
     return lines
 
 
@@ -88,9 +101,19 @@ def main():
     p.add_argument("--gpu", action="store_true", help="refuse timings that are not a GPU's")
     args = p.parse_args()
     stamp = {"date": time.strftime("%Y-%m-%d"), "commit": args.commit}
-    new = [dict(group=b["group"], name=b["name"], median=b["stats"]["median"], iqr=b["stats"]["iqr"],
-                rounds=b["stats"]["rounds"], **b["extra_info"], **stamp)
-           for b in json.loads(args.file.read_text())["benchmarks"] if "method" in b["extra_info"]]
+    new = [
+        dict(
+            group=b["group"],
+            name=b["name"],
+            median=b["stats"]["median"],
+            iqr=b["stats"]["iqr"],
+            rounds=b["stats"]["rounds"],
+            **b["extra_info"],
+            **stamp,
+        )
+        for b in json.loads(args.file.read_text())["benchmarks"]
+        if "method" in b["extra_info"]
+    ]
     if not new:
         raise SystemExit(f"error: {args.file} holds no timings")
     if args.gpu and not new[0]["gpu"]:
@@ -104,16 +127,25 @@ def main():
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
     runs = sorted({(r["date"], r["commit"], r["torch"], r["threads"]) for r in rows})
-    text = [f"# {device}", "", *(f"{d}, commit {c}, torch {t}, {n} threads  " for d, c, t, n in runs), "",
-            "Medians of 5 rounds. `× kernel`, `× limit`: a row's time as a multiple of the kernel's and of the fastest "
-            "limit's (`…_alone`). Memory: what a call holds at most beyond its inputs, its result included.", "", *table(rows)]
+    text = [
+        f"# {device}",
+        "",
+        *(f"{d}, commit {c}, torch {t}, {n} threads  " for d, c, t, n in runs),
+        "",
+        "Medians of 5 rounds. `× kernel`, `× limit`: a row's time as a multiple of the kernel's and of the fastest "
+        "limit's (`…_alone`). Memory: what a call holds at most beyond its inputs, its result included.",
+        "",
+        *table(rows),
+    ]
     path.with_suffix(".md").write_text("\n".join(text) + "\n")
     print(f"wrote {path} and {path.with_suffix('.md').name}")
     if args.document:
         document = HERE.parent / "docs" / "operators.md"
         head, rest = document.read_text().split(BEGIN)
         note = f"{device}, {new[0]['threads']} threads: [every row](../bench/results/{path.stem}.md)."
-        document.write_text(head + BEGIN + "\n" + "\n".join([*summary(rows), "", note]) + "\n" + END + rest.split(END)[1])
+        document.write_text(
+            head + BEGIN + "\n" + "\n".join([*summary(rows), "", note]) + "\n" + END + rest.split(END)[1]
+        )
 
 
 if __name__ == "__main__":

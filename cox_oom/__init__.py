@@ -1,4 +1,5 @@
 """What the four stages of COX share: files, learner, connections, anchors, methods, data sets, perceptors, report."""
+
 from importlib import metadata
 
 try:

@@ -1,8 +1,8 @@
-"""Anchors of exploration (Section 3.2, Eqs. 13-15): which unlabelled readings teach the learner, and what the others learn
-from them.
+"""Anchors of exploration (Section 3.2, Eqs. 13-15): which recordings teach, and what the others learn from them.
 
 Shapes: U unlabelled OOM items, N labelled IM items, K IM modalities, B a batch, C classes.
 """
+
 from dataclasses import dataclass, field
 
 import torch
@@ -11,16 +11,15 @@ import torch.nn.functional as F
 import cox_ops
 from cox_oom.heads import match_shares
 
+# --------------------------------------------------------------------------------------------- agreement, choice
 
-# ------------------------------------------------------------------------------------------------------ agreement, choice
 
 @torch.no_grad()
 def judge(z, head, heads, shares, gate=True):
     """Agreement on features z (U, d): mask (U,), label (U,) (-1: disagreement), confidence (U,), posteriors (K, U, C).
 
-    The heads h*_k on mapped items judge; with `gate` the learner's head is one more of them. `shares` (C,) or None: every
-    head is held to these class frequencies.
-    """
+    The heads h*_k on mapped items judge; with `gate` the learner's head is one more of them. `shares` (C,) or None:
+    every head is held to these class frequencies."""
     logits = torch.stack([h(z) for h in heads] + ([head(z).float()] if gate else []))
     if shares is not None:
         logits = logits + torch.stack([match_shares(t, shares) for t in logits])[:, None]
@@ -29,11 +28,12 @@ def judge(z, head, heads, shares, gate=True):
 
 
 def emergent_pairs(z, mapped, y_im, mask, label, count, named):
-    """Eq. 15: the `count` items of z (U, d) that lie nearest to one IM item in all its mappings (K, N, d) become its pairs.
+    """Eq. 15: the `count` items of z (U, d) that lie nearest to one IM item in all its mappings (K, N, d) become its
+    pairs.
 
-    Where the heads know class names (`named`) an item must have the class of its IM item, y_im (N,), or it leaves A; else
-    the new pairs are the anchors and have their IM items' labels. Returns mask (U,), label (U,), {"item", "im", "label": (S,)}.
-    """
+    Where the heads know class names (`named`) an item must have the class of its IM item, y_im (N,), or it leaves A;
+    else the new pairs are the anchors and have their IM items' labels. Returns mask (U,), label (U,), {"item", "im",
+    "label": (S,)}."""
     score, nearest = cox_ops.nearest_anchor(z, mapped)
     label_im = y_im[nearest]
     mask = mask & (label == label_im) if named else nearest >= 0
@@ -50,7 +50,8 @@ def surest(confidence, count, mask=None):
 
 
 def surest_classes(posteriors, count):
-    """Anchors by class posteriors (U, C): mask (U,) of the `count` items surest of their class, class (U,) of every item."""
+    """Anchors by class posteriors (U, C): mask (U,) of the `count` items surest of their class, class (U,) of every
+    item."""
     confidence, label = posteriors.max(-1)
     return torch.zeros_like(label, dtype=torch.bool).index_fill_(0, surest(confidence, count), True), label
 
@@ -64,11 +65,11 @@ def no_pairs(device="cpu"):
 class Anchors:
     """What one refresh chose among the U unlabelled items.
 
-    agreement {agree, label, confidence, prediction: (U,)} on the CPU, as METHOD.pt keeps it (Fig. 6); mask (U,) of the anchors A,
-    label (U,) of every item, posteriors (K, U, C) or (1, U, C); class_posteriors (C, C), the anchors' mean posterior by their
-    class (NaN rows: no anchor); mean_anchor_logp (C,); emergent {item, im, label: (S,)}: places of items, their
-    common IM items, labels.
-    """
+    agreement {agree, label, confidence, prediction: (U,)} on the CPU, as METHOD.pt keeps it (Fig. 6); mask (U,) of
+    the anchors A, label (U,) of every item, posteriors (K, U, C) or (1, U, C); class_posteriors (C, C), the anchors'
+    mean posterior by their class (NaN rows: no anchor); mean_anchor_logp (C,); emergent {item, im, label: (S,)}:
+    places of items, their common IM items, labels."""
+
     agreement: dict
     mask: torch.Tensor = None
     label: torch.Tensor = None
@@ -78,27 +79,42 @@ class Anchors:
     emergent: dict = field(default_factory=no_pairs)
 
     def __str__(self):
-        return f"{self.mask.float().mean():.1%} of the unlabelled are anchors, {len(self.emergent['item'])} emergent pairs"
+        return (
+            f"{self.mask.float().mean():.1%} of the unlabelled are anchors, {len(self.emergent['item'])} emergent pairs"
+        )
 
 
 def agreement(z, head, bridge, items, args):
-    """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d), and nothing else."""
+    """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d), and
+    nothing else."""
     z = z[items.unlabelled.to(z.device)]
     shares = items.frequencies.to(z.device) if args.shares == "known" else None
     mask, label, confidence, posteriors = judge(z, head, [bridge.heads[m] for m in bridge.names], shares, args.gate)
-    return Anchors({"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu(),
-                    "prediction": head(z).argmax(1).cpu()}, mask, label, posteriors, emergent=no_pairs(z.device))
+    return Anchors(
+        {
+            "agree": mask.cpu(),
+            "label": label.cpu(),
+            "confidence": confidence.cpu(),
+            "prediction": head(z).argmax(1).cpu(),
+        },
+        mask,
+        label,
+        posteriors,
+        emergent=no_pairs(z.device),
+    )
 
 
 def choose(z, head, bridge, teacher, items, args, plan):
-    """The Anchors under the learner's features z (M, d): as many as the heads and the nearest IM items agree on, those that the
-    teacher is surest of; without a teacher those that the heads agree on (COX) or the learner's head is surest of (selftrain)."""
+    """The Anchors under the learner's features z (M, d): as many as the heads and the nearest IM items agree on,
+    those that the teacher is surest of; without a teacher those that the heads agree on (COX) or the learner's head
+    is surest of (selftrain)."""
     chosen, unlabelled = agreement(z, head, bridge, items, args), items.unlabelled.to(z.device)
     z_all, z = z, z[unlabelled]
     if bridge.common and "emergent" not in plan.without:
         count = max(1, round(args.anchors * len(items.rows)))
-        chosen.mask, chosen.label, pairs = emergent_pairs(z, bridge.common_mapped(), bridge.y_common, chosen.mask, chosen.label,
-                                                          count, plan.named)
+        chosen.mask, chosen.label, pairs = emergent_pairs(
+            z, bridge.common_mapped(), bridge.y_common, chosen.mask, chosen.label, count, plan.named
+        )
         if args.method == "cox":
             chosen.emergent = {**pairs, "item": unlabelled[pairs["item"]]}
     if teacher:
@@ -113,21 +129,23 @@ def choose(z, head, bridge, teacher, items, args, plan):
 
 
 def statistics(logits, mask, label):
-    """What Eq. 13 matches to, of the learner's logits (U, C): class_posteriors (C, C), the anchors' mean posterior by their
-    class (NaN rows: no anchor), and mean_anchor_logp (C,)."""
+    """What Eq. 13 matches to, of the learner's logits (U, C): class_posteriors (C, C), the anchors' mean posterior by
+    their class (NaN rows: no anchor), and mean_anchor_logp (C,)."""
     p = logits.softmax(-1).detach()
-    of_class = F.one_hot(label.clamp(min=0), p.shape[1]).float() * mask[:, None]                       # (U, C)
+    of_class = F.one_hot(label.clamp(min=0), p.shape[1]).float() * mask[:, None]  # (U, C)
     return (of_class.T @ p) / of_class.sum(0)[:, None], p.clamp(min=1e-12).log()[mask].mean(0)
 
 
-# ------------------------------------------------------------------------------------------------ losses on A and D (Eq. 13)
+# ------------------------------------------------------------------------------------ losses on A and D (Eq. 13)
+
 
 def losses(logits, anchors, j, kl):
-    """Eqs. 13-15 on a batch, logits (B, C) of the items j (B,): the anchors' labels on A, and what the rest is drawn to on D.
+    """Eqs. 13-15 on a batch, logits (B, C) of the items j (B,): the anchors' labels on A, and what the rest is drawn
+    to on D.
 
-    kl: "expected", an item's own class posterior; "matched", the mean posterior of the anchors of the classes that its
-    heads name; "literal", every anchor's posterior, as Eq. 13 is printed. The second is None where D or all anchors are missing.
-    """
+    kl: "expected", an item's own class posterior; "matched", the mean posterior of the anchors of the classes that
+    its heads name; "literal", every anchor's posterior, as Eq. 13 is printed. The second is None where D or all
+    anchors are missing."""
     a = anchors.mask[j]
     ce = F.cross_entropy(logits, anchors.label[j].clamp(min=0), reduction="none")
     agree, disagree = (ce * a).mean(), None
@@ -145,12 +163,12 @@ def losses(logits, anchors, j, kl):
 def matched_target(head_posteriors, class_posteriors, smooth=0.01):
     """The anchor posterior that a disagreement item is matched to, through the classes its heads name (Eqs. 13, 15).
 
-    head_posteriors (K, B, C): h*_k(c | x_d); class_posteriors (C, C): row c is the mean posterior of the anchors of class
-    c (NaN rows, classes without anchors, take no part). Returns (B, C): sum_c w_c row_c with w_c ∝ mean_k h*_k(c | x_d)
-    on the named classes, smoothed by `smooth`; an item all of whose named classes lack anchors gets its heads' mean.
-    """
-    named = torch.zeros_like(head_posteriors[0]).scatter_(1, head_posteriors.argmax(-1).T, 1.0)          # (B, C)
-    have = ~class_posteriors.isnan().any(-1)                                                             # (C,)
+    head_posteriors (K, B, C): h*_k(c | x_d); class_posteriors (C, C): row c is the mean posterior of the anchors of
+    class c (NaN rows, classes without anchors, take no part). Returns (B, C): sum_c w_c row_c with w_c ∝ mean_k
+    h*_k(c | x_d) on the named classes, smoothed by `smooth`; an item all of whose named classes lack anchors gets its
+    heads' mean."""
+    named = torch.zeros_like(head_posteriors[0]).scatter_(1, head_posteriors.argmax(-1).T, 1.0)  # (B, C)
+    have = ~class_posteriors.isnan().any(-1)  # (C,)
     mean = head_posteriors.mean(0)
     weight = mean * named * have
     total = weight.sum(-1, keepdim=True)

@@ -1,10 +1,10 @@
 """Rows of an inputs file as normalised batches, the augmentations that every method shares, the learner's features.
 
-augment(kind, x, lengths, strength) -> (x, lengths): "weak" moves an item within what a sensor's user would still call the
-same reading, "strong" beyond (for consistency and pseudo-label losses). Images are not flipped: a mirrored digit, sign or
-scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep their axis.
-Randomness comes from torch's global generator of x's device.
-"""
+augment(kind, x, lengths, strength) -> (x, lengths): "weak" moves an item within what a sensor's user would still call
+the same reading, "strong" beyond (for consistency and pseudo-label losses). Images are not flipped: a mirrored digit,
+sign or scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep
+their axis. Randomness comes from torch's global generator of x's device."""
+
 import torch
 import torch.nn.functional as F
 
@@ -12,11 +12,12 @@ from cox_oom.learner import MASKED_BYTE
 
 
 def batch(file, rows, device):
-    """Rows (B,) of an inputs file -> (x (B, …) normalised float32, or bytes for text; lengths (B,) or None) on device."""
+    """Rows (B,) of an inputs file -> (x (B, …) normalised float32, or bytes for text; lengths (B,) or None) on
+    device."""
     x = file["x"][rows].to(device, non_blocking=True)
     if file["kind"] != "text":
         x = (x.float() - file["mean"].to(device)) / file["std"].to(device)
-        if file.get("lengths") is not None:                                 # padding is zero after normalising, too
+        if file.get("lengths") is not None:  # padding is zero after normalising, too
             steps = torch.arange(x.shape[-1], device=device)
             x = x * (steps < file["lengths"][rows].to(device)[:, None])[:, None, :]
     lengths = file["lengths"][rows].to(device) if file.get("lengths") is not None else None
@@ -29,7 +30,7 @@ def augment(kind, x, lengths=None, strength="weak"):
         return drop_words(x, 0.3 if strong else 0.1), lengths
     if kind == "series":
         return augment_series(x, lengths, strong)
-    flat = x.flatten(1, 2) if kind == "video" else x                        # one movement for all frames
+    flat = x.flatten(1, 2) if kind == "video" else x  # one movement for all frames
     flat = affine(flat, strong)
     gain, shift = (0.3, 0.3) if strong else (0.1, 0.1)
     n, ones = len(x), (1,) * (x.dim() - 1)
@@ -64,9 +65,10 @@ def affine(x, strong):
     s = 1 + scale * noise(x, n)
     h = shear * noise(x, n)
     cos, sin = torch.cos(a) * s, torch.sin(a) * s
-    theta = torch.stack([torch.stack([cos, -sin + h, move * noise(x, n)], 1),
-                         torch.stack([sin, cos, move * noise(x, n)], 1)], 1)
-    with torch.autocast(x.device.type, enabled=False):                        # in bfloat16 a pixel of 224 is lost in rounding
+    theta = torch.stack(
+        [torch.stack([cos, -sin + h, move * noise(x, n)], 1), torch.stack([sin, cos, move * noise(x, n)], 1)], 1
+    )
+    with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a pixel of 224 is lost in rounding
         grid = F.affine_grid(theta, [n, 1, *x.shape[-2:]], align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
@@ -74,18 +76,20 @@ def affine(x, strong):
 def cutout(x, largest=0.5):
     """A rectangle of up to `largest` of each side set to zero, the mean after normalising; the same in all frames."""
     h, w = x.shape[-2:]
+
     def span(size):
         half = torch.rand(len(x), 1, device=x.device) * largest / 2 * size
         centre = torch.rand(len(x), 1, device=x.device) * size
         at = torch.arange(size, device=x.device) + 0.5
         return (at - centre).abs() < half
+
     hole = span(h)[:, :, None] & span(w)[:, None, :]
     return x.masked_fill(hole.view(len(x), *(1,) * (x.dim() - 3), h, w), 0.0)
 
 
 def augment_series(x, lengths, strong):
-    """Gain and offset, a little noise; where the time axis is free (lengths given) another speed and start; strong: spans
-    of time and of many channels dropped."""
+    """Gain and offset, a little noise; where the time axis is free (lengths given) another speed and start; strong:
+    spans of time and of many channels dropped."""
     n, c, t = x.shape
     if lengths is not None:
         x, lengths = replay(x, lengths, *((0.2, 0.15) if strong else (0.1, 0.08)))
@@ -116,7 +120,7 @@ def replay(x, lengths, speed, shift):
     n, c, t = x.shape
     rate = 1 + speed * noise(x, n, 1)
     start = shift * noise(x, n, 1) * lengths[:, None]
-    at = torch.arange(t, device=x.device)[None] * rate + start                                 # (B, T) source positions
+    at = torch.arange(t, device=x.device)[None] * rate + start  # (B, T) source positions
     low = at.floor().long()
     part = (at - low).unsqueeze(1)
     inside = ((at >= 0) & (at <= lengths[:, None] - 1)).unsqueeze(1)

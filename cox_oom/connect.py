@@ -3,6 +3,7 @@
 Shapes: B batch, M OOM items, N labelled IM items, K IM modalities, C classes, d features of the learner, d_k of a bank.
 Equations and sections: "Towards Out-of-Modal Generalization without Instance-level Modal Correspondence".
 """
+
 import copy
 from dataclasses import dataclass
 
@@ -27,8 +28,9 @@ class Connection(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(d_im))
         self.register_buffer("std", torch.ones(d_im))
-        self.encode = nn.Sequential(nn.Linear(d_im, hidden), nn.GELU(), nn.Dropout(dropout),
-                                    nn.Linear(hidden, 2 * latent))
+        self.encode = nn.Sequential(
+            nn.Linear(d_im, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 2 * latent)
+        )
         self.decode = nn.Sequential(nn.Linear(latent, hidden), nn.GELU(), nn.Linear(hidden, d))
 
     def standardise(self, z_im):
@@ -45,8 +47,9 @@ class Connection(nn.Module):
 
 
 def connection_loss(connection, z_im, z, y=None, head=None, *, beta=1e-4, w_ce=0.0):
-    """L_con of one modality (Eq. 9) on pairs z_im (B, d_im), z (B, d): reconstruction, optional CE of the OOM head on the
-    reconstruction, beta x KL(v ‖ N(0, I)). z is detached: the connection must not move the learner, or it can collapse."""
+    """L_con of one modality (Eq. 9) on pairs z_im (B, d_im), z (B, d): reconstruction, optional CE of the OOM head on
+    the reconstruction, beta x KL(v ‖ N(0, I)). z is detached: the connection must not move the learner, or it can
+    collapse."""
     mapped, mean, logvar = connection(z_im)
     loss = F.mse_loss(mapped, z.detach())
     if w_ce:
@@ -62,7 +65,8 @@ def map_items(connection, z_im, batch=65536):
 
 
 def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=256, beta=1e-4, w_ce=0.0, generator=None):
-    """`steps` steps of L_con on pairs z_im (P, d_im) and z (V, P, d), V views of the OOM items. Returns the last loss."""
+    """`steps` steps of L_con on pairs z_im (P, d_im) and z (V, P, d), V views of the OOM items. Returns the last
+    loss."""
     connection.train()
     views, pairs = z.shape[:2]
     loss = z.new_zeros(())
@@ -78,15 +82,16 @@ def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=25
 
 
 def common_items(ids, device="cpu"):
-    """The items that every IM modality shows, of {modality: ids [N_k]}: ids [N] in order, {modality: their rows (N,)}."""
+    """The items that every IM modality shows, of {modality: ids [N_k]}: ids [N] in order, {modality: their rows
+    (N,)}."""
     common = sorted(set.intersection(*map(set, ids.values())))
     row = {m: {i: r for r, i in enumerate(own)} for m, own in ids.items()}
     return common, {m: torch.tensor([row[m][i] for i in common], dtype=torch.long, device=device) for m in ids}
 
 
 class Bridge:
-    """What joins K IM banks to the learner's space in stages 3 and 4, by modality: connections with their optimizers, the
-    labelled IM items z_im (N_k, d_k), y_im (N_k,), their mappings v (N_k, d), the heads h*_k.
+    """What joins K IM banks to the learner's space in stages 3 and 4, by modality: connections with their optimizers,
+    the labelled IM items z_im (N_k, d_k), y_im (N_k,), their mappings v (N_k, d), the heads h*_k.
 
     common: the ids [N] of the items that every modality shows, `rows` {modality: their places in z_im (N,)}.
     """
@@ -104,7 +109,9 @@ class Bridge:
             if start:
                 c.load_state_dict(connect["connections"][m])
             self.optimizers[m] = torch.optim.Adam(c.parameters(), lr=lr, weight_decay=weight_decay)
-            self.optimizers[m].load_state_dict(copy.deepcopy(connect["optimizers"][m]))    # else it would go on in connect's own
+            self.optimizers[m].load_state_dict(
+                copy.deepcopy(connect["optimizers"][m])
+            )  # else it would go on in connect's own
             if heads:
                 self.heads[m] = Head(connect["arch"]["width"], self.classes).to(device)
                 self.heads[m].load_state_dict(connect["mapped_heads"][m])
@@ -125,35 +132,59 @@ class Bridge:
         return torch.stack([self.v[m][self.rows[m]] for m in self.names])
 
     def train(self, m, im_pair, z_pair, y, head, *, steps, generator):
-        """`steps` of L_con for modality m on pairs im_pair (P, d_k), z_pair (P, d), y (P,); then its items are mapped anew."""
-        train_connection(self.connections[m], self.optimizers[m], im_pair, z_pair[None], y, head, steps=steps,
-                         beta=self.settings["beta"], w_ce=self.settings["w_ce"], generator=generator)
+        """`steps` of L_con for modality m on pairs im_pair (P, d_k), z_pair (P, d), y (P,); then its items are mapped
+        anew."""
+        train_connection(
+            self.connections[m],
+            self.optimizers[m],
+            im_pair,
+            z_pair[None],
+            y,
+            head,
+            steps=steps,
+            beta=self.settings["beta"],
+            w_ce=self.settings["w_ce"],
+            generator=generator,
+        )
         self.v[m] = map_items(self.connections[m], self.z_im[m])
 
     def follow(self, z, items, emergent, head, *, steps, generator, train=True, w_mapped=1.0):
-        """Follow the learner, whose features of all items z (M, d) have moved: train every connection on the known and the
-        emergent pairs (Eqs. 4-9), and fit the heads h*_k to mapped IM items and labelled OOM items. `train` False: the
-        connections stay untrained, and the heads see mapped items alone (ablation)."""
+        """Follow the learner, whose features of all items z (M, d) have moved: train every connection on the known
+        and the emergent pairs (Eqs. 4-9), and fit the heads h*_k to mapped IM items and labelled OOM items. `train`
+        False: the connections stay untrained, and the heads see mapped items alone (ablation)."""
         y = items.y.to(z.device)
         for m in self.names:
             own, im = (t.to(z.device) for t in items.pairs[m])
             at = torch.cat([own, emergent["item"]])
             if train and steps and len(at):
                 im = torch.cat([im, self.rows[m][emergent["im"]]])
-                self.train(m, self.z_im[m][im], z[at], torch.cat([y[own], emergent["label"]]), head, steps=steps,
-                           generator=generator)
+                self.train(
+                    m,
+                    self.z_im[m][im],
+                    z[at],
+                    torch.cat([y[own], emergent["label"]]),
+                    head,
+                    steps=steps,
+                    generator=generator,
+                )
             own = items.labelled if train else items.labelled[:0]
             self.heads[m] = fit_mapped_head(self.v[m], self.y_im[m], z[own], y[own], self.classes, w_mapped=w_mapped)
 
     def parts(self):
         """{name: module or optimizer} for a checkpoint."""
-        return {**{f"connection {m}": self.connections[m] for m in self.names},
-                **{f"connection optimizer {m}": self.optimizers[m] for m in self.names}}
+        return {
+            **{f"connection {m}": self.connections[m] for m in self.names},
+            **{f"connection optimizer {m}": self.optimizers[m] for m in self.names},
+        }
 
     def saved(self):
         """What METHOD.pt keeps of it."""
-        return {"im": self.names, "connections": {m: state_of(c) for m, c in self.connections.items()},
-                "mapped_heads": {m: state_of(h) for m, h in self.heads.items()}, "mapped": {m: t.cpu() for m, t in self.v.items()}}
+        return {
+            "im": self.names,
+            "connections": {m: state_of(c) for m, c in self.connections.items()},
+            "mapped_heads": {m: state_of(h) for m, h in self.heads.items()},
+            "mapped": {m: t.cpu() for m, t in self.v.items()},
+        }
 
     def remap(self):
         """Map the IM items by the connections as they are now."""
@@ -162,9 +193,11 @@ class Bridge:
 
 # ------------------------------------------------------------------------------------------------------------ stage 2
 
+
 @dataclass
 class Known:
     """The labelled training items of one IM modality: features z (N, d_k), labels y (N,), ids [N], the IM head h_k."""
+
     z: torch.Tensor
     y: torch.Tensor
     ids: list
@@ -178,7 +211,9 @@ def known_side(ims, classes, device, generator):
         r = split_rows(ims[m], ("train",))
         r = r[ims[m]["labels"][r] >= 0]
         if not len(r):
-            raise UserError(f"IM modality {m} has no labelled training item; label some, or leave it out with --im in stage 1")
+            raise UserError(
+                f"IM modality {m} has no labelled training item; label some, or leave it out with --im in stage 1"
+            )
         z, y = ims[m]["features"][r].to(device), ims[m]["labels"][r].to(device)
         fold, words = torch.rand(len(r), generator=generator) < 0.2, "too few to hold out a fifth"
         if fold.any() and not fold.all():
@@ -190,25 +225,31 @@ def known_side(ims, classes, device, generator):
 
 
 def pairs_of(learner, head, oom, train, start, known, args):
-    """What a connection is trained on: {modality: IM features (P, d_k), OOM features (V, P, d) in V views, labels (P,)}, and the
-    labelled OOM items' own z (L, d), y (L,). unsup: class centroids in the place of pairs."""
+    """What a connection is trained on: {modality: IM features (P, d_k), OOM features (V, P, d) in V views, labels
+    (P,)}, and the labelled OOM items' own z (L, d), y (L,). unsup: class centroids in the place of pairs."""
     if args.setting == "semi":
-        z, y = embed(learner, oom, start.rows, args.device, views=3), start.y.to(args.device)               # (V, L, d)
+        z, y = embed(learner, oom, start.rows, args.device, views=3), start.y.to(args.device)  # (V, L, d)
         return {m: (known[m].z[im], z[:, own], y[own]) for m, (own, im) in start.pairs.items()}, z[0], y
     z_all = embed(learner, oom, train, args.device)[0]
     guess = head(z_all).argmax(1)
-    classes = [c for c in range(len(oom["class_names"])) if (guess == c).any() and all((k.y == c).any() for k in known.values())]
+    classes = [
+        c
+        for c in range(len(oom["class_names"]))
+        if (guess == c).any() and all((k.y == c).any() for k in known.values())
+    ]
     if not classes:
-        raise UserError(f"no class that the {args.oom} items are given has a labelled item in each of {', '.join(known)}, "
-                        f"so there are no centroids to pair; choose --im in stage 1 so that classes are common")
+        raise UserError(
+            f"no class that the {args.oom} items are given has a labelled item in each of {', '.join(known)}, "
+            f"so there are no centroids to pair; choose --im in stage 1 so that classes are common"
+        )
     z, y = torch.stack([z_all[guess == c].mean(0) for c in classes])[None], torch.tensor(classes, device=args.device)
     return {m: (torch.stack([k.z[k.y == c].mean(0) for c in classes]), z, y) for m, k in known.items()}, None, None
 
 
 def connect(m, known, pair, head, z_oom, args, generator, chance):
-    """Stage 2's connection of modality m, trained on `pair` (IM features, views of OOM features, labels), its optimizer, its items
-    v (N, d) mapped, and Fig. 5's curve at seven points: MMD of mapped and OOM items, and the head fitted to mapped items alone.
-    chance: a generator for the sample of the MMD, so that this changes no run."""
+    """Stage 2's connection of modality m, trained on `pair` (IM features, views of OOM features, labels), its
+    optimizer, its items v (N, d) mapped, and Fig. 5's curve at seven points: MMD of mapped and OOM items, and the
+    head fitted to mapped items alone. chance: a generator for the sample of the MMD, so that this changes no run."""
     points = sorted({0, *(round(args.connect_steps * f) for f in (0.02, 0.07, 0.15, 0.3, 0.6, 1.0))})
     c = Connection(d_im=known.z.shape[1], d=args.width).to(args.device)
     c.standardise(known.z)
@@ -219,6 +260,8 @@ def connect(m, known, pair, head, z_oom, args, generator, chance):
         h = fit_head(v, known.y, head.out_features, steps=60)
         curve.append({"modality": m, "step": at, "mmd": float(cox_ops.mmd(v[sample], z_oom)), "head": state_of(h)})
         if following is not None and "connection" not in args.without:
-            train_connection(c, optimizer, *pair, head, steps=following - at, beta=args.beta, w_ce=args.w_ce, generator=generator)
+            train_connection(
+                c, optimizer, *pair, head, steps=following - at, beta=args.beta, w_ce=args.w_ce, generator=generator
+            )
     print(f"  connection {m}: MMD {curve[0]['mmd']:.3f} -> {curve[-1]['mmd']:.3f}")
     return c, optimizer, v, curve

@@ -16,9 +16,9 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
   <data>/<perceptor>/banks/<modality>.parts/            a bank that is being made                     (stage 1)
   <data>/log/media-<modality>.csv                       broken, missing and silent media              (stage 1)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                           (stage 2)
-      arch, learner, head, initial {learner, head}, im [K], class_names, labelled [L] ids, held [H] ids, naming, warmup_loss,
-      curve (Fig. 5), and by modality: im_heads, connections, optimizers, mapped (N_k, d), mapped_labels (N_k,),
-      mapped_ids [N_k], mapped_heads, pairs [places among the labelled (P,), items of the bank (P,)]
+      arch, learner, head, initial {learner, head}, im [K], class_names, labelled [L] ids, held [H] ids, naming,
+      warmup_loss, curve (Fig. 5), and by modality: im_heads, connections, optimizers, mapped (N_k, d), mapped_labels
+      (N_k,), mapped_ids [N_k], mapped_heads, pairs [places among the labelled (P,), items of the bank (P,)]
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                  (stage 3)
       arch, learner, head, im [K], class_names, unlabelled [U] ids, before and after {agree, label, confidence,
       prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, and by modality: connections, mapped,
@@ -28,6 +28,7 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
   beside them, while stage 2 or 3 runs: NAME.checkpoint.pt, from which a stopped run goes on, and NAME.log.jsonl, a line
   an epoch
 """
+
 import hashlib
 import importlib
 import os
@@ -44,7 +45,7 @@ import numpy as np
 import torch
 
 SPLITS = ("train", "val", "test")
-# The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra of cox-oom that brings it)}.
+# The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra that brings it)}.
 LIBRARIES = {
     **{name: (name, "stages") for name in ("soundfile", "av", "scipy", "matplotlib", "h5py")},
     **{name: (name, "perceptors") for name in ("transformers", "tokenizers", "safetensors", "ftfy")},
@@ -69,13 +70,14 @@ def optional(name, what):
     package, extra = LIBRARIES[name.partition(".")[0]]
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError) as e:                       # OSError: its shared library is not there (libsndfile)
+    except (ImportError, OSError) as e:  # OSError: its shared library is not there (libsndfile)
         absent = isinstance(e, ModuleNotFoundError) and e.name == name.partition(".")[0]
         broken = "" if absent else f", which is here but cannot be imported ({' '.join(str(e).split())})"
         raise MissingLibrary(f"{what} needs {package}{broken}: pip install cox-oom[{extra}]") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- paths
+
 
 def data_name(data):
     """The name of a data set in paths and tables: the name itself, or the last part of a folder's path."""
@@ -91,6 +93,7 @@ def perceptor_name(perceptor):
 @dataclass(frozen=True)
 class Place:
     """Which run: where its files lie, and the commands that make them."""
+
     runs: str
     data: str
     perceptor: str = "bind"
@@ -111,8 +114,8 @@ class Place:
         return self.base / "inputs" / f"{modality}.pt"
 
     def banks(self, trained=False):
-        """Folder of the banks of a pretrained perceptor, one for all OOM modalities; of the encoders trained here (bind,
-        or `trained`), one for each."""
+        """Folder of the banks of a pretrained perceptor, one for all OOM modalities; of the encoders trained here
+        (bind, or `trained`), one for each."""
         folder = self.base / perceptor_name(self.perceptor)
         return folder / f"no-{self.oom}" / "banks" if trained or self.perceptor == "bind" else folder / "banks"
 
@@ -141,14 +144,18 @@ class Place:
         return self.base / "log" / f"media-{modality}.csv"
 
     def command(self, script, **more):
-        """A stage's command line, as messages advise it: `more` are further flags, the stages' defaults are left out."""
+        """A stage's command line, as messages advise it: `more` are further flags, the stages' defaults are left
+        out."""
         flags = {"data": self.data, "oom": self.oom, "perceptor": None if self.perceptor == "bind" else self.perceptor}
         flags |= {"setting": self.setting, "seed": self.seed} if script.startswith("train") else {}
         flags |= {**more, "runs": None if str(self.runs) == "runs" else self.runs}
-        return " ".join(["python", script, *(f"--{k} {shlex.quote(str(v))}" for k, v in flags.items() if v is not None)])
+        return " ".join(
+            ["python", script, *(f"--{k} {shlex.quote(str(v))}" for k, v in flags.items() if v is not None)]
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- write and read
+
 
 def digest(obj):
     """sha256 (16 hex digits) of a nest of dicts, lists, tensors and plain values, independent of torch.save's bytes.
@@ -174,6 +181,7 @@ def digest(obj):
                 feed(v)
         else:
             h.update(repr(o).encode() + b";")
+
     feed(obj)
     return h.hexdigest()[:16]
 
@@ -227,10 +235,12 @@ def write_atomic(path, write):
         with open(folder / path.name, "rb") as f:
             os.fsync(f.fileno())
         os.replace(folder / path.name, path)
-    except (OSError, RuntimeError) as e:                            # RuntimeError: torch.save on a full disk
+    except (OSError, RuntimeError) as e:  # RuntimeError: torch.save on a full disk
         reason = os.strerror(e.errno) if getattr(e, "errno", None) else str(e).split("\n")[0][:80]
         free = shutil.disk_usage(path.parent).free / 1e6
-        raise UserError(f"{path} cannot be written ({reason}; {free:.0f} MB are free); make room, or write elsewhere") from e
+        raise UserError(
+            f"{path} cannot be written ({reason}; {free:.0f} MB are free); make room, or write elsewhere"
+        ) from e
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -243,10 +253,20 @@ def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=Fal
     Raises UserError where a floating tensor, however deep, is not finite: nothing downstream has to check again.
     """
     if name := not_finite(obj):
-        raise UserError(f"{path}: {name} has NaN or infinite values and is not written; lower --lr, or look at the "
-                        f"inputs of {stage}")
-    meta = {"stage": stage, "data": data, "fingerprint": fingerprint, "args": args, "made_from": made_from or {},
-            "digest": digest(obj), "torch": str(torch.__version__), **facts}
+        raise UserError(
+            f"{path}: {name} has NaN or infinite values and is not written; lower --lr, or look at the "
+            f"inputs of {stage}"
+        )
+    meta = {
+        "stage": stage,
+        "data": data,
+        "fingerprint": fingerprint,
+        "args": args,
+        "made_from": made_from or {},
+        "digest": digest(obj),
+        "torch": str(torch.__version__),
+        **facts,
+    }
     if dated:
         meta.update(argv=sys.argv, time=time.strftime("%Y-%m-%d %H:%M:%S"))
     write_atomic(path, lambda tmp: torch.save({**obj, "meta": meta}, tmp))
@@ -272,8 +292,10 @@ def load(path, *, first="", keys=()):
         mend = "remove it" + (f" and run: {first}" if first else "")
         raise UserError(f"{path} cannot be read ({reason}); {mend}") from None
     if missing:
-        raise UserError(f"{path} has no {missing[0]!r}: it was written by another version; remove it"
-                        + (f" and run: {first}" if first else ""))
+        raise UserError(
+            f"{path} has no {missing[0]!r}: it was written by another version; remove it"
+            + (f" and run: {first}" if first else "")
+        )
     return obj
 
 
@@ -283,14 +305,18 @@ def check_chain(path, meta, made_from, fingerprint=None):
     made_from: {"inputs/rgb": digest, …} of the files as they are now.
     """
     if fingerprint is not None and meta["fingerprint"] != fingerprint:
-        raise UserError(f"{path} was made from other data than the inputs now in place (fingerprint "
-                        f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again by {meta['stage']}.py --force, or "
-                        f"use another --runs")
+        raise UserError(
+            f"{path} was made from other data than the inputs now in place (fingerprint "
+            f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again by {meta['stage']}.py --force, or "
+            f"use another --runs"
+        )
     for source, d in made_from.items():
         was = meta["made_from"].get(source)
         if was is not None and was != d:
-            raise UserError(f"{path} was made from an earlier {source}; make it again by {meta['stage']}.py --force, "
-                            f"or use another --runs")
+            raise UserError(
+                f"{path} was made from an earlier {source}; make it again by {meta['stage']}.py --force, "
+                f"or use another --runs"
+            )
 
 
 def finished(path, args, made_from, fingerprint, force):
@@ -302,7 +328,9 @@ def finished(path, args, made_from, fingerprint, force):
     check_chain(path, meta, made_from, fingerprint)
     for k in sorted({*meta["args"], *args}):
         if meta["args"].get(k) != args.get(k):
-            raise UserError(f"{path} was made with --{k.replace('_', '-')} {meta['args'].get(k)}, now {args.get(k)} is "
-                            f"asked; --force redoes it, another --runs keeps both")
+            raise UserError(
+                f"{path} was made with --{k.replace('_', '-')} {meta['args'].get(k)}, now {args.get(k)} is "
+                f"asked; --force redoes it, another --runs keeps both"
+            )
     print(f"already done: {path} (--force redoes it)")
     return True

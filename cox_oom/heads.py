@@ -2,6 +2,7 @@
 
 Shapes: N items, M OOM items, C classes, d features.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,14 +22,15 @@ class Head(nn.Module):
 
 
 def deviation(z):
-    """Standard deviation (d,) of each feature of z (N, d); 1 where a feature is constant up to the rounding of its mean."""
+    """Standard deviation (d,) of each feature of z (N, d); 1 where a feature is constant up to the rounding of its
+    mean."""
     std = z.std(0, correction=0)
     return torch.where(std > 1e-5 * z.abs().amax(0), std, torch.ones_like(std))
 
 
 def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
-    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C), optional item
-    weights (N,).
+    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C),
+    optional item weights (N,).
 
     Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
     """
@@ -52,9 +54,10 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
         return loss
 
     with torch.enable_grad():
-        if len(x) <= batch:                                      # convex and whole: L-BFGS needs a fifth of the passes
-            opt = torch.optim.LBFGS(head.linear.parameters(), max_iter=steps // 5, history_size=10,
-                                    line_search_fn="strong_wolfe")
+        if len(x) <= batch:  # convex and whole: L-BFGS needs a fifth of the passes
+            opt = torch.optim.LBFGS(
+                head.linear.parameters(), max_iter=steps // 5, history_size=10, line_search_fn="strong_wolfe"
+            )
             opt.step(lambda: step(slice(None)))
         else:
             opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
@@ -67,15 +70,16 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
 
 
 def fit_mapped_head(v, y_im, z, y, classes, *, w_mapped=1.0):
-    """h*_k: the optimal classifier of mapped IM items v (N, d), y_im (N,), each with weight `w_mapped`, and of labelled OOM items
-    z (L, d), y (L,)."""
+    """h*_k: the optimal classifier of mapped IM items v (N, d), y_im (N,), each with weight `w_mapped`, and of
+    labelled OOM items z (L, d), y (L,)."""
     weight = torch.cat([v.new_full((len(v),), w_mapped), v.new_ones(len(z))])
     return fit_head(torch.cat([v, z]), torch.cat([y_im, y]), classes, weight=weight)
 
 
 @torch.no_grad()
 def move_head(linear, head, share):
-    """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays one."""
+    """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays
+    one."""
     weight = head.linear.weight / head.std
     linear.weight.lerp_(weight, share)
     linear.bias.lerp_(head.linear.bias - weight @ head.mean, share)
@@ -84,8 +88,8 @@ def move_head(linear, head, share):
 def match_shares(logits, shares, rounds=10):
     """Biases (C,) under which the mean posterior of logits (M, C) is `shares` (C,): a few rounds of Sinkhorn's scaling.
 
-    The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too often.
-    """
+    The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too
+    often."""
     bias = torch.zeros_like(shares)
     for _ in range(rounds):
         bias = bias + shares.clamp(min=1e-6).log() - (logits + bias).softmax(-1).mean(0).clamp(min=1e-6).log()

@@ -2,6 +2,7 @@
 
 Shapes: M OOM training items, L of them labelled, U not, N IM items, C classes.
 """
+
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +15,9 @@ from cox_oom.seed import split_rows
 def choose_labelled(labels, count, per_class, generator, paired=None):
     """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each.
 
-    Of each class the same number, one at least; what a class is short of, the larger ones give. Within a class those come
-    first that more IM modalities have a pair of, paired (M, K) bool: pairs may be few. A modality whose pairs all lie
-    elsewhere gets one in exchange for an item that no other modality needs.
-    """
+    Of each class the same number, one at least; what a class is short of, the larger ones give. Within a class those
+    come first that more IM modalities have a pair of, paired (M, K) bool: pairs may be few. A modality whose pairs
+    all lie elsewhere gets one in exchange for an item that no other modality needs."""
     order = torch.randperm(len(labels), generator=generator)
     if paired is not None:
         order = order[paired.sum(1)[order].argsort(descending=True, stable=True)]
@@ -28,10 +28,10 @@ def choose_labelled(labels, count, per_class, generator, paired=None):
     drawn = [g[:quota].clone() for g in groups]
     for k in range(paired.shape[1] if paired is not None else 0):
         for g, own in zip(groups, drawn):
-            spare, shown = g[quota:], paired[torch.cat(drawn)].sum(0)                          # (K,): pairs with each modality
+            spare, shown = g[quota:], paired[torch.cat(drawn)].sum(0)  # (K,): pairs with each modality
             spare = spare[paired[spare, k]]
             if not shown[k] and len(spare):
-                left = shown - paired[own].int() + paired[spare[0]].int()                      # (Q, K): with each given up for it
+                left = shown - paired[own].int() + paired[spare[0]].int()  # (Q, K): with each given up for it
                 free = ((left > 0) | (shown == 0)).all(1).nonzero()
                 if len(free):
                     own[free[-1, 0]] = spare[0]
@@ -44,18 +44,19 @@ def hold_out(labels, share):
     held = torch.zeros(len(labels), dtype=torch.bool)
     for c in labels.unique():
         of_class = (labels == c).nonzero().squeeze(1)
-        held[of_class[:min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
+        held[of_class[: min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
     return held
 
 
 @dataclass
 class Items:
-    """The OOM items that stage 3 trains on, M in the order of the inputs' rows: an item's place among them is its address.
+    """The OOM items that stage 3 trains on, M in the order of the inputs' rows: an item's place among them is its
+    address.
 
-    oom: the inputs file; rows (M,) in it; ids [M]; y (M,) labels, -1 where hidden; labelled (L,) and unlabelled (U,) places;
-    pairs {modality: (places (P,), items of the bank (P,))}; val (V,) rows that training does not see, y_val (V,);
-    frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them.
-    """
+    oom: the inputs file; rows (M,) in it; ids [M]; y (M,) labels, -1 where hidden; labelled (L,) and unlabelled (U,)
+    places; pairs {modality: (places (P,), items of the bank (P,))}; val (V,) rows that training does not see, y_val
+    (V,); frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them."""
+
     oom: dict
     rows: torch.Tensor
     ids: list
@@ -73,7 +74,8 @@ class Items:
         return max(1, round(len(self.rows) / batch))
 
     def draw(self, steps, labelled_batch, batch, generator):
-        """`steps` random batches: places i (labelled_batch,) of labelled items, and j (batch,) among the unlabelled ones."""
+        """`steps` random batches: places i (labelled_batch,) of labelled items, and j (batch,) among the unlabelled
+        ones."""
         for _ in range(steps):
             i = torch.randint(max(1, len(self.labelled)), (labelled_batch,), generator=generator)
             j = torch.randint(max(1, len(self.unlabelled)), (batch,), generator=generator)
@@ -108,12 +110,21 @@ def items(seed, all_labels=False):
     val = val[oom["labels"][val] >= 0]
     known = oom["labels"][train] >= 0 if all_labels else among(set(connect["labelled"]), train)
     places = torch.arange(len(train))
-    first = places[among(set(connect["labelled"]), train)]                       # stage 2's labelled items, in its order
+    first = places[among(set(connect["labelled"]), train)]  # stage 2's labelled items, in its order
     y = oom["labels"][train].masked_fill(~known, -1)
     on_im_side = torch.cat([connect["mapped_labels"][m] for m in connect["im"]])
-    return Items(oom, train, [oom["ids"][r] for r in train.tolist()], y, places[known], places[~known],
-                 {m: (first[own], im) for m, (own, im) in connect["pairs"].items()}, val, oom["labels"][val],
-                 *class_frequencies(on_im_side, y[known], len(oom["class_names"])))
+    return Items(
+        oom,
+        train,
+        [oom["ids"][r] for r in train.tolist()],
+        y,
+        places[known],
+        places[~known],
+        {m: (first[own], im) for m, (own, im) in connect["pairs"].items()},
+        val,
+        oom["labels"][val],
+        *class_frequencies(on_im_side, y[known], len(oom["class_names"])),
+    )
 
 
 def find_pairs(ids, labels, ids_im, y_im, draw, generator):
@@ -133,9 +144,9 @@ def find_pairs(ids, labels, ids_im, y_im, draw, generator):
 
 
 def class_frequencies(known, y, classes):
-    """Frequencies (C,) of the classes among the IM side's labels `known` (N,), and which classes (C,) bool no labelled OOM item,
-    y (L,), has though the IM side does: they are not expected of the sensor, 0. A class of y that the IM side lacks keeps its
-    share of y. Without any y: the IM side's alone."""
+    """Frequencies (C,) of the classes among the IM side's labels `known` (N,), and which classes (C,) bool no
+    labelled OOM item, y (L,), has though the IM side does: they are not expected of the sensor, 0. A class of y that
+    the IM side lacks keeps its share of y. Without any y: the IM side's alone."""
     frequent, own = (torch.bincount(t, minlength=classes).to(known.device) / max(1, len(t)) for t in (known, y))
     if not len(y):
         return frequent, torch.zeros_like(own, dtype=torch.bool)
@@ -146,9 +157,10 @@ def class_frequencies(known, y, classes):
 
 @dataclass
 class Start:
-    """What stage 2's learner starts from: rows (L,) of the inputs with labels y (L,), perhaps a teacher's posteriors (L, C), and
-    the labelled ids, the ids held out and their rows, pairs {modality: [places (P,) among the labelled, items of the bank (P,)]},
-    the modalities whose pairs are drawn by class, and how clusters got their names."""
+    """What stage 2's learner starts from: rows (L,) of the inputs with labels y (L,), perhaps a teacher's posteriors
+    (L, C), and the labelled ids, the ids held out and their rows, pairs {modality: [places (P,) among the labelled,
+    items of the bank (P,)]}, the modalities whose pairs are drawn by class, and how clusters got their names."""
+
     rows: torch.Tensor
     y: torch.Tensor
     pairs: dict
@@ -161,12 +173,12 @@ class Start:
 
 
 def few(args, oom, train, known, generator):
-    """Setting semi: the Start in which a class-balanced share of the OOM items, rows `train` (M,), keeps label and pair; known
-    {modality: z (N, d_k), y, ids, head}: the IM side, whose heads are the teacher on the pairs."""
+    """Setting semi: the Start in which a class-balanced share of the OOM items, rows `train` (M,), keeps label and
+    pair; known {modality: z (N, d_k), y, ids, head}: the IM side, whose heads are the teacher on the pairs."""
     ids_of = lambda rows: [oom["ids"][r] for r in rows.tolist()]
     labels, in_im = oom["labels"][train], [set(k.ids) for k in known.values()]
-    shown = torch.tensor([[i in ids for ids in in_im] for i in ids_of(train)])                             # (M, K): has a pair
-    has_pairs = shown[labels >= 0].any(0)                                                                  # (K,)
+    shown = torch.tensor([[i in ids for ids in in_im] for i in ids_of(train)])  # (M, K): has a pair
+    has_pairs = shown[labels >= 0].any(0)  # (K,)
     chosen = choose_labelled(labels, args.labels * len(train), args.per_class, generator, shown)
     rows, y, held, with_label = train[chosen], labels[chosen], train[:0], (labels >= 0).sum()
     if args.holdout:
@@ -177,15 +189,26 @@ def few(args, oom, train, known, generator):
     print(f"  {len(rows)} labelled items, {of_class.min()}-{of_class.max()} per class, of {with_label} with a label")
     pairs, by_class = {}, []
     for (m, k), has in zip(known.items(), has_pairs.tolist()):
-        drawn = args.pair_by_class and not has                                                         # the data have none of it
+        drawn = args.pair_by_class and not has  # the data have none of it
         pairs[m] = find_pairs(ids_of(rows), y, k.ids, k.y, drawn, generator)
         if not len(pairs[m][0]):
-            raise UserError(f"no labelled {args.oom} item has a pair in {m}; give {'' if has else '--pair-by-class, '}"
-                            f"more --labels, or leave {m} out with --im in stage 1")
+            raise UserError(
+                f"no labelled {args.oom} item has a pair in {m}; give {'' if has else '--pair-by-class, '}"
+                f"more --labels, or leave {m} out with --im in stage 1"
+            )
         by_class += [m] if drawn else []
         print(f"  {len(pairs[m][0])} pairs with {m}{', drawn within the class (--pair-by-class)' if drawn else ''}")
-    teacher = torch.zeros(len(rows), len(oom["class_names"]), device=args.device)                      # mean of p(y | x_im)
+    teacher = torch.zeros(len(rows), len(oom["class_names"]), device=args.device)  # mean of p(y | x_im)
     for m, (places, items_im) in pairs.items():
         teacher[places] += known[m].head(known[m].z[items_im]).softmax(-1)
-    return Start(rows, y, {m: list(p) for m, p in pairs.items()}, {}, torch.nn.functional.normalize(teacher, p=1, dim=-1),
-                 ids_of(rows), ids_of(held), held, by_class)
+    return Start(
+        rows,
+        y,
+        {m: list(p) for m, p in pairs.items()},
+        {},
+        torch.nn.functional.normalize(teacher, p=1, dim=-1),
+        ids_of(rows),
+        ids_of(held),
+        held,
+        by_class,
+    )

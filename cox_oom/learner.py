@@ -2,6 +2,7 @@
 
 Shapes: B batch, width features of the learner.
 """
+
 import math
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-MASKED_BYTE = 1                                    # stands for a dropped byte of text; never part of real text
+MASKED_BYTE = 1  # stands for a dropped byte of text; never part of real text
 
 
 class Attention(nn.Module):
@@ -74,18 +75,18 @@ class Learner(nn.Module):
 
     def forward(self, x, lengths=None):
         if self.kind == "text":
-            t = self.embed(x.long())                                                    # (B, T, width)
+            t = self.embed(x.long())  # (B, T, width)
         else:
-            pad = [(-s) % p for s, p in zip(x.shape[2:], self.step)]                    # to whole patches
+            pad = [(-s) % p for s, p in zip(x.shape[2:], self.step)]  # to whole patches
             x = F.pad(x, [v for p in reversed(pad) for v in (0, p)]) if any(pad) else x
-            t = self.embed(x).flatten(2).transpose(1, 2)                                # (B, tokens, width)
+            t = self.embed(x).flatten(2).transpose(1, 2)  # (B, tokens, width)
         t = t + self.position
         if lengths is None:
             for block in self.blocks:
                 t = block(t, None)
             return self.norm(t).mean(1)
         starts = torch.arange(t.shape[1], device=t.device) * self.step[0]
-        valid = starts < lengths.clamp(min=1)[:, None]                                  # (B, tokens)
+        valid = starts < lengths.clamp(min=1)[:, None]  # (B, tokens)
         for block in self.blocks:
             t = block(t, valid[:, None, None, :])
         return (self.norm(t) * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
@@ -102,8 +103,8 @@ def slice_steps(steps, tokens=32):
 
 
 def new_learner(oom, width, depth, patch, slice, device):
-    """A Learner with random weights for an inputs file, its head, and what it is made from. A series of fixed length and at most
-    512 values, a feature vector or binned sensor, is one token where `slice` is 0."""
+    """A Learner with random weights for an inputs file, its head, and what it is made from. A series of fixed length
+    and at most 512 values, a feature vector or binned sensor, is one token where `slice` is 0."""
     shape = list(oom["x"].shape[1:])
     fixed = oom["kind"] == "series" and oom["lengths"] is None and math.prod(shape) <= 512
     arch = {"kind": oom["kind"], "shape": shape, "width": width, "depth": depth, "patch": patch}

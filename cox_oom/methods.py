@@ -1,8 +1,8 @@
 """COX and the methods that it is compared with: METHODS has a row for each, and everything else reads the rows.
 
-A new baseline is one function of (args, model, step) -> {name: loss}, and one row. It then appears in stage 3, in the shell
-files, in tables, plots and documents. `python -m cox_oom.methods --setting semi` prints the names.
-"""
+A new baseline is one function of (args, model, step) -> {name: loss}, and one row. It then appears in stage 3, in the
+shell files, in tables, plots and documents. `python -m cox_oom.methods --setting semi` prints the names."""
+
 import argparse
 import copy
 import math
@@ -19,8 +19,8 @@ from cox_oom.run import number
 
 
 class Model(nn.Module):
-    """What the optimizer moves and a checkpoint holds: the learner, its head, and perhaps a layer that predicts IM features
-    (COX) and a method's own module."""
+    """What the optimizer moves and a checkpoint holds: the learner, its head, and perhaps a layer that predicts IM
+    features (COX) and a method's own module."""
 
     def __init__(self, learner, head, predict=None, extra=None):
         super().__init__()
@@ -29,9 +29,10 @@ class Model(nn.Module):
 
 @dataclass
 class Step:
-    """What a method learns from at a step beside the labelled items: places j (B,) among the unlabelled ones, their batch x
-    (B, ...) and lengths as augment.batch gives them, the anchors, the IM vectors (B, p) that a teacher expects of them.
-    `labelled`: is there any label at all."""
+    """What a method learns from at a step beside the labelled items: places j (B,) among the unlabelled ones, their
+    batch x (B, ...) and lengths as augment.batch gives them, the anchors, the IM vectors (B, p) that a teacher
+    expects of them. `labelled`: is there any label at all."""
+
     kind: str
     x: torch.Tensor
     lengths: torch.Tensor
@@ -41,10 +42,12 @@ class Step:
     expected: torch.Tensor = None
 
 
-# -------------------------------------------------------------------------------------------- what unlabelled items teach
+# ----------------------------------------------------------------------------------- what unlabelled items teach
+
 
 def explore(args, model, step):
-    """COX and selftrain: the anchors' labels on A, what the others are drawn to on D, IM features predicted (Eqs. 13-15)."""
+    """COX and selftrain: the anchors' labels on A, what the others are drawn to on D, IM features predicted (Eqs.
+    13-15)."""
     z = model.learner(*augment(step.kind, step.x, step.lengths, "strong"))
     logits, found = model.head(z).float(), {}
     if model.predict:
@@ -66,7 +69,10 @@ def entmin(args, model, step):
     """EntMin (Grandvalet & Bengio, NeurIPS 2004): sharpens what labels have begun, so nothing where there is none."""
     if not step.labelled:
         return {}
-    return {"entropy": args.w_entropy * entropy(model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float())}
+    return {
+        "entropy": args.w_entropy
+        * entropy(model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float())
+    }
 
 
 def moco(args, model, step):
@@ -75,7 +81,8 @@ def moco(args, model, step):
 
 
 def ssl(args, model, step):
-    """Consistency: KL of the posterior under Gaussian noise (text: another augmentation) to the item's own, without gradient."""
+    """Consistency: KL of the posterior under Gaussian noise (text: another augmentation) to the item's own, without
+    gradient."""
     x, lengths = augment(step.kind, step.x, step.lengths)
     noisy = augment(step.kind, x, lengths)[0] if step.kind == "text" else x + args.noise * torch.randn_like(x)
     p, q = model.head(model.learner(x, lengths)).float(), model.head(model.learner(noisy, lengths)).float()
@@ -83,7 +90,8 @@ def ssl(args, model, step):
 
 
 def fixmatch(args, model, step):
-    """FixMatch (Sohn et al., NeurIPS 2020): the class of the weak view teaches the strong one where it is sure enough."""
+    """FixMatch (Sohn et al., NeurIPS 2020): the class of the weak view teaches the strong one where it is sure
+    enough."""
     with torch.no_grad():
         weak = model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
         confidence, pseudo = weak.max(-1)
@@ -96,7 +104,9 @@ class MomentumContrast(torch.nn.Module):
 
     def __init__(self, learner, *, queue=2048, momentum=0.99, temperature=0.1):
         super().__init__()
-        self.project = torch.nn.Sequential(torch.nn.Linear(learner.width, 128), torch.nn.GELU(), torch.nn.Linear(128, 64))
+        self.project = torch.nn.Sequential(
+            torch.nn.Linear(learner.width, 128), torch.nn.GELU(), torch.nn.Linear(128, 64)
+        )
         self.key_learner = copy.deepcopy(learner).requires_grad_(False)
         self.key_project = copy.deepcopy(self.project).requires_grad_(False)
         self.momentum, self.temperature = momentum, temperature
@@ -106,28 +116,31 @@ class MomentumContrast(torch.nn.Module):
         """InfoNCE of a batch; moves the slow copy and the queue on."""
         q = F.normalize(self.project(learner(*augment(kind, x, lengths, "strong"))).float(), dim=-1)
         with torch.no_grad():
-            for slow, fast in zip([*self.key_learner.parameters(), *self.key_project.parameters()],
-                                  [*learner.parameters(), *self.project.parameters()]):
+            for slow, fast in zip(
+                [*self.key_learner.parameters(), *self.key_project.parameters()],
+                [*learner.parameters(), *self.project.parameters()],
+            ):
                 slow.lerp_(fast, 1 - self.momentum)
             k = F.normalize(self.key_project(self.key_learner(*augment(kind, x, lengths))).float(), dim=-1)
         with torch.autocast(q.device.type, enabled=False):
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], 1) / self.temperature
-        self.queue = torch.cat([k, self.queue])[:len(self.queue)]
+        self.queue = torch.cat([k, self.queue])[: len(self.queue)]
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-# ---------------------------------------------------------------------------------------------------------------- METHODS
+# ------------------------------------------------------------------------------------------------------- METHODS
+
 
 @dataclass(frozen=True)
 class Method:
     """A row of METHODS.
 
-    loss: the documents' line. colour: in plots. learn(args, model, step) -> {name: loss} of unlabelled items, None where they
-    teach nothing. start(args, learner, head) -> a module of its own. flags: rows (name, default, type, help). grid: the flags
-    that experiments/search.sh tries, its defaults first. labels: it needs some, so that it has no place in the setting unsup.
-    explores: it chooses anchors. trains: False for the learner as it was before stage 2. all_labels: it is shown every label.
-    few: it is among the few that run.sh runs unasked.
-    """
+    loss: the documents' line. colour: in plots. learn(args, model, step) -> {name: loss} of unlabelled items, None
+    where they teach nothing. start(args, learner, head) -> a module of its own. flags: rows (name, default, type,
+    help). grid: the flags that experiments/search.sh tries, its defaults first. labels: it needs some, so that it has
+    no place in the setting unsup. explores: it chooses anchors. trains: False for the learner as it was before stage
+    2. all_labels: it is shown every label. few: it is among the few that run.sh runs unasked."""
+
     loss: str
     colour: str
     learn: object = None
@@ -240,16 +253,17 @@ def flags():
     return list(dict.fromkeys(flag for row in METHODS.values() for flag in row.flags))
 
 
-# ------------------------------------------------------------------------------------------------------- a run's settings
+# ---------------------------------------------------------------------------------------------- a run's settings
+
 
 @dataclass
 class Plan:
     """What stage 3's flags and stage 2's file settle for a run.
 
-    explores: anchors are chosen; without: parts that an ablation leaves out; soft: correspondences can be had; named: the heads
-    know class names; epochs: 0 where nothing is trained; refreshes: the epochs at which anchors are chosen, and a checkpoint is
-    written.
-    """
+    explores: anchors are chosen; without: parts that an ablation leaves out; soft: correspondences can be had; named:
+    the heads know class names; epochs: 0 where nothing is trained; refreshes: the epochs at which anchors are chosen,
+    and a checkpoint is written."""
+
     explores: bool
     without: set
     soft: bool
@@ -268,19 +282,28 @@ def plan(args, seed):
     row, at_stage_2 = METHODS[args.method], seed.connect["meta"]["args"]["without"]
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in at_stage_2:
-        raise UserError(f"{seed.place.connect} was made with the warm-up; run first, under another --runs or with --force: "
-                        f"{seed.place.command('train_connect.py', without='warmup')}")
+        raise UserError(
+            f"{seed.place.connect} was made with the warm-up; run first, under another --runs or with --force: "
+            f"{seed.place.command('train_connect.py', without='warmup')}"
+        )
     without = {*args.without, *at_stage_2} if args.method == "cox" else set()
     soft = args.setting == "semi" and bool(args.rounds) and not without & {"connection", "emergent"}
     args.kl = "matched" if args.kl == "expected" and not soft else args.kl
     args.w_disagree = (1.0 if args.kl == "expected" else 0.5) if args.w_disagree is None else args.w_disagree
     idle = not row.trains or args.setting == "unsup" and "exploration" in without
-    return Plan(row.explores, without, soft and row.explores, args.setting == "semi" or bool(seed.connect["naming"]),
-                0 if idle else args.epochs, range(0) if idle else refreshes(vars(args)))
+    return Plan(
+        row.explores,
+        without,
+        soft and row.explores,
+        args.setting == "semi" or bool(seed.connect["naming"]),
+        0 if idle else args.epochs,
+        range(0) if idle else refreshes(vars(args)),
+    )
 
 
 def terms(args, plan, model, items, chosen, teacher, i, j):
-    """The loss of a step, {name: term}: of the labelled items at places i (B,) and of the j-th unlabelled ones (B',)."""
+    """The loss of a step, {name: term}: of the labelled items at places i (B,) and of the j-th unlabelled ones
+    (B',)."""
     oom, found = items.oom, {}
     if len(items.labelled):
         x, lengths = augment(oom["kind"], *batch(oom, items.rows[i], args.device))
@@ -291,8 +314,14 @@ def terms(args, plan, model, items, chosen, teacher, i, j):
     learn = METHODS[args.method].learn
     if learn and "exploration" not in plan.without:
         place = items.unlabelled[j]
-        step = Step(oom["kind"], *batch(oom, items.rows[place], args.device), j.to(args.device), len(items.labelled) > 0, chosen,
-                    teacher.expected[place] if model.predict else None)
+        step = Step(
+            oom["kind"],
+            *batch(oom, items.rows[place], args.device),
+            j.to(args.device),
+            len(items.labelled) > 0,
+            chosen,
+            teacher.expected[place] if model.predict else None,
+        )
         for name, term in learn(args, model, step).items():
             found[name] = found[name] + term if name in found else term
     return found

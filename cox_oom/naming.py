@@ -1,6 +1,9 @@
-"""Where class names come from without labels: the IM heads in a random space (Eq. 14 as printed), spectral clusters of the raw
-readings that are named by class geometry, or the names of a few labelled items carried along the readings' graph.
+"""Where class names come from without labels.
+
+By the IM heads in a random space (Eq. 14 as printed), by clusters of the raw readings that are named by class geometry,
+or by a few labelled items whose names spread along the graph of the readings.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,23 +11,21 @@ import torch.nn.functional as F
 import cox_ops
 from cox_oom.anchors import surest
 from cox_oom.augment import batch, embed
-from cox_oom.files import UserError
-from cox_oom.seed import split_rows
+from cox_oom.files import UserError, optional
 from cox_oom.labels import Start, choose_labelled
+from cox_oom.seed import split_rows
 
-from cox_oom.files import optional
-
-NAMING = "naming classes without labels"                                  # what needs scipy here
+NAMING = "naming classes without labels"  # what needs scipy here
 
 
 def graph(x, *, components=50, neighbours=10):
-    """The normalised kNN graph of items x (M, ...), in the `components` leading principal components: scipy sparse (M, M),
-    M x neighbours entries."""
+    """The normalised kNN graph of items x (M, ...), in the `components` leading principal components: scipy sparse
+    (M, M), M x neighbours entries."""
     sparse = optional("scipy.sparse", NAMING)
     x = x.reshape(len(x), -1).float()
     x = x - x.mean(0)
     variance, axes = torch.linalg.eigh(x.T @ x / len(x)) if x.shape[1] <= 2000 else _wide(x, components)
-    x = x @ axes[:, -min(components, x.shape[1]):]
+    x = x @ axes[:, -min(components, x.shape[1]) :]
     k = min(neighbours, len(x) - 1)
     near = torch.cat([torch.cdist(part, x).topk(k + 1, largest=False).indices for part in x.split(1024)]).numpy()
     rows = np.repeat(np.arange(len(x)), k + 1)
@@ -35,7 +36,8 @@ def graph(x, *, components=50, neighbours=10):
 
 
 def spectral(x, count, *, components=50, neighbours=10, seed=0):
-    """`count` clusters of items x (M, ...): (cluster (M,) int64, embedding (M, count) float32, centroids (count, count)).
+    """`count` clusters of items x (M, ...): (cluster (M,) int64, embedding (M, count) float32, centroids (count,
+    count)).
 
     k-means on the leading eigenvectors of the kNN graph's normalised adjacency, rows scaled to unit length (Ng et al.).
     """
@@ -49,7 +51,7 @@ def spectral(x, count, *, components=50, neighbours=10, seed=0):
         vectors = np.linalg.eigh(joined.toarray())[1][:, -count:]
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     best = None
-    for _ in range(10):                                                          # k-means from ten starts
+    for _ in range(10):  # k-means from ten starts
         centroids, label = kmeans2(vectors, count, minit="++", seed=rng, missing="warn")
         spread = ((vectors - centroids[label]) ** 2).sum()
         best = (spread, label, centroids) if best is None or spread < best[0] else best
@@ -62,14 +64,14 @@ def _wide(x, components):
 
 
 def spread_names(x, items, labels, count, *, alpha=0.99, components=50, neighbours=10):
-    """Class names carried from few labelled items (rows of x, labels (n,)) along the kNN graph of all items x (M, ...):
-    (class (M,), confidence (M,) in 0...1). Label spreading (Zhou et al. 2004), every class given the same total mass; an
-    item that no name reaches has confidence 0."""
+    """Class names carried from few labelled items (rows of x, labels (n,)) along the kNN graph of all items x (M,
+    ...): (class (M,), confidence (M,) in 0...1). Label spreading (Zhou et al. 2004), every class given the same total
+    mass; an item that no name reaches has confidence 0."""
     joined = graph(x, components=components, neighbours=neighbours)
     identity, cg = optional("scipy.sparse", NAMING).identity, optional("scipy.sparse.linalg", NAMING).cg
     start = np.zeros((len(x), count))
     start[items.numpy(), labels.numpy()] = 1.0
-    system = identity(len(x)) - alpha * joined                       # symmetric, positive definite
+    system = identity(len(x)) - alpha * joined  # symmetric, positive definite
     mass = np.stack([cg(system, column, rtol=1e-6)[0] for column in start.T], 1).clip(min=0)
     mass /= np.maximum(mass.sum(0), 1e-300)
     total = mass.sum(1)
@@ -78,8 +80,8 @@ def spread_names(x, items, labels, count, *, alpha=0.99, components=50, neighbou
 
 
 def geometry(x, labels, count):
-    """Distances (count, count) between the class means of x (N, ...), standardised off the diagonal; NaN for a class without
-    items."""
+    """Distances (count, count) between the class means of x (N, ...), standardised off the diagonal; NaN for a class
+    without items."""
     x = x.reshape(len(x), -1).float()
     means = torch.stack([x[labels == c].mean(0) for c in range(count)])
     d = torch.cdist(means, means)
@@ -89,7 +91,8 @@ def geometry(x, labels, count):
 
 
 def name_by_geometry(ours, theirs, *, null=20, restarts=10, seed=0):
-    """Naming of clusters by the distances among them: (class (count,) of each cluster, correlation, correlations (null,)).
+    """Naming of clusters by the distances among them: (class (count,) of each cluster, correlation, correlations
+    (null,)).
 
     ours, theirs: geometries (count, count) of the clusters and of the classes. Quadratic assignment from `restarts`
     starts; the null is the best correlation that the same search finds when our distances are shuffled. A correlation
@@ -105,8 +108,12 @@ def name_by_geometry(ours, theirs, *, null=20, restarts=10, seed=0):
         best = (-2.0, None)
         for _ in range(restarts):
             found = quadratic_assignment(a, b, options={"maximize": True, "P0": "randomized", "rng": rng})
-            found = quadratic_assignment(a, b, method="2opt", options={
-                "maximize": True, "rng": rng, "partial_guess": np.stack([np.arange(count), found.col_ind], 1)})
+            found = quadratic_assignment(
+                a,
+                b,
+                method="2opt",
+                options={"maximize": True, "rng": rng, "partial_guess": np.stack([np.arange(count), found.col_ind], 1)},
+            )
             agreement = found.fun / max(2 * len(up[0]), 1)
             best = max(best, (agreement, found.col_ind), key=lambda f: f[0])
         return best
@@ -128,18 +135,20 @@ def literal_space(z, d_im, seed):
     z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
     g = torch.Generator().manual_seed(seed)
     q = torch.linalg.qr(torch.randn(max(z.shape[1], d_im), max(z.shape[1], d_im), generator=g))[0]
-    mapped = z @ q[:z.shape[1], :d_im].to(z)
+    mapped = z @ q[: z.shape[1], :d_im].to(z)
     return F.normalize(mapped, dim=-1)
 
 
 def name_by_items(oom, rows, classes, per_class, generator):
-    """A class for each of the OOM rows (M,) from the labels of `per_class` of them a class: (class (M,), how doubtful it is
-    (M,), how it was found, that in words)."""
+    """A class for each of the OOM rows (M,) from the labels of `per_class` of them a class: (class (M,), how doubtful
+    it is (M,), how it was found, that in words)."""
     x, y = batch(oom, rows, "cpu")[0], oom["labels"][rows]
     lacking = [oom["class_names"][c] for c in range(classes) if not (y == c).any()]
     if len(lacking) == classes:
-        raise UserError("--name-with takes the names from labelled training items, and the sensor has none; label one of "
-                             "each class and extract again")
+        raise UserError(
+            "--name-with takes the names from labelled training items, and the sensor has none; label one of "
+            "each class and extract again"
+        )
     items = choose_labelled(y, 0, per_class, generator)
     label, confidence = spread_names(x, items, y[items], classes)
     said = f"names spread from {len(items)} labelled items ({per_class} per class) along the graph of the readings"
@@ -148,11 +157,13 @@ def name_by_items(oom, rows, classes, per_class, generator):
 
 
 def name_by_clusters(oom, rows, inputs, classes, seed):
-    """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs or banks {m: file};
-    doubtful is what lies far from its cluster's centre."""
+    """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs or
+    banks {m: file}; doubtful is what lies far from its cluster's centre."""
     if len(rows) < classes:
-        raise UserError(f"--init spectral makes {classes} clusters, one for a class, and there are only {len(rows)} training "
-                             f"items of the sensor; record more, or use --setting semi")
+        raise UserError(
+            f"--init spectral makes {classes} clusters, one for a class, and there are only {len(rows)} training "
+            f"items of the sensor; record more, or use --setting semi"
+        )
     x = batch(oom, rows, "cpu")[0]
     values = lambda file, r: batch(file, r, "cpu")[0] if "x" in file else file["features"][r]
     label, embedding, centroids = spectral(x, classes, seed=seed)
@@ -161,42 +172,58 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
     theirs = {m: geometry(values(inputs[m], r), inputs[m]["labels"][r], classes) for m, r in seen.items()}
     ours = geometry(x, label, classes)
     if ours.isnan().any():
-        raise UserError(f"--init spectral: the {len(rows)} training items of the sensor do not fall into {classes} clusters, "
-                             f"one for a class; record more, or give --name-with 1")
-    known = torch.stack(list(theirs.values())).nanmean(0)                                  # over the modalities that show both
+        raise UserError(
+            f"--init spectral: the {len(rows)} training items of the sensor do not fall into {classes} clusters, "
+            f"one for a class; record more, or give --name-with 1"
+        )
+    known = torch.stack(list(theirs.values())).nanmean(0)  # over the modalities that show both
     if known.isnan().any():
         shown = set().union(*(set(inputs[m]["labels"][r].tolist()) for m, r in seen.items()))
         lacking = [oom["class_names"][c] for c in range(classes) if c not in shown]
-        raise UserError(f"--init spectral names clusters by how the classes lie to each other in a known modality, and "
-                             f"none shows {', '.join(lacking) or 'every two classes'} with a label; label some, or give "
-                             f"--name-with 1")
+        raise UserError(
+            f"--init spectral names clusters by how the classes lie to each other in a known modality, and "
+            f"none shows {', '.join(lacking) or 'every two classes'} with a label; label some, or give "
+            f"--name-with 1"
+        )
     of_cluster, agreement, null = name_by_geometry(ours, known, seed=seed)
     p = (1 + (null >= agreement).sum().item()) / (1 + len(null))
     trust = "a weak sign at best" if p > 0.05 or agreement < 0.8 else "they may be right"
-    said = (f"{classes} spectral clusters, named by the geometry of {len(inputs)} known modalities: correlation "
-            f"{agreement:.2f}, shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}")
-    said += "" if trust == "they may be right" else ": expect chance. --name-with 1 takes the names from one label per class"
+    said = (
+        f"{classes} spectral clusters, named by the geometry of {len(inputs)} known modalities: correlation "
+        f"{agreement:.2f}, shuffled geometry reaches {null.mean():.2f} (p = {p:.2f}); these names are {trust}"
+    )
+    said += (
+        ""
+        if trust == "they may be right"
+        else ": expect chance. --name-with 1 takes the names from one label per class"
+    )
     return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}, said
 
 
 def name_by_heads(args, oom, rows, known, learner):
-    """The same as Eq. 14 is printed: the class on which the IM heads agree about a random learner's features; doubtful is what
-    they are not confident of, and infinitely so what they do not agree on."""
-    z = embed(learner, oom, rows, args.device)[0]                                                             # (M, d)
+    """The same as Eq. 14 is printed: the class on which the IM heads agree about a random learner's features;
+    doubtful is what they are not confident of, and infinitely so what they do not agree on."""
+    z = embed(learner, oom, rows, args.device)[0]  # (M, d)
     logits = torch.stack([k.head(literal_space(z, k.z.shape[1], args.seed)) for k in known.values()])
     mask, label, confidence = cox_ops.modality_agreement(logits)
     anchors = surest(confidence, max(1, round(args.anchors * len(rows))), mask)
     if not len(anchors):
-        raise UserError(f"the IM heads of {', '.join(known)} agree on no {args.oom} item, so there is no anchor; "
-                        f"try another --seed, or --setting semi")
-    print(f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
-          f"{label[anchors].unique().numel()} of {logits.shape[-1]} classes. A random network carries no class names: expect chance")
+        raise UserError(
+            f"the IM heads of {', '.join(known)} agree on no {args.oom} item, so there is no anchor; "
+            f"try another --seed, or --setting semi"
+        )
+    print(
+        f"  literal start: the IM heads agree on {mask.float().mean():.1%} of the items, {len(anchors)} anchors in "
+        f"{label[anchors].unique().numel()} of {logits.shape[-1]} classes. A random network carries "
+        f"no class names: expect chance"
+    )
     return anchors, label, {}
 
 
 def none(args, oom, train, known, learner, inputs, generator):
-    """Setting unsup: the Start in which no OOM item, rows `train` (M,), has a label or a pair; it is warmed up on anchors whose
-    classes --init and --name-with say. inputs {modality: inputs file, or bank of a pretrained perceptor}."""
+    """Setting unsup: the Start in which no OOM item, rows `train` (M,), has a label or a pair; it is warmed up on
+    anchors whose classes --init and --name-with say. inputs {modality: inputs file, or bank of a pretrained
+    perceptor}."""
     classes = len(oom["class_names"])
     if args.init == "literal":
         anchors, label, naming = name_by_heads(args, oom, train, known, learner)
@@ -207,5 +234,7 @@ def none(args, oom, train, known, learner, inputs, generator):
             label, doubt, naming, words = name_by_clusters(oom, train, inputs, classes, args.seed)
         print(f"  {words}")
         of_class = [(label == c).nonzero().squeeze(1) for c in range(classes)]
-        anchors = torch.cat([i[doubt[i].argsort()[:(len(i) + 1) // 2]] for i in of_class])                  # the surer half
-    return Start(train[anchors.cpu()], label[anchors].cpu(), {m: [torch.arange(0), torch.arange(0)] for m in known}, naming)
+        anchors = torch.cat([i[doubt[i].argsort()[: (len(i) + 1) // 2]] for i in of_class])  # the surer half
+    return Start(
+        train[anchors.cpu()], label[anchors].cpu(), {m: [torch.arange(0), torch.arange(0)] for m in known}, naming
+    )

@@ -1,4 +1,6 @@
-"""What every stage's run is made of: its flags, the wrapper of its main, the file that it makes with checkpoint and log."""
+"""What every stage's run is made of: its flags, the wrapper of its main, the file that it makes with checkpoint and
+log."""
+
 import argparse
 import json
 import math
@@ -12,14 +14,14 @@ import torch
 
 from cox_oom.files import UserError, data_name, finished, load, save, writable
 
-PARTS = ("connection", "exploration", "warmup", "emergent")                     # what an ablation can leave out of COX
+PARTS = ("connection", "exploration", "warmup", "emergent")  # what an ablation can leave out of COX
 
 
 def script(main, argv=None):
     """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2."""
     try:
         main(argv)
-    except (UserError, OSError) as error:              # OSError: what the system refuses, with the file and its reason
+    except (UserError, OSError) as error:  # OSError: what the system refuses, with the file and its reason
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -27,14 +29,16 @@ def script(main, argv=None):
         sys.exit(130)
 
 
-# ---------------------------------------------------------------------------------------------------------------- flags
+# --------------------------------------------------------------------------------------------------------- flags
 
 
 def leave_out(text):
     """--without's comma-separated list, sorted."""
     found = sorted({p for p in text.split(",") if p})
     if set(found) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(set(found) - set(PARTS)))}: choose among {', '.join(PARTS)}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(set(found) - set(PARTS)))}: choose among {', '.join(PARTS)}"
+        )
     return found
 
 
@@ -49,24 +53,34 @@ def known_device(text):
 
 
 def number(kind, low, high=math.inf, ends="[]"):
-    """The type of an int or float (`kind`) from `low` to `high`; `ends` as an interval is written: "(]" leaves low out."""
+    """The type of an int or float (`kind`) from `low` to `high`; `ends` as an interval is written: "(]" leaves low
+    out."""
     bounds = f"from {low}" if ends[0] == "[" else f"above {low}"
-    bounds += "" if high == math.inf else f" to {high}" if ends == "[]" else f", {'below' if ends[1] == ')' else 'at most'} {high}"
+    bounds += (
+        ""
+        if high == math.inf
+        else f" to {high}"
+        if ends == "[]"
+        else f", {'below' if ends[1] == ')' else 'at most'} {high}"
+    )
 
     def check(text):
         try:
             n = kind(text)
         except ValueError:
             n = math.nan
-        inside = (low <= n if ends[0] == "[" else low < n) and (n <= high if ends[1] == "]" else n < high)     # NaN: neither
+        inside = (low <= n if ends[0] == "[" else low < n) and (
+            n <= high if ends[1] == "]" else n < high
+        )  # NaN: neither
         if not inside or n == math.inf:
             raise argparse.ArgumentTypeError(f"{text}: give a {'whole ' if kind is int else ''}number {bounds}")
         return n
+
     return check
 
 
-REQUIRED = object()                                            # as a flag's default: it has none and must be given
-COMMON = {                                                     # flags that several stages have: default, type, help
+REQUIRED = object()  # as a flag's default: it has none and must be given
+COMMON = {  # flags that several stages have: default, type, help
     "--data": (REQUIRED, str, "a folder with manifest.csv, or the name of a public data set (docs/data/)"),
     "--oom": (REQUIRED, str, "the out-of-modal modality, the one to learn"),
     "--perceptor": ("bind", str, "frozen IM perceptor: bind (trained here), imagebind, languagebind, hf:MODEL"),
@@ -79,14 +93,16 @@ COMMON = {                                                     # flags that seve
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of flags that are given as rows (name, default, type, help): --help shows the everyday ones, --help-all all of
-    them, and a complaint is one line that names the flag.
+    """A parser of flags that are given as rows (name, default, type, help): --help shows the everyday ones,
+    --help-all all of them, and a complaint is one line that names the flag.
 
     A type is what argparse calls on the text, a tuple of choices, or None for a switch.
     """
 
     def __init__(self, doc, then):
-        super().__init__(description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, add_help=False)
+        super().__init__(
+            description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, add_help=False
+        )
         self.rare, self.then = [], then
         self.add_argument("-h", "--help", action="help", help="show the everyday flags")
         self.add_argument("--help-all", action="help", help="show all flags")
@@ -96,7 +112,8 @@ class Parser(argparse.ArgumentParser):
         self.rows([(name, *COMMON[name]) for name in names])
 
     def rows(self, rows, rare=False):
-        """Add flags; `rare` ones are shown by --help-all alone. A fifth entry of a row holds further arguments for argparse."""
+        """Add flags; `rare` ones are shown by --help-all alone. A fifth entry of a row holds further arguments for
+        argparse."""
         for name, default, kind, text, *more in rows:
             how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind} if kind else {"action": "store_true"}
             how |= {"required": True} if default is REQUIRED else {"default": default}
@@ -111,7 +128,9 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(argv, namespace)
 
     def error(self, message):
-        message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix("argument ")
+        message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix(
+            "argument "
+        )
         self.exit(2, f"error: {message} (--help-all shows every flag)\n")
 
 
@@ -131,28 +150,37 @@ def descend(optimizer, terms, lr):
     return loss.detach()
 
 
-# ------------------------------------------------------------------------------------------------------ work in the making
+# -------------------------------------------------------------------------------------------- work in the making
+
 
 class Work:
     """One file of stage 2 or 3 in the making: `path` itself, its checkpoint and its log beside it.
 
-    args: the stage's flags; those that shape the file are kept in its meta, and other ones are refused where it is done. oom: the
-    OOM inputs; made_from: the digests of all files that it is made from.
-    """
+    args: the stage's flags; those that shape the file are kept in its meta, and other ones are refused where it is
+    done. oom: the OOM inputs; made_from: the digests of all files that it is made from."""
 
     def __init__(self, stage, path, args, oom, made_from):
         self.path, self.force, self.begun, self.saved = Path(path), args.force, time.time(), {}
-        self.checkpoint_path, self.log_path = self.path.with_suffix(".checkpoint.pt"), self.path.with_suffix(".log.jsonl")
+        self.checkpoint_path, self.log_path = (
+            self.path.with_suffix(".checkpoint.pt"),
+            self.path.with_suffix(".log.jsonl"),
+        )
         settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
-        self.facts = {"stage": stage, "data": data_name(args.data), "fingerprint": oom["meta"]["fingerprint"], "args": settings, "made_from": made_from}
+        self.facts = {
+            "stage": stage,
+            "data": data_name(args.data),
+            "fingerprint": oom["meta"]["fingerprint"],
+            "args": settings,
+            "made_from": made_from,
+        }
 
     @property
     def seconds(self):
         return time.time() - self.begun
 
     def done(self):
-        """True where the file is there, made by the same flags from the same files; else the last checkpoint of this very
-        work is read, if there is one."""
+        """True where the file is there, made by the same flags from the same files; else the last checkpoint of this
+        very work is read, if there is one."""
         facts = self.facts
         if finished(self.path, facts["args"], facts["made_from"], facts["fingerprint"], self.force):
             return True
@@ -171,16 +199,26 @@ class Work:
         return self.saved.get("state", {})
 
     def checkpoint(self, state, parts, generator):
-        """Write the plain `state`, the state of `parts` {name: module or optimizer} and the random generators: a stopped run
-        goes on from here, on the CPU to the same bits."""
-        save(self.checkpoint_path, {
-            "state": state, "parts": {name: part.state_dict() for name, part in parts.items()}, "forced": self.force,
-            "seconds": self.seconds, "rng": torch.get_rng_state(), "generator": generator.get_state(),
-            "log": self.log_path.stat().st_size if self.log_path.exists() else 0},
-            **self.facts, quiet=True)
+        """Write the plain `state`, the state of `parts` {name: module or optimizer} and the random generators: a
+        stopped run goes on from here, on the CPU to the same bits."""
+        save(
+            self.checkpoint_path,
+            {
+                "state": state,
+                "parts": {name: part.state_dict() for name, part in parts.items()},
+                "forced": self.force,
+                "seconds": self.seconds,
+                "rng": torch.get_rng_state(),
+                "generator": generator.get_state(),
+                "log": self.log_path.stat().st_size if self.log_path.exists() else 0,
+            },
+            **self.facts,
+            quiet=True,
+        )
 
     def resume(self, parts, generator):
-        """Restore `parts` and the random generators from the last checkpoint of this very work. Returns its plain state."""
+        """Restore `parts` and the random generators from the last checkpoint of this very work. Returns its plain
+        state."""
         if self.saved:
             for name, part in parts.items():
                 part.load_state_dict(self.saved["parts"][name])

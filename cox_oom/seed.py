@@ -1,4 +1,6 @@
-"""What a stage reads of the earlier ones: inputs and banks of stage 1, connect.pt of stage 2, checked along the chain."""
+"""What a stage reads of the earlier ones: inputs and banks of stage 1, connect.pt of stage 2, checked along the
+chain."""
+
 from dataclasses import dataclass
 
 import torch
@@ -14,30 +16,39 @@ def split_rows(file, splits=("train", "val")):
 
 def load_inputs(place, modality):
     """The inputs file of a modality."""
-    return load(place.inputs(modality), first=place.command("extract_features.py"),
-                keys=("kind", "x", "ids", "labels", "split", "class_names"))
+    return load(
+        place.inputs(modality),
+        first=place.command("extract_features.py"),
+        keys=("kind", "x", "ids", "labels", "split", "class_names"),
+    )
 
 
 def load_banks(place):
-    """The IM feature banks of an OOM modality: ({modality: file}, {"banks/<modality>": digest, …}). Stage 1's im.pt says
-    which; without it all but the OOM's."""
+    """The IM feature banks of an OOM modality: ({modality: file}, {"banks/<modality>": digest, …}). Stage 1's im.pt
+    says which; without it all but the OOM's."""
     first = place.command("extract_features.py")
     folders = [place.banks(), place.banks(trained=True)]
     paths = {p.stem: p for folder in folders for p in sorted(folder.glob("*.pt")) if p.stem != place.oom}
     if not paths:
         raise UserError(f"{folders[0]} holds no feature bank; run first: {first}")
     choice = load(place.choice, first=first, keys=("im",)) if place.choice.exists() else None
-    banks = {m: load(paths[m], first=first, keys=("features", "ids", "labels", "split", "class_names"))
-             for m in sorted(paths) if choice is None or m in choice["im"]}
+    banks = {
+        m: load(paths[m], first=first, keys=("features", "ids", "labels", "split", "class_names"))
+        for m in sorted(paths)
+        if choice is None or m in choice["im"]
+    }
     expected = choice["im"] if choice else {m for f in banks.values() for m in f["meta"]["args"].get("im", ())}
     missing = sorted(set(expected) - set(banks))
-    if missing:                                                        # stage 1 was stopped between two banks
+    if missing:  # stage 1 was stopped between two banks
         raise UserError(f"{folders[0]} lacks the bank of {', '.join(missing)}; run first: {first}")
     together = [m for m in banks if banks[m]["meta"].get("perceptor") == "bind"]
     for m in together[1:]:
         if banks[m]["meta"]["args"] != banks[together[0]]["meta"]["args"]:
-            raise UserError(f"{paths[m]} and {paths[together[0]].name} were not trained together: stage 1 was stopped between them, "
-                            f"or other flags were given; make them again by extract_features.py --force")
+            raise UserError(
+                f"{paths[m]} and {paths[together[0]].name} were not trained together: "
+                f"stage 1 was stopped between them, or other flags were given; "
+                f"make them again by extract_features.py --force"
+            )
     made_from = {f"banks/{m}": banks[m]["meta"]["digest"] for m in banks}
     if choice:
         made_from["choice of IM modalities"] = choice["meta"]["digest"]
@@ -45,8 +56,8 @@ def load_banks(place):
 
 
 def load_sources(place):
-    """What stage 1 left: the OOM inputs, the IM banks {modality: file}, the digests of all; UserError where a bank was made from
-    other inputs than those in place."""
+    """What stage 1 left: the OOM inputs, the IM banks {modality: file}, the digests of all; UserError where a bank
+    was made from other inputs than those in place."""
     oom = load_inputs(place, place.oom)
     ims, made_from = load_banks(place)
     in_place = {f"inputs/{m}": load(place.inputs(m))["meta"]["digest"] for m in ims if place.inputs(m).exists()}
@@ -68,7 +79,9 @@ def features_of(bank, ids):
 
 @dataclass
 class Seed:
-    """What every method of a seed goes on from: the OOM inputs, the IM banks, stage 2's connect.pt, the digests of all."""
+    """What every method of a seed goes on from: the OOM inputs, the IM banks, stage 2's connect.pt, the digests of
+    all."""
+
     place: Place
     oom: dict
     ims: dict
@@ -77,7 +90,8 @@ class Seed:
 
 
 def load_seed(place, keys=()):
-    """The Seed of a place, `keys` in its connect.pt; UserError where a file is missing or connect.pt was made from others."""
+    """The Seed of a place, `keys` in its connect.pt; UserError where a file is missing or connect.pt was made from
+    others."""
     oom = load_inputs(place, place.oom)
     ims, made_from = load_banks(place)
     made_from[f"inputs/{place.oom}"] = oom["meta"]["digest"]

@@ -1,4 +1,5 @@
 """The compiled module (csrc/ops.cpp): importing it registers the operators."""
+
 from typing import Any
 
 def build_info() -> dict[str, Any]: ...

@@ -4,21 +4,21 @@
 
 `python -m cox_ops` says how they were built. `cox_ops.ref` holds the definition of each in plain torch.
 """
+
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 try:
-    __version__ = metadata.version("cox-oom")                      # cox_ops and cox_oom are installed together
+    __version__ = metadata.version("cox-oom")  # cox_ops and cox_oom are installed together
 except metadata.PackageNotFoundError:
     __version__ = "0+not.installed"
 
 try:
     from . import _C as _C  # registers the operators
 except ImportError as e:
-    raise ImportError(f"cox_ops is not built for this Python ({e}); run: "
-                      "python setup.py build_ext --inplace") from None
+    raise ImportError(f"cox_ops is not built for this Python ({e}); run: python setup.py build_ext --inplace") from None
 
 # The CUDA operators are a library of their own: a CPU build of torch lacks the CUDA symbols they need.
 cuda_library: Path | None = None
@@ -29,8 +29,7 @@ if cuda_library is not None:
 
 try:
     from .ops import heads_agreement, mmd, modality_agreement, nearest_anchor, pairwise_distances, top_anchors
-except RuntimeError as e:                                          # a fake for an operator that the build lacks
-    raise ImportError(f"cox_ops was built from other sources ({e}); run: "
-                      "python setup.py build_ext --inplace") from None
+except RuntimeError as e:  # a fake for an operator that the build lacks
+    raise ImportError(f"cox_ops was built from other sources ({e}); run: python setup.py build_ext --inplace") from None
 
 __all__ = ["pairwise_distances", "nearest_anchor", "top_anchors", "modality_agreement", "heads_agreement", "mmd"]

@@ -1,4 +1,5 @@
 """`python -m cox_ops`: what the operators were built with and what they run on here."""
+
 import torch
 
 import cox_ops
@@ -11,8 +12,11 @@ def report() -> str:
         ("torch", f"{info['torch_at_build']} at build, {torch.__version__} now"),
         ("ABI", info["abi_target"]),
         ("compiler", info["compiler"]),
-        ("instruction sets", f"{', '.join(info['isa_available'])} available, {info['isa_chosen']} chosen; "
-                             f"needed: {info['isa_baseline']}"),
+        (
+            "instruction sets",
+            f"{', '.join(info['isa_available'])} available, {info['isa_chosen']} chosen; "
+            f"needed: {info['isa_baseline']}",
+        ),
         ("OpenMP", info["openmp"] or "none: kernels run on one thread"),
         ("threads", info["threads"]),
         ("CUDA architectures", info["cuda_archs"]),
@@ -20,8 +24,11 @@ def report() -> str:
     ]
     names = [n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("cox_ops::")]
     for name in sorted(names):
-        have = [device for device in ("CPU", "CUDA")
-                if torch._C._dispatch_has_kernel_for_dispatch_key(f"cox_ops::{name}", device)]
+        have = [
+            device
+            for device in ("CPU", "CUDA")
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"cox_ops::{name}", device)
+        ]
         rows.append((name, ", ".join(have)))
     return "\n".join(f"{name + ':':31}{value}" for name, value in rows)
 

@@ -6,6 +6,7 @@ the others. Any strides; sizes may be 0 where the docstring does not say otherwi
 the CPU a result is bitwise the same for any number of threads. Distances are sums of squared differences,
 never norms minus twice the product: no cancellation.
 """
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ def _acc(dtype: torch.dtype) -> torch.dtype:
 def _no_second_derivative(name: str) -> Callable[..., None]:
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(f"cox_ops.{name} has no second derivative: no create_graph=True through it")
+
     return backward
 
 
 # ---------------------------------------------------------------- pairwise_distances
+
 
 def pairwise_distances(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
     """Euclidean distances between the rows of x and of y: d_ij = ||x_i - y_j||, squared if asked.
@@ -62,13 +65,12 @@ def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     return gx, gy, None
 
 
-torch.library.register_autograd("cox_ops::pairwise_distances", _pairwise_backward,
-                                setup_context=_pairwise_setup)
-torch.library.register_autograd("cox_ops::pairwise_distances_backward",
-                                _no_second_derivative("pairwise_distances"))
+torch.library.register_autograd("cox_ops::pairwise_distances", _pairwise_backward, setup_context=_pairwise_setup)
+torch.library.register_autograd("cox_ops::pairwise_distances_backward", _no_second_derivative("pairwise_distances"))
 
 
 # ---------------------------------------------------------------- nearest_anchor
+
 
 def nearest_anchor(z: Tensor, v: Tensor, *, tile: int = 0) -> tuple[Tensor, Tensor]:
     """The bank item whose K mappings lie nearest to each query on average.
@@ -136,8 +138,16 @@ torch.library.register_autograd("cox_ops::nearest_anchor", _nearest_backward, se
 
 # ---------------------------------------------------------------- top_anchors
 
-def top_anchors(score: Tensor, t: int, *, largest: bool = False, classes: Tensor | None = None,
-                quota: int | None = None, mask: Tensor | None = None) -> Tensor:
+
+def top_anchors(
+    score: Tensor,
+    t: int,
+    *,
+    largest: bool = False,
+    classes: Tensor | None = None,
+    quota: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Indices of the t best scores (smallest, or largest if asked), sorted by (score, index).
 
     score (M,), mask (M,) bool, classes (M,) int64 -> (t,) int64. Ties go to the lowest index. Never chosen:
@@ -153,12 +163,20 @@ def top_anchors(score: Tensor, t: int, *, largest: bool = False, classes: Tensor
 
 
 @torch.library.register_fake("cox_ops::top_anchors")
-def _(score: Tensor, t: int, *, largest: bool = False, classes: Tensor | None = None, quota: int | None = None,
-      mask: Tensor | None = None) -> Tensor:
+def _(
+    score: Tensor,
+    t: int,
+    *,
+    largest: bool = False,
+    classes: Tensor | None = None,
+    quota: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     return score.new_empty((t,), dtype=torch.int64)
 
 
 # ---------------------------------------------------------------- modality_agreement
+
 
 def modality_agreement(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where the heads of all modalities name the same class.
@@ -181,8 +199,11 @@ def modality_agreement(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.register_fake("cox_ops::modality_agreement")
 def _(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     M = logits.shape[1]
-    return (logits.new_empty(M, dtype=_acc(logits.dtype)), logits.new_empty(M, dtype=torch.bool),
-            logits.new_empty(M, dtype=torch.int64))
+    return (
+        logits.new_empty(M, dtype=_acc(logits.dtype)),
+        logits.new_empty(M, dtype=torch.bool),
+        logits.new_empty(M, dtype=torch.int64),
+    )
 
 
 def _agreement_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -205,11 +226,11 @@ def _agreement_backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tensor:
     return _confidence_pull(logits.to(grad.dtype), confidence, grad).to(logits.dtype)
 
 
-torch.library.register_autograd("cox_ops::modality_agreement", _agreement_backward,
-                                setup_context=_agreement_setup)
+torch.library.register_autograd("cox_ops::modality_agreement", _agreement_backward, setup_context=_agreement_setup)
 
 
 # ---------------------------------------------------------------- heads_agreement
+
 
 def heads_agreement(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """modality_agreement of linear heads' logits, logits_k = z weight_k^T + bias_k, which are never all in memory.
@@ -230,8 +251,7 @@ def heads_agreement(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
 @torch.library.register_fake("cox_ops::heads_agreement")
 def _(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     M = z.shape[0]
-    return (z.new_empty(M, dtype=_acc(z.dtype)), z.new_empty(M, dtype=torch.bool),
-            z.new_empty(M, dtype=torch.int64))
+    return (z.new_empty(M, dtype=_acc(z.dtype)), z.new_empty(M, dtype=torch.bool), z.new_empty(M, dtype=torch.int64))
 
 
 def _heads_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -258,6 +278,7 @@ torch.library.register_autograd("cox_ops::heads_agreement", _heads_backward, set
 
 
 # ---------------------------------------------------------------- mmd
+
 
 def mmd(x: Tensor, y: Tensor, bandwidths: Tensor | Sequence[float] | None = None) -> Tensor:
     """Squared maximum mean discrepancy between two samples: biased V-statistic, several Gaussian kernels.

@@ -3,6 +3,7 @@
 Meant for checks in float64: slow and large in memory on purpose. Needs no build: load it by its path where
 cox_ops is not compiled.
 """
+
 from collections.abc import Iterable
 
 import torch
@@ -17,8 +18,7 @@ def pairwise_distances(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
     return torch.where(zero, 0, torch.where(zero, 1, square).sqrt())  # subgradient 0 at distance 0
 
 
-def pairwise_distances_backward(grad: Tensor, x: Tensor, y: Tensor, dist: Tensor,
-                                squared: bool) -> tuple[Tensor, ...]:
+def pairwise_distances_backward(grad: Tensor, x: Tensor, y: Tensor, dist: Tensor, squared: bool) -> tuple[Tensor, ...]:
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(pairwise_distances(x, y, squared), (x, y), grad)
@@ -36,8 +36,15 @@ def nearest_anchor(z: Tensor, v: Tensor, tile: int = 0) -> tuple[Tensor, Tensor]
     return score, torch.where(score.isfinite(), index, -1)
 
 
-def top_anchors(score: Tensor, t: int, *, largest: bool = False, classes: Tensor | None = None,
-                quota: int | None = None, mask: Tensor | None = None) -> Tensor:
+def top_anchors(
+    score: Tensor,
+    t: int,
+    *,
+    largest: bool = False,
+    classes: Tensor | None = None,
+    quota: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     chosen: list[int] = []
     taken: dict[int, int] = {}
     for s, i in sorted((-s if largest else s, i) for i, s in enumerate(score.tolist()) if s == s):
@@ -65,6 +72,7 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Iterable[float] | Tensor) -> Tensor:
     def k(a: Tensor, b: Tensor) -> Tensor:
         d2 = pairwise_distances(a, b, squared=True)
         return torch.stack([(-d2 / s).exp() for s in bandwidths]).mean(0).mean()
+
     return k(x, x) + k(y, y) - 2 * k(x, y)
 
 

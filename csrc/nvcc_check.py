@@ -5,6 +5,7 @@ Prints registers, shared memory and spills of each kernel as ptxas reports them;
 failure. Without nvcc: says so and succeeds, unless COX_REQUIRE_NVCC=1. nvcc is that of CUDA_HOME, of PATH, or of
 /usr/local/cuda*.
 """
+
 import os
 import re
 import shutil
@@ -34,10 +35,26 @@ def find_nvcc():
 
 def compile_one(nvcc, source, out):
     includes = Path(torch.__file__).parent / "include"
-    command = [nvcc, "-c", str(source), "-o", str(Path(out) / f"{source.parents[1].name}-{source.stem}.o"), "-std=c++17", "-O3",
-               *COMMON_NVCC_FLAGS, "-lineinfo", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000",
-               "-Xptxas", "-v", "-I", str(includes), "-Xcompiler", "-fPIC",
-               *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS)]
+    command = [
+        nvcc,
+        "-c",
+        str(source),
+        "-o",
+        str(Path(out) / f"{source.parents[1].name}-{source.stem}.o"),
+        "-std=c++17",
+        "-O3",
+        *COMMON_NVCC_FLAGS,
+        "-lineinfo",
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        "-Xptxas",
+        "-v",
+        "-I",
+        str(includes),
+        "-Xcompiler",
+        "-fPIC",
+        *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS),
+    ]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -78,8 +95,10 @@ def main():
                 base = re.sub(r"<.*|\(.*", "", name)
                 hot = base in HOT
                 seen.add(base)
-                print(f"  sm_{arch:<4} {regs:4d} registers {shared:6d} B shared {spills:4d} B spilled"
-                      f"  {name}{'  (hot)' if hot else ''}")
+                print(
+                    f"  sm_{arch:<4} {regs:4d} registers {shared:6d} B shared {spills:4d} B spilled"
+                    f"  {name}{'  (hot)' if hot else ''}"
+                )
                 if hot and spills:
                     spilled.append(f"{name} on sm_{arch} ({spills} B)")
     fine = len(sources) - len(failed)

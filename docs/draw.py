@@ -9,7 +9,8 @@ def box(x, y, width, height, colour, title, *lines):
     """A rounded box with a bold title and lines below it."""
     middle = x + width / 2
     parts = [
-        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="#fff" stroke="{colour}" stroke-width="2"/>',
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="#fff" stroke="{colour}" '
+        'stroke-width="2"/>',
         f'<text x="{middle}" y="{y + 22}" font-weight="bold" fill="{colour}">{title}</text>',
     ]
     parts += [f'<text x="{middle}" y="{y + 42 + 17 * i}" fill="{SOFT}">{line}</text>' for i, line in enumerate(lines)]
@@ -18,7 +19,9 @@ def box(x, y, width, height, colour, title, *lines):
 
 def arrow(x1, y1, x2, y2, text="", colour=INK):
     """An arrow with words above its middle."""
-    words = f'<text x="{(x1 + x2) / 2}" y="{(y1 + y2) / 2 - 8}" fill="{SOFT}" font-size="12">{text}</text>' if text else ""
+    words = (
+        f'<text x="{(x1 + x2) / 2}" y="{(y1 + y2) / 2 - 8}" fill="{SOFT}" font-size="12">{text}</text>' if text else ""
+    )
     line = f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{colour}" stroke-width="2" marker-end="url(#tip)"/>'
     return [line, words] if words else [line]
 
@@ -41,8 +44,8 @@ def picture():
     parts += arrow(805, 190, 805, 100, "")
     parts += box(730, 20, 150, 80, INK, "4 evaluate", "accuracy, retrieval,", "table, report")
     return "\n".join([
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 890 290" font-family="system-ui, sans-serif" font-size="13" '
-        'text-anchor="middle" role="img" aria-label="The four stages of COX">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 890 290" font-family="system-ui, sans-serif" '
+        'font-size="13" text-anchor="middle" role="img" aria-label="The four stages of COX">',
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M0 0L10 5L0 10z" fill="{INK}"/></marker></defs>',
         '<rect width="890" height="290" fill="#fff"/>',

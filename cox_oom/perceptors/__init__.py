@@ -1,24 +1,43 @@
-"""Frozen IM perceptors, one file each: imagebind, languagebind, hf (any model of transformers), and bind, whose encoders are
-trained here on the data set's own pairs. embed.py runs the pretrained ones over a data set.
+"""Frozen IM perceptors, one file each: imagebind, languagebind, hf (any model of transformers), and bind.
 
+bind's encoders are trained here on the data set's own pairs. embed.py runs the pretrained ones over a data set.
 A pretrained one is a module with
-  MODALITIES           the roles that it can embed (hf: `modalities(MODEL)`); PREPROCESSING, the version of prepare's numbers;
-                       perhaps OPTIONS {keyword of load: help}, BIND_TO, the role that encoders trained beside it are bound to
+
+  MODALITIES      the roles that it can embed (hf: `modalities(MODEL)`)
+  PREPROCESSING   the version of prepare's numbers
+  OPTIONS         perhaps: {keyword of load: help}
+  BIND_TO         perhaps: the role that encoders trained beside it are bound to
   weight_files(roles, weights) -> {name: path} of what load reads
-  load(roles, *, weights, device, dtype) -> a perceptor with dims {role: d}, weights {name: sha256}, preparer(), encode(role,
-                       batch) -> (B, d) float32 unit rows; preparer() is light enough for worker processes: prepare(role,
-                       raw item) -> tensor or dict of tensors, sample(role) -> None or (n_frames, fps) -> frame indices
+  load(roles, *, weights, device, dtype) -> a perceptor with
+      dims {role: d}, weights {name: sha256}
+      preparer(), light enough for worker processes: prepare(role, raw item) -> tensor or dict of tensors,
+          sample(role) -> None or (n_frames, fps) -> frame indices
+      encode(role, batch) -> (B, d) float32 unit rows
 """
+
 import importlib
 import re
 
 from cox_oom.files import UserError
 
-WORDS = {"image": ("rgb", "image", "vision", "photo", "camera"), "text": ("language", "caption", "text"),
-         "audio": ("audio", "sound"), "depth": ("depth",), "thermal": ("thermal", "infrared"), "imu": ("imu",),
-         "video": ("video",)}                                                       # role: words of a modality's name
-KINDS = {"image": "image", "text": "text", "audio": "audio", "depth": "image", "thermal": "image", "imu": "series",
-         "video": "video"}                                                          # role: kind of its items
+WORDS = {
+    "image": ("rgb", "image", "vision", "photo", "camera"),
+    "text": ("language", "caption", "text"),
+    "audio": ("audio", "sound"),
+    "depth": ("depth",),
+    "thermal": ("thermal", "infrared"),
+    "imu": ("imu",),
+    "video": ("video",),
+}  # role: words of a modality's name
+KINDS = {
+    "image": "image",
+    "text": "text",
+    "audio": "audio",
+    "depth": "image",
+    "thermal": "image",
+    "imu": "series",
+    "video": "video",
+}  # role: kind of its items
 
 
 def role_of(modality, kind):
@@ -58,8 +77,10 @@ def check_options(choice, given):
     for k in given:
         if not any(k in getattr(module(n), "OPTIONS", {}) for n in names):
             have = sorted({o for n in names for o in getattr(module(n), "OPTIONS", {})})
-            raise UserError(f"--perceptor-option {k}: {', '.join(names) or 'bind'} has "
-                            f"{'the options ' + ', '.join(have) if have else 'no options'}")
+            raise UserError(
+                f"--perceptor-option {k}: {', '.join(names) or 'bind'} has "
+                f"{'the options ' + ', '.join(have) if have else 'no options'}"
+            )
 
 
 def choose(spec, modalities, ims, weights=None):
@@ -77,14 +98,18 @@ def choose(spec, modalities, ims, weights=None):
         if name == "bind":
             continue
         if name not in ("imagebind", "languagebind") and not re.fullmatch("hf:.+", name):
-            raise UserError(f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind or hf:MODEL, or one for each "
-                            f"modality as in rgb=hf:MODEL,audio=imagebind")
+            raise UserError(
+                f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind or hf:MODEL, or one for each "
+                f"modality as in rgb=hf:MODEL,audio=imagebind"
+            )
         role = role_of(m, modalities[m])
         if m in ims and role in can_embed(name, weights):
             out[m] = (name, role)
         elif m in ims and each:
-            raise UserError(f"--perceptor {m}={name}: it has no encoder for {role or f'{m} ({modalities[m]})'}; it embeds "
-                            f"{', '.join(sorted(can_embed(name, weights)))}")
+            raise UserError(
+                f"--perceptor {m}={name}: it has no encoder for {role or f'{m} ({modalities[m]})'}; it embeds "
+                f"{', '.join(sorted(can_embed(name, weights)))}"
+            )
     if spec != "bind" and not any(out.values()):
         raise UserError(f"--perceptor {spec}: it embeds none of {', '.join(ims)}; use --perceptor bind, or other --im")
     return out

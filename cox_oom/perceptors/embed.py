@@ -1,19 +1,20 @@
-"""A data set's modality through a frozen perceptor: decoding and preprocessing in worker processes while the model runs, in
-parts from which a killed run continues.
+"""A data set's modality through a frozen perceptor: decoding and preprocessing in worker processes while the model
+runs, in parts from which a killed run continues.
 
 The result depends on the rows and the batch size alone: batches are formed within a part, in the order of the rows, of
 items of equal shape, however many workers there are and wherever a run was stopped.
 """
+
 import shutil
 
 import torch
 from tqdm import tqdm
 
 from cox_oom import files
-from cox_oom.files import UserError
 from cox_oom.data import ahead
+from cox_oom.files import UserError
 
-PART = 256      # rows of a part
+PART = 256  # rows of a part
 
 
 def features(model, role, data, modality, rows, folder, *, batch_size, workers, device, known, complain):
@@ -26,18 +27,25 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
     starts = range(0, len(rows), PART)
     about = {**known, "data": data.fingerprint, "batch_size": batch_size, "part": PART, "rows": files.digest(rows)}
     made = {k: part for k in starts if (part := read_part(folder / f"{k:08d}.pt", about))}
-    for k, part in made.items():
+    for part in made.values():
         for row, *complaint in part["complaints"]:
             complain(row, tuple(complaint))
-    todo = [row for k in starts if k not in made for row in rows[k:k + PART]]
+    todo = [row for k in starts if k not in made for row in rows[k : k + PART]]
     preparer = model.preparer()
-    stream = ahead.decoded(data, modality, todo, Prepare(preparer, role), workers=workers, ahead=batch_size,
-                           sample=preparer.sample(role))
-    with tqdm(total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None) as bar:
+    stream = ahead.decoded(
+        data, modality, todo, Prepare(preparer, role), workers=workers, ahead=batch_size, sample=preparer.sample(role)
+    )
+    with tqdm(
+        total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None
+    ) as bar:
         for k in starts:
             if k not in made:
-                save_part(folder / f"{k:08d}.pt", about, data, one_part(model, role, rows[k:k + PART], stream, bar, batch_size,
-                                                                       device, complain))
+                save_part(
+                    folder / f"{k:08d}.pt",
+                    about,
+                    data,
+                    one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain),
+                )
     parts = [files.load(folder / f"{k:08d}.pt") for k in starts]
     return torch.cat([p["features"] for p in parts]), [row for p in parts for row in p["rows"]]
 
@@ -54,7 +62,7 @@ class Prepare:
 
 def one_part(model, role, rows, stream, bar, batch_size, device, complain):
     """{"features" (n, d), "rows" (n), "complaints"} of the next len(rows) items of the stream."""
-    waiting, out, kept, complaints = {}, [], [], []            # waiting: {shape: [(row, item)]}
+    waiting, out, kept, complaints = {}, [], [], []  # waiting: {shape: [(row, item)]}
     for row, (_, item, complaint) in zip(rows, stream):
         bar.update()
         if complaint:
@@ -69,13 +77,15 @@ def one_part(model, role, rows, stream, bar, batch_size, device, complain):
     out += [encode(model, role, group, device) for group in waiting.values()]
     if not kept:
         return {"features": torch.zeros(0, model.dims[role]), "rows": [], "complaints": complaints}
-    z = torch.cat([z for _, z in out]).float().cpu()           # until here a GPU need not be waited for
+    z = torch.cat([z for _, z in out]).float().cpu()  # until here a GPU need not be waited for
     made = [row for some, _ in out for row in some]
     place = {row: k for k, row in enumerate(made)}
     z = z[torch.tensor([place[row] for row in kept])].contiguous()
     bad = (~torch.isfinite(z).all(1)).nonzero().flatten().tolist()
     if bad:
-        raise UserError(f"the perceptor's features of row {kept[bad[0]]} ({role}) are not finite; use --dtype bfloat16 or float32")
+        raise UserError(
+            f"the perceptor's features of row {kept[bad[0]]} ({role}) are not finite; use --dtype bfloat16 or float32"
+        )
     return {"features": z, "rows": kept, "complaints": complaints}
 
 
@@ -98,8 +108,16 @@ def shape_of(item):
 
 
 def save_part(path, about, data, part):
-    files.save(path, part, stage="extract_features", data=data.name, fingerprint=data.fingerprint, args=about, quiet=True,
-              dated=False)
+    files.save(
+        path,
+        part,
+        stage="extract_features",
+        data=data.name,
+        fingerprint=data.fingerprint,
+        args=about,
+        quiet=True,
+        dated=False,
+    )
 
 
 def read_part(path, about):

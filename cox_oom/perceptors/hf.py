@@ -1,10 +1,10 @@
-"""Any model of transformers that gives one vector per image, text, recording or clip: CLIP, SigLIP, CLAP, X-CLIP, PE-AV,
-EmbeddingGemma 2, …, with the processors that come with it.
+"""Any model of transformers that gives one vector per image, text, recording or clip: CLIP, SigLIP, CLAP, X-CLIP,
+PE-AV, EmbeddingGemma 2, …, with the processors that come with it.
 
-`--perceptor hf:MODEL`: MODEL is a folder that save_pretrained wrote, or a name that lies in the hub's cache. Nothing is
-downloaded and no code of the hub is run. Images go through the processors that work on Pillow, so that torchvision has no
-say in the numbers; where a processor would cut an audio at random, its middle is taken.
-"""
+`--perceptor hf:MODEL`: MODEL is a folder that save_pretrained wrote, or a name that lies in the hub's cache. Nothing
+is downloaded and no code of the hub is run. Images go through the processors that work on Pillow, so that torchvision
+has no say in the numbers; where a processor would cut an audio at random, its middle is taken."""
+
 import functools
 from pathlib import Path
 
@@ -12,27 +12,44 @@ import torch
 import torch.nn.functional as F
 
 from cox_oom.files import UserError, optional
-from cox_oom.perceptors import preprocess, weights as files
+from cox_oom.perceptors import preprocess
+from cox_oom.perceptors import weights as files
 
-MODALITIES = {"image": "colour or grey image of 8 bits", "text": "a sentence", "audio": "16 kHz mono",
-              "video": "clip of frames"}
+MODALITIES = {
+    "image": "colour or grey image of 8 bits",
+    "text": "a sentence",
+    "audio": "16 kHz mono",
+    "video": "clip of frames",
+}
 PREPROCESSING = "hf-1"
 
 # What a model calls its features; the first that it has.
-METHODS = {"image": ("get_image_features",),
-           "text": ("get_text_features", "get_text_audio_video_embeds", "get_text_audio_embeds"),
-           "audio": ("get_audio_features", "get_audio_embeds"), "video": ("get_video_features", "get_video_embeds")}
+METHODS = {
+    "image": ("get_image_features",),
+    "text": ("get_text_features", "get_text_audio_video_embeds", "get_text_audio_embeds"),
+    "audio": ("get_audio_features", "get_audio_embeds"),
+    "video": ("get_video_features", "get_video_embeds"),
+}
 # get_…_features are tokens here; the vector is the mean of the whole model's last states. How each kind of token is put
 # into a text, by names of the tokenizer's tokens.
-AVERAGED = {"embedding_gemma2": {"text": (), "image": ("boi_token", "image_token", "eoi_token"),
-                                 "audio": ("boa_token", "audio_token", "eoa_token")}}
-PADDED = ("siglip", "siglip2")      # trained on texts padded to one length at their end, and the padding was attended to
-LONGEST = 512                       # tokens; what is longer is cut, sooner where the model takes fewer
-SECONDS = 10                        # of audio, where the model's own processor names no length: its middle
-FRAMES = 8                          # of a clip, where the model's config.json names no number
+AVERAGED = {
+    "embedding_gemma2": {
+        "text": (),
+        "image": ("boi_token", "image_token", "eoi_token"),
+        "audio": ("boa_token", "audio_token", "eoa_token"),
+    }
+}
+PADDED = ("siglip", "siglip2")  # trained on texts padded to one length at their end, and the padding was attended to
+LONGEST = 512  # tokens; what is longer is cut, sooner where the model takes fewer
+SECONDS = 10  # of audio, where the model's own processor names no length: its middle
+FRAMES = 8  # of a clip, where the model's config.json names no number
 # What tells the vector's size: each role's smallest item.
-TRIAL = {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "text": "a", "audio": torch.zeros(16000),
-         "video": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}
+TRIAL = {
+    "image": torch.zeros(3, 64, 64, dtype=torch.uint8),
+    "text": "a",
+    "audio": torch.zeros(16000),
+    "video": torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+}
 
 
 def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
@@ -43,17 +60,21 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
     folder, config, known = describe(weights)
     try:
         model, found = known.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
-    except Exception as e:      # OSError, ValueError, KeyError, ImportError, ...
+    except Exception as e:  # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
     lost = [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]
     if lost:
-        raise UserError(f"hf:{weights}: its weights lack {files.some(lost)}, which would be left at random; get it again")
+        raise UserError(
+            f"hf:{weights}: its weights lack {files.some(lost)}, which would be left at random; get it again"
+        )
     has = methods(config, type(model))
     unable = [r for r in roles if r not in has]
     if unable:
-        raise UserError(f"hf:{weights} ({type(model).__name__}) has no {unable[0]} features; "
-                        f"{'it has ' + ', '.join(has) if has else 'none of the kinds that are known here'}")
-    if has.get("text", "").endswith("_embeds"):                 # PE-AV takes them, without asking its text model for them
+        raise UserError(
+            f"hf:{weights} ({type(model).__name__}) has no {unable[0]} features; "
+            f"{'it has ' + ', '.join(has) if has else 'none of the kinds that are known here'}"
+        )
+    if has.get("text", "").endswith("_embeds"):  # PE-AV takes them, without asking its text model for them
         model.text_model.config.output_hidden_states = True
     preparer = Preparer(str(folder), config, roles, weights)
     hashed = {name: files.sha256(path) for name, path in weight_files(roles, weights).items()}
@@ -69,7 +90,7 @@ def describe(weights):
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         return folder, config, getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
-    except Exception as e:      # OSError, ValueError, KeyError, ImportError, ...
+    except Exception as e:  # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
 
 
@@ -84,6 +105,7 @@ def modalities(weights):
     """The roles that a model can embed, told without its weights."""
     _, config, known = describe(weights)
     import transformers
+
     if known is transformers.AutoModel:
         known = transformers.AutoModel._model_mapping.get(type(config), known)
     return tuple(methods(config, known))
@@ -108,7 +130,7 @@ class Model:
             z = self.encode(role, batch)
         except UserError:
             raise
-        except Exception as e:      # whatever a model says to inputs that its processor made
+        except Exception as e:  # whatever a model says to inputs that its processor made
             raise UserError(f"hf:{name} cannot embed {role}: {one_line(e)}") from None
         return z.shape[1]
 
@@ -116,7 +138,7 @@ class Model:
     def encode(self, role, batch):
         """batch {name: (B, …)}, what `prepare` gave, stacked -> (B, d) float32 unit rows."""
         mask = batch.get("attention_mask")
-        if mask is not None:                              # padding up to the longest of the batch is enough
+        if mask is not None:  # padding up to the longest of the batch is enough
             keep = mask.any(0)
             batch = {k: v[:, keep] if v.shape[:2] == mask.shape else v for k, v in batch.items()}
         batch = {k: v.to(self.device, self.dtype if v.is_floating_point() else None) for k, v in batch.items()}
@@ -127,8 +149,10 @@ class Model:
         out = out if isinstance(out, torch.Tensor) else getattr(out, "pooler_output", None)
         n = len(next(iter(batch.values())))
         if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != n:
-            raise UserError(f"{type(self.model).__name__}.{self.methods[role]} gives no single vector per item: this "
-                            f"model feeds a language model with tokens; choose one that was trained to compare")
+            raise UserError(
+                f"{type(self.model).__name__}.{self.methods[role]} gives no single vector per item: this "
+                f"model feeds a language model with tokens; choose one that was trained to compare"
+            )
         return F.normalize(out.float(), dim=-1)
 
 
@@ -146,12 +170,13 @@ class Preparer:
                 self.tools[role] = self.tool(role, folder)
             except UserError:
                 raise
-            except Exception as e:      # OSError, ValueError, ImportError, RuntimeError, ...
+            except Exception as e:  # OSError, ValueError, ImportError, RuntimeError, ...
                 raise UserError(f"hf:{name}: its processor for {role} cannot be loaded ({one_line(e)})") from None
         self.longest = min(longest, LONGEST, getattr(self.tools.get("text"), "model_max_length", LONGEST))
 
     def tool(self, role, folder):
         import transformers
+
         options = {"local_files_only": True}
         if self.kind in AVERAGED:
             self.words = transformers.AutoTokenizer.from_pretrained(folder, **options)
@@ -186,24 +211,26 @@ class Preparer:
             if self.kind in AVERAGED:
                 x.update(self.placed("image", int(x.pop("num_soft_tokens_per_image")[0])))
             return {k: v[0] for k, v in x.items()}
-        if hasattr(tool, "sample_frames"):                                                     # a video processor
+        if hasattr(tool, "sample_frames"):  # a video processor
             x = tool(videos=[item], do_sample_frames=False, return_tensors="pt")
             return {k: v[0] for k, v in x.items()}
         x = tool(frames, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": x.reshape(-1, *x.shape[-3:])}                                  # (frames, 3, H, W)
+        return {"pixel_values": x.reshape(-1, *x.shape[-3:])}  # (frames, 3, H, W)
 
     def audio(self, tool, wave):
         wave = preprocess.resample(wave, preprocess.SAMPLE_RATE, tool.sampling_rate)
-        own = getattr(tool, "nb_max_samples", None)                                              # CLAP's
+        own = getattr(tool, "nb_max_samples", None)  # CLAP's
         length = own or SECONDS * tool.sampling_rate
         start = max(0, len(wave) - length) // 2
         options = {} if own else {"padding": "max_length", "max_length": length}
-        x = tool([wave[start:start + length].numpy()], sampling_rate=tool.sampling_rate, return_tensors="pt", **options)
-        if "is_longer" in x:            # nothing is longer now; CLAP's processor says of one at random that it is
+        x = tool(
+            [wave[start : start + length].numpy()], sampling_rate=tool.sampling_rate, return_tensors="pt", **options
+        )
+        if "is_longer" in x:  # nothing is longer now; CLAP's processor says of one at random that it is
             x["is_longer"] = torch.zeros_like(x["is_longer"])
         if self.kind in AVERAGED:
             valid = x["input_features_mask"][0]
-            for _ in range(2):                                   # the model halves the time twice
+            for _ in range(2):  # the model halves the time twice
                 valid = valid[::2]
             x.update(self.placed("audio", int(valid.sum())))
         return {k: v[0] for k, v in x.items()}
@@ -218,6 +245,7 @@ def pillow(x, role):
     """uint8 (1|3, H, W) -> Pillow's RGB image."""
     optional("PIL", "preparing images")
     from PIL import Image
+
     if x.dtype != torch.uint8:
         raise UserError(f"{role}: {x.dtype} values; this model's processor takes images of 8 bits")
     return Image.fromarray(preprocess.rgb(x).permute(1, 2, 0).contiguous().numpy())
@@ -226,8 +254,10 @@ def pillow(x, role):
 def find(name):
     """The folder of a model: itself, or the newest snapshot of that name in the hub's cache."""
     if not name:
-        raise UserError("--perceptor hf: which model? hf:MODEL, a folder or a name on huggingface.co such as "
-                        "hf:openai/clip-vit-base-patch32")
+        raise UserError(
+            "--perceptor hf: which model? hf:MODEL, a folder or a name on huggingface.co such as "
+            "hf:openai/clip-vit-base-patch32"
+        )
     folder = Path(name).expanduser()
     places = [folder] if folder.is_dir() else files.huggingface_snapshots(str(name))
     for place in places:
@@ -235,8 +265,10 @@ def find(name):
             return place
     if folder.is_dir():
         raise UserError(f"hf:{name}: this folder has no config.json; give one that save_pretrained wrote")
-    raise UserError(f"hf:{name}: neither a folder nor in {preprocess.huggingface_cache()}; get it with "
-                    f"`hf download {name}` (https://huggingface.co/{name} has its size and licence)")
+    raise UserError(
+        f"hf:{name}: neither a folder nor in {preprocess.huggingface_cache()}; get it with "
+        f"`hf download {name}` (https://huggingface.co/{name} has its size and licence)"
+    )
 
 
 def weight_files(roles, weights):

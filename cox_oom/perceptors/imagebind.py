@@ -4,6 +4,7 @@ The six encoders in plain torch, after the paper's appendix and the layout of th
 imagebind_huge.pth. Sizes are read from the tensors' shapes. There is no dropout and no stochastic depth here, so there
 is nothing to switch off. docs/perceptors.md: where the weights are, their licence, and every choice of preprocessing.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -11,31 +12,48 @@ import torch
 import torch.nn.functional as F
 
 from cox_oom.files import UserError
-from cox_oom.perceptors import preprocess, weights as files
+from cox_oom.perceptors import preprocess
+from cox_oom.perceptors import weights as files
 
 # role -> encoder
-MODALITIES = {"image": "vision", "video": "vision", "text": "text", "audio": "audio", "depth": "depth",
-              "thermal": "thermal", "imu": "imu"}
-PREPROCESSING = "imagebind-1"                    # changes with any number that `prepare` gives
-BIND_TO = "image"                                # what an encoder trained beside it is bound to, as in its own training
+MODALITIES = {
+    "image": "vision",
+    "video": "vision",
+    "text": "text",
+    "audio": "audio",
+    "depth": "depth",
+    "thermal": "thermal",
+    "imu": "imu",
+}
+PREPROCESSING = "imagebind-1"  # changes with any number that `prepare` gives
+BIND_TO = "image"  # what an encoder trained beside it is bound to, as in its own training
 NAMES = ("imagebind_huge.pth", "model.safetensors", "pytorch_model.bin")
-WHERE = ("https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth (4.8 GB, licence CC BY-NC-SA 4.0: "
-         "non-commercial, share alike)")
+WHERE = (
+    "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth (4.8 GB, licence CC BY-NC-SA 4.0: "
+    "non-commercial, share alike)"
+)
 
-HEADS = {"vision": 16, "text": 16, "audio": 12, "depth": 8, "thermal": 12, "imu": 8}     # not to be read from shapes
-STEM = {"vision": "rgbt_stem.proj.1", "audio": "rgbt_stem.proj", "depth": "depth_stem.proj",
-        "thermal": "rgbt_stem.proj", "imu": "imu_stem.proj"}
-SIZE = 224                                       # side of images, video frames, depth and thermal images
+HEADS = {"vision": 16, "text": 16, "audio": 12, "depth": 8, "thermal": 12, "imu": 8}  # not to be read from shapes
+STEM = {
+    "vision": "rgbt_stem.proj.1",
+    "audio": "rgbt_stem.proj",
+    "depth": "depth_stem.proj",
+    "thermal": "rgbt_stem.proj",
+    "imu": "imu_stem.proj",
+}
+SIZE = 224  # side of images, video frames, depth and thermal images
 MELS, MEL_FRAMES, AUDIO_STRIDE = 128, 204, 10
 CLIP_SECONDS, VIDEO_CLIPS, CLIP_FRAMES, AUDIO_CLIPS = 2, 5, 2, 3
 AUDIO_MEAN, AUDIO_STD = -4.268, 9.138
 IMU_CHANNELS, IMU_STEPS, IMU_PATCH = 6, 2000, 8
-CONTEXT, WORDS = 77, 49408                       # tokens of a text, CLIP's vocabulary
+CONTEXT, WORDS = 77, 49408  # tokens of a text, CLIP's vocabulary
 DEPTH_RANGE, DISPARITY_MAX, DISPARITY_MEAN, DISPARITY_STD = (0.01, 50), 75, 0.0418, 0.0295
 # of --perceptor-option
-OPTIONS = {"baseline": "m between the depth camera's two eyes: 0.075 for Kinect (1 and 2), 0.095 for RealSense, Xtion",
-           "focal": "focal length of the depth camera in pixels; 518.857901 for NYU-D",
-           "depth_scale": "what depth is multiplied by first; 8: as in the encoder's training data, 1: true disparity"}
+OPTIONS = {
+    "baseline": "m between the depth camera's two eyes: 0.075 for Kinect (1 and 2), 0.095 for RealSense, Xtion",
+    "focal": "focal length of the depth camera in pixels; 518.857901 for NYU-D",
+    "depth_scale": "what depth is multiplied by first; 8: as in the encoder's training data, 1: true disparity",
+}
 
 
 def load(roles, *, weights=None, device="cpu", dtype=torch.float32, baseline=0.075, focal=518.857901, depth_scale=8.0):
@@ -55,11 +73,14 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32, baseline=0.0
     for role in roles:
         if role not in MODALITIES:
             raise UserError(f"imagebind has no encoder for {role}; it has {', '.join(MODALITIES)}")
-    path, = weight_files(roles, weights).values()
+    (path,) = weight_files(roles, weights).values()
     encoders = encoders_of(path, files.read(path), {MODALITIES[role] for role in roles}, device, dtype)
     vocabulary = preprocess.find_vocabulary(path.parent) if "text" in roles else None
-    return Perceptor({role: encoders[MODALITIES[role]] for role in roles}, Preparer(vocabulary, **camera),
-                     {path.name: files.sha256(path)})
+    return Perceptor(
+        {role: encoders[MODALITIES[role]] for role in roles},
+        Preparer(vocabulary, **camera),
+        {path.name: files.sha256(path)},
+    )
 
 
 def weight_files(roles, weights=None):
@@ -90,11 +111,12 @@ class Perceptor:
         """
         encoder = self.encoders[role]
         clips = batch.flatten(0, 1) if role in ("video", "audio") else batch
-        z = torch.cat([F.normalize(encoder(part).float(), dim=-1) for part in clips.split(64)])   # bounds the memory
+        z = torch.cat([F.normalize(encoder(part).float(), dim=-1) for part in clips.split(64)])  # bounds the memory
         return z if clips is batch else F.normalize(z.view(len(batch), -1, z.shape[1]).mean(1), dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------------- encoders
+
 
 def parts(name):
     """The beginnings of an encoder's keys: of what makes tokens, of the blocks, of the head."""
@@ -129,12 +151,12 @@ class Encoder:
         imu             (B, 6, 2000)
         """
         x = x.to(self.pos.device)
-        y = self.tokens(x) + self.pos                                                           # (B, T, D)
+        y = self.tokens(x) + self.pos  # (B, T, D)
         if self.name == "vision":
             y = self.norm(y, f"{self.trunk}pre_transformer_layer.0")
         for i in range(self.blocks):
             y = self.block(y, f"{self.trunk}blocks.{i}.")
-        y = y[torch.arange(len(x), device=x.device), x.argmax(1)] if self.name == "text" else y[:, 0]            # (B, D)
+        y = y[torch.arange(len(x), device=x.device), x.argmax(1)] if self.name == "text" else y[:, 0]  # (B, D)
         return F.linear(self.norm(y, self.head_norm), self.w[f"{self.head}.weight"])
 
     def tokens(self, x):
@@ -145,7 +167,7 @@ class Encoder:
         kernel = self.w[f"{stem}.weight"]
         x = x.to(kernel.dtype)
         if self.name == "imu":
-            x = x.unfold(2, IMU_PATCH, IMU_PATCH).transpose(1, 2).flatten(2)                    # (B, 250, 6 * 8)
+            x = x.unfold(2, IMU_PATCH, IMU_PATCH).transpose(1, 2).flatten(2)  # (B, 250, 6 * 8)
             x = F.linear(x, kernel)
         else:
             if self.name == "vision" and x.ndim == 4:
@@ -161,10 +183,10 @@ class Encoder:
         """Attention, then an MLP, each behind a layer norm and added to x (B, T, D)."""
         w = self.w
         q, k, v = self.linear(self.norm(x, f"{at}norm_1"), f"{at}attn.in_proj_").chunk(3, -1)
-        if f"{at}attn.bias_k" in w:                               # one more key and value, learned, that all may look at
+        if f"{at}attn.bias_k" in w:  # one more key and value, learned, that all may look at
             k = torch.cat([k, w[f"{at}attn.bias_k"].expand(len(k), -1, -1)], 1)
             v = torch.cat([v, w[f"{at}attn.bias_v"].expand(len(v), -1, -1)], 1)
-        q, k, v = (t.unflatten(2, (HEADS[self.name], -1)).transpose(1, 2) for t in (q, k, v))   # (B, heads, T, d)
+        q, k, v = (t.unflatten(2, (HEADS[self.name], -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, T, d)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.name == "text")
         x = x + self.linear(y.transpose(1, 2).flatten(2), f"{at}attn.out_proj.")
         y = F.gelu(self.linear(self.norm(x, f"{at}norm_2"), f"{at}mlp.fc1."))
@@ -179,6 +201,7 @@ class Encoder:
 
 # ----------------------------------------------------------------------------------------------------- checkpoint
 
+
 def encoders_of(path, tensors, needed, device, dtype):
     """{name: Encoder} of the names in `needed`, from a checkpoint's {key: tensor}.
 
@@ -188,22 +211,28 @@ def encoders_of(path, tensors, needed, device, dtype):
     found = {name: {k: t for k, t in tensors.items() if k.split(".")[1:2] == [name]} for name in HEADS}
     strange = tensors.keys() - set().union(*found.values())
     if strange:
-        raise UserError(f"{path}: {len(strange)} keys that are not imagebind's: {files.some(strange)}; give the file as "
-                        f"it was published")
+        raise UserError(
+            f"{path}: {len(strange)} keys that are not imagebind's: {files.some(strange)}; give the file as "
+            f"it was published"
+        )
     for name, w in found.items():
         if w:
             check(path, name, w)
     absent = sorted(name for name in needed if not found[name])
     if absent:
         there = ", ".join(name for name in found if found[name]) or "none"
-        raise UserError(f"{path} has no encoder for {', '.join(absent)} (it has {there}); give the whole file, or leave "
-                        f"such modalities out with --im")
+        raise UserError(
+            f"{path} has no encoder for {', '.join(absent)} (it has {there}); give the whole file, or leave "
+            f"such modalities out with --im"
+        )
     return {name: Encoder(name, found[name], device, dtype) for name in sorted(needed)}
 
 
 def count_blocks(name, keys):
     at = f"{parts(name)[1]}blocks."
-    return 1 + max((int(n) for k in keys if k.startswith(at) and (n := k[len(at):].split(".")[0]).isdecimal()), default=-1)
+    return 1 + max(
+        (int(n) for k in keys if k.startswith(at) and (n := k[len(at) :].split(".")[0]).isdecimal()), default=-1
+    )
 
 
 def check(path, name, w):
@@ -214,7 +243,9 @@ def check(path, name, w):
     if missing := keys - w.keys():
         raise UserError(f"{path}: {len(missing)} keys of the {name} encoder are missing: {files.some(missing)}; {mend}")
     if strange := w.keys() - keys:
-        raise UserError(f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.some(strange)}; {mend}")
+        raise UserError(
+            f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.some(strange)}; {mend}"
+        )
     pre, trunk, _ = parts(name)
     norm, last = head_keys(name)
     out, width = len(w[f"{last}.weight"]), w[f"{norm}.weight"].numel()
@@ -224,7 +255,9 @@ def check(path, name, w):
         if w[key].shape != shape:
             raise UserError(f"{path}: {key} has shape {tuple(w[key].shape)}, the {name} encoder needs {shape}; {mend}")
     if width % HEADS[name]:
-        raise UserError(f"{path}: the {name} encoder is {width} wide, not a multiple of its {HEADS[name]} heads; {mend}")
+        raise UserError(
+            f"{path}: the {name} encoder is {width} wide, not a multiple of its {HEADS[name]} heads; {mend}"
+        )
     if name == "text" and not torch.equal(w[f"{pre}mask"], torch.full((CONTEXT, CONTEXT), -math.inf).triu(1)):
         raise UserError(f"{path}: {pre}mask is not the causal mask; {mend}")
 
@@ -232,30 +265,41 @@ def check(path, name, w):
 def layout(name, blocks, width=0, hidden=0, out=0, kernel=()):
     """{key: shape} of one encoder; sizes of 0 where the names alone are of interest.
 
-    kernel: the stem's, without the output channels: vision (3, 2, p, p), depth and thermal (1, p, p), audio (1, 16, 16),
-    imu (48,).
-    """
+    kernel: the stem's, without the output channels: vision (3, 2, p, p), depth and thermal (1, p, p), audio (1, 16,
+    16), imu (48,)."""
     pre, trunk, _ = parts(name)
     norm, last = head_keys(name)
     shapes = {f"{norm}.weight": (width,), f"{norm}.bias": (width,), f"{last}.weight": (out, width)}
     if name != "vision":
         shapes[f"modality_postprocessors.{name}.1.log_logit_scale"] = ()
     if name == "text":
-        shapes |= {f"{pre}token_embedding.weight": (WORDS, width), f"{pre}pos_embed": (1, CONTEXT, width),
-                   f"{pre}mask": (CONTEXT, CONTEXT)}
+        shapes |= {
+            f"{pre}token_embedding.weight": (WORDS, width),
+            f"{pre}pos_embed": (1, CONTEXT, width),
+            f"{pre}mask": (CONTEXT, CONTEXT),
+        }
     else:
         stem = STEM[name]
         pos = "pos_embed" if name == "imu" else "pos_embedding_helper.pos_embed"
-        shapes |= {f"{pre}cls_token": (1, 1, width), f"{pre}{pos}": (1, 1 + patches(name, kernel), width),
-                   f"{pre}{stem}.weight": (width, *kernel)}
+        shapes |= {
+            f"{pre}cls_token": (1, 1, width),
+            f"{pre}{pos}": (1, 1 + patches(name, kernel), width),
+            f"{pre}{stem}.weight": (width, *kernel),
+        }
         after = f"{trunk}pre_transformer_layer.0" if name == "vision" else f"{pre}{stem.split('.')[0]}.norm_layer"
         shapes |= {f"{after}.weight": (width,), f"{after}.bias": (width,)}
     for i in range(blocks):
         at = f"{trunk}blocks.{i}."
-        shapes |= {f"{at}attn.in_proj_weight": (3 * width, width), f"{at}attn.in_proj_bias": (3 * width,),
-                   f"{at}attn.out_proj.weight": (width, width), f"{at}attn.out_proj.bias": (width,),
-                   f"{at}mlp.fc1.weight": (hidden, width), f"{at}mlp.fc1.bias": (hidden,),
-                   f"{at}mlp.fc2.weight": (width, hidden), f"{at}mlp.fc2.bias": (width,)}
+        shapes |= {
+            f"{at}attn.in_proj_weight": (3 * width, width),
+            f"{at}attn.in_proj_bias": (3 * width,),
+            f"{at}attn.out_proj.weight": (width, width),
+            f"{at}attn.out_proj.bias": (width,),
+            f"{at}mlp.fc1.weight": (hidden, width),
+            f"{at}mlp.fc1.bias": (hidden,),
+            f"{at}mlp.fc2.weight": (width, hidden),
+            f"{at}mlp.fc2.bias": (width,),
+        }
         shapes |= {f"{at}norm_{n}.{p}": (width,) for n in (1, 2) for p in ("weight", "bias")}
         if name not in ("vision", "text"):
             shapes |= {f"{at}attn.bias_{p}": (1, 1, width) for p in "kv"}
@@ -272,11 +316,13 @@ def patches(name, kernel):
 
 # -------------------------------------------------------------------------------------------------- preprocessing
 
+
 @dataclass(frozen=True)
 class Preparer:
     """Raw items to model inputs; picklable, without the encoders."""
-    vocabulary: str | None = None      # of CLIP's byte pairs, for texts
-    baseline: float = 0.075            # of the depth camera, as in OPTIONS
+
+    vocabulary: str | None = None  # of CLIP's byte pairs, for texts
+    baseline: float = 0.075  # of the depth camera, as in OPTIONS
     focal: float = 518.857901
     depth_scale: float = 8.0
 
@@ -293,10 +339,13 @@ class Preparer:
             return preprocess.clip_tokens([item], CONTEXT, vocabulary=self.vocabulary)[0]
         x = torch.as_tensor(item)
         if role in ("image", "thermal", "video") and x.dtype != torch.uint8:
-            raise UserError(f"imagebind takes 8-bit images for {role}, not {str(x.dtype)[6:]}; convert the files to 8 bits")
+            raise UserError(
+                f"imagebind takes 8-bit images for {role}, not {str(x.dtype)[6:]}; convert the files to 8 bits"
+            )
         if role == "image":
-            return preprocess.normalise(preprocess.resize_crop(preprocess.rgb(x), SIZE), preprocess.CLIP_MEAN,
-                                        preprocess.CLIP_STD)
+            return preprocess.normalise(
+                preprocess.resize_crop(preprocess.rgb(x), SIZE), preprocess.CLIP_MEAN, preprocess.CLIP_STD
+            )
         if role == "thermal":
             return preprocess.resize_crop(preprocess.grey(x), SIZE).float() / 255
         if role == "video":
@@ -326,10 +375,10 @@ def video_clips(x):
     h, w = x.shape[-2:]
     h, w = (SIZE, int(w / h * SIZE)) if h <= w else (int(h / w * SIZE), SIZE)
     x = F.interpolate(x.float() / 255, size=(h, w), mode="bilinear", align_corners=False)
-    x = preprocess.normalise(x.transpose(0, 1), preprocess.CLIP_MEAN, preprocess.CLIP_STD)           # (3, 10, h, w)
+    x = preprocess.normalise(x.transpose(0, 1), preprocess.CLIP_MEAN, preprocess.CLIP_STD)  # (3, 10, h, w)
     tops, lefts = ([0, math.ceil((s - SIZE) / 2), s - SIZE] for s in (h, w))
-    x = torch.stack([x[..., t:t + SIZE, l:l + SIZE] for t, l in zip(tops, lefts)])                   # (3, 3, 10, ...)
-    x = x.unflatten(2, (VIDEO_CLIPS, CLIP_FRAMES)).permute(2, 0, 1, 3, 4, 5)                         # (5, 3, 3, 2, ...)
+    x = torch.stack([x[..., top : top + SIZE, left : left + SIZE] for top, left in zip(tops, lefts)])  # (3, 3, 10, ...)
+    x = x.unflatten(2, (VIDEO_CLIPS, CLIP_FRAMES)).permute(2, 0, 1, 3, 4, 5)  # (5, 3, 3, 2, ...)
     return x.flatten(0, 1).contiguous()
 
 
@@ -340,21 +389,24 @@ def audio_clips(wave):
     """
     rate, clips = preprocess.SAMPLE_RATE, []
     for start, end in preprocess.even_clips(len(wave) / rate, CLIP_SECONDS, AUDIO_CLIPS):
-        mel = preprocess.fbank(wave[int(start * rate):int(end * rate)], MELS, subtract_mean=True)[:MEL_FRAMES].T
+        mel = preprocess.fbank(wave[int(start * rate) : int(end * rate)], MELS, subtract_mean=True)[:MEL_FRAMES].T
         clips.append(F.pad(mel, (0, MEL_FRAMES - mel.shape[1])))
     return (torch.stack(clips)[:, None] - AUDIO_MEAN) / AUDIO_STD
 
 
 def disparity(metres, camera, scale):
-    """metres (1, H, W) float32 -> (1, 224, 224): disparity in pixels, camera (m * pixels) / depth, as the recipe for the
-    encoder's training data (SUN RGB-D) has it: depth to 0.01 .. 50, disparity to 75, all by 75, then mean and std.
+    """metres (1, H, W) float32 -> (1, 224, 224): disparity in pixels, camera (m * pixels) / depth, as the recipe for
+    the encoder's training data (SUN RGB-D) has it: depth to 0.01 .. 50, disparity to 75, all by 75, then mean and
+    std.
 
     Depth is multiplied by `scale` first: that recipe takes SUN RGB-D's files for mm, while they hold 8 times that.
     Where there is no depth (0), the recipe has the nearest.
     """
     if metres.dtype == torch.uint8 or len(metres) != 1:
-        raise UserError(f"imagebind takes depth as one channel in metres, not {tuple(metres.shape)} "
-                        f"{str(metres.dtype)[6:]}; give 16-bit images in mm, or .npy in metres")
+        raise UserError(
+            f"imagebind takes depth as one channel in metres, not {tuple(metres.shape)} "
+            f"{str(metres.dtype)[6:]}; give 16-bit images in mm, or .npy in metres"
+        )
     x = (camera / (metres.float() * scale).clamp(*DEPTH_RANGE)).clamp(max=DISPARITY_MAX) / DISPARITY_MAX
     return (preprocess.resize_crop(x, SIZE) - DISPARITY_MEAN) / DISPARITY_STD
 

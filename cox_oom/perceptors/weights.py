@@ -1,4 +1,5 @@
 """Weight files of the pretrained perceptors: where they lie, what is in them, their hashes. Nothing is downloaded."""
+
 import functools
 import hashlib
 import os
@@ -25,7 +26,7 @@ def find(what, wanted, place=None, defaults=(), where=""):
         for name in wanted:
             if place.name == name or (place / name).exists():
                 return place if place.name == name else place / name
-        if place.is_file():                                # a copy under another name; its content is checked at load
+        if place.is_file():  # a copy under another name; its content is checked at load
             return place
         raise UserError(f"--weights {place}: holds no {names}; {what} needs it: {where}")
     folders = [Path(d).expanduser() for d in defaults]
@@ -34,7 +35,9 @@ def find(what, wanted, place=None, defaults=(), where=""):
             if (folder / name).exists():
                 return folder / name
     looked = ", ".join(str(d) for d in folders)
-    raise UserError(f"the weights of {what} ({names}) are in none of {looked}; get them from {where}; then --weights PATH")
+    raise UserError(
+        f"the weights of {what} ({names}) are in none of {looked}; get them from {where}; then --weights PATH"
+    )
 
 
 def huggingface_snapshots(repo):
@@ -49,7 +52,8 @@ def torch_hub():
 
 
 def read(path):
-    """{key: tensor} of a .pth, .pt, .bin or .safetensors file. Tensors are mapped from the file, not read into memory."""
+    """{key: tensor} of a .pth, .pt, .bin or .safetensors file. Tensors are mapped from the file, not read into
+    memory."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
@@ -60,10 +64,10 @@ def read(path):
             except RuntimeError as e:
                 if "mmap" not in str(e):
                     raise
-                tensors = torch.load(path, map_location="cpu", weights_only=True)      # written before torch 1.6
+                tensors = torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
     except UserError:
         raise
-    except Exception as e:      # torch raises RuntimeError, UnpicklingError, EOFError, ...
+    except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
         reason = str(e).strip().split("\n")[0][:120]
         raise UserError(f"{path} cannot be read as weights ({reason}); get the file again") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
@@ -83,7 +87,7 @@ def sha256(path):
     return _sha256(str(path), status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sha256(path, size, time):
     h, block = hashlib.sha256(), bytearray(1 << 22)
     with open(path, "rb") as f:

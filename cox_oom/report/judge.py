@@ -1,20 +1,21 @@
-"""What the test items say of a run: the record that METHOD.json holds. Test rows are read here and in evaluate.py alone."""
+"""What the test items say of a run: the record that METHOD.json holds."""
+
 import torch
 
 from cox_oom.augment import embed
 from cox_oom.connect import Bridge, map_items
-from cox_oom.heads import Head
 from cox_oom.files import data_name
-from cox_oom.seed import features_of, split_rows
+from cox_oom.heads import Head
 from cox_oom.learner import Learner
 from cox_oom.methods import METHODS, refreshes
 from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
+from cox_oom.seed import features_of, split_rows
 
 
 @torch.no_grad()
 def features(state, oom, rows, device):
     """Features (R, d) and class (R,) of OOM rows by the learner and head in a connect.pt or METHOD.pt."""
-    learner = Learner(**state["arch"]).to(device)                                    # its head is applied on the CPU
+    learner = Learner(**state["arch"]).to(device)  # its head is applied on the CPU
     learner.load_state_dict(state["learner"])
     z = embed(learner, oom, rows, device)[0].cpu()
     return z, (z @ state["head"]["weight"].T + state["head"]["bias"]).argmax(1)
@@ -36,10 +37,11 @@ def labelled_rows(file, split):
 
 # --------------------------------------------------------------------------------------------------------- retrieval
 
+
 def own_pairs(run, seed, m, device):
-    """What a method that trains no connection is given for one: (IM features, its own OOM features, labels) of the labelled
-    pairs; aligned: of all pairs; without any pair: of class centroids under the method's own guesses, None where none of the
-    classes that it names has an item in m."""
+    """What a method that trains no connection is given for one: (IM features, its own OOM features, labels) of the
+    labelled pairs; aligned: of all pairs; without any pair: of class centroids under the method's own guesses, None
+    where none of the classes that it names has an item in m."""
     oom, connect = seed.oom, seed.connect
     at, train = {i: r for r, i in enumerate(oom["ids"])}, split_rows(oom, ("train",))
     z_im, y_im = features_of(seed.ims[m], connect["mapped_ids"][m]), connect["mapped_labels"][m]
@@ -59,14 +61,13 @@ def own_pairs(run, seed, m, device):
 
 
 def mapped_test_items(run, seed, device):
-    """IM test items in the OOM feature space, by a run's connections: {modality: (v (n, d), labels (n,), ids [n])}; without
-    the modalities that have no labelled test item, or (unsup) no item of a class that the run names.
+    """IM test items in the OOM feature space, by a run's connections: {modality: (v (n, d), labels (n,), ids [n])};
+    without the modalities that have no labelled test item, or (unsup) no item of a class that the run names.
 
-    COX has its last connections. A method that trains none is given what COX had: stage 2's, which go on for as many steps
-    as COX's refreshes make, on this method's own features. `random` is untrained altogether.
-    """
+    COX has its last connections. A method that trains none is given what COX had: stage 2's, which go on for as many
+    steps as COX's refreshes make, on this method's own features. `random` is untrained altogether."""
     args, out = run["meta"]["args"], {}
-    head = torch.nn.Linear(run["arch"]["width"], len(run["class_names"])).requires_grad_(False)               # for --w-ce
+    head = torch.nn.Linear(run["arch"]["width"], len(run["class_names"])).requires_grad_(False)  # for --w-ce
     head.load_state_dict(run["head"])
     torch.manual_seed(args["seed"])
     generator = torch.Generator().manual_seed(args["seed"])
@@ -75,7 +76,9 @@ def mapped_test_items(run, seed, device):
         if not len(test):
             continue
         trains = METHODS[args["method"]].trains
-        bridge = Bridge(seed, [m], device="cpu", lr=args["lr"], weight_decay=args["weight_decay"], start=trains, heads=False)
+        bridge = Bridge(
+            seed, [m], device="cpu", lr=args["lr"], weight_decay=args["weight_decay"], start=trains, heads=False
+        )
         if args["method"] == "cox":
             bridge.connections[m].load_state_dict(run["connections"][m])
         elif trains:
@@ -83,23 +86,34 @@ def mapped_test_items(run, seed, device):
             if pairs is None:
                 continue
             bridge.train(m, *pairs, head, steps=len(refreshes(args)) * args["connect_steps"], generator=generator)
-        out[m] = (map_items(bridge.connections[m], seed.ims[m]["features"][test]), seed.ims[m]["labels"][test],
-                  [seed.ims[m]["ids"][i] for i in test.tolist()])
+        out[m] = (
+            map_items(bridge.connections[m], seed.ims[m]["features"][test]),
+            seed.ims[m]["labels"][test],
+            [seed.ims[m]["ids"][i] for i in test.tolist()],
+        )
     return out
 
 
 # ------------------------------------------------------------------------------------------------------------ records
 
+
 def judge_connections(seed, test, device):
-    """What the test items say of stage 2: accuracy of the IM heads, of the warm-started learner, and Fig. 5's of the heads
-    on v[k]."""
+    """What the test items say of stage 2: accuracy of the IM heads, of the warm-started learner, and Fig. 5's of the
+    heads on v[k]."""
     connect, oom, im_heads = seed.connect, seed.oom, {}
     for m, state in connect["im_heads"].items():
         r = labelled_rows(seed.ims[m], "test")
         im_heads[m] = accuracy(apply_head(state, seed.ims[m]["features"][r]), seed.ims[m]["labels"][r])
     z, guess = features(connect, oom, test, device)
-    curve = [{"modality": c["modality"], "step": c["step"], "mmd": c["mmd"],
-              "oom_accuracy": accuracy(apply_head(c["head"], z), oom["labels"][test])} for c in connect["curve"]]
+    curve = [
+        {
+            "modality": c["modality"],
+            "step": c["step"],
+            "mmd": c["mmd"],
+            "oom_accuracy": accuracy(apply_head(c["head"], z), oom["labels"][test]),
+        }
+        for c in connect["curve"]
+    ]
     return {"im_head_accuracy": im_heads, "warm_accuracy": accuracy(guess, oom["labels"][test]), "connection": curve}
 
 
@@ -109,9 +123,11 @@ def agreements(run, oom):
         return None
     at, before, after = {i: r for r, i in enumerate(oom["ids"])}, run["before"], run["after"]
     truth = oom["labels"][torch.tensor([at[i] for i in run["unlabelled"]])]
-    return {"before": agreement(before["agree"], before["prediction"], truth, before["label"]),
-            "after": agreement(before["agree"], after["prediction"], truth),
-            "after_own": agreement(after["agree"], after["prediction"], truth, after["label"])}
+    return {
+        "before": agreement(before["agree"], before["prediction"], truth, before["label"]),
+        "after": agreement(before["agree"], after["prediction"], truth),
+        "after_own": agreement(after["agree"], after["prediction"], truth, after["label"]),
+    }
 
 
 def metrics_of(run, seed, test, connections, device, task):
@@ -123,11 +139,15 @@ def metrics_of(run, seed, test, connections, device, task):
     if len(val):
         metrics["val_accuracy"] = accuracy(features(run, oom, val, device)[1], oom["labels"][val])
     metrics |= {**connections, "agreement": agreements(run, oom)}
-    metrics |= {k: run[k] for k in ("trust", "fallback") if run.get(k)}     # stage 3's check, and why it left correspondences out
+    metrics |= {
+        k: run[k] for k in ("trust", "fallback") if run.get(k)
+    }  # stage 3's check, and why it left correspondences out
     if task == "retrieval":
         own = (z, oom["labels"][test], [oom["ids"][r] for r in test.tolist()])
-        metrics["retrieval"] = {m: {"out": retrieval(own, other, len(names)), "back": retrieval(other, own, len(names))}
-                                for m, other in mapped_test_items(run, seed, device).items()}
+        metrics["retrieval"] = {
+            m: {"out": retrieval(own, other, len(names)), "back": retrieval(other, own, len(names))}
+            for m, other in mapped_test_items(run, seed, device).items()
+        }
     return metrics
 
 
@@ -139,15 +159,28 @@ def record(run, seed, test, connections, device, task):
     n_labelled = seed.connect["meta"]["n_labelled"]
     share = known["labels"] if not known["per_class"] else round(n_labelled / len(train), 4)
     if n_labelled == (oom["labels"][train] >= 0).sum():
-        share = 1.0                                                                           # all that there are
+        share = 1.0  # all that there are
     source = oom["meta"].get("source", {})
-    return {"data": data_name(seed.place.data), **{k: args[k] for k in ("perceptor", "setting", "oom", "seed")}, "method": method,
-            "labels": share if semi else 0.0, "per_class": known["per_class"] if semi else 0, "n_labelled": meta["n_labelled"],
-            "paired": meta["paired"],
-            "perceptor_paired_by_class": sorted({m for im in seed.ims.values() for m in im["meta"].get("paired_by_class", [])}),
-            "fingerprint": meta["fingerprint"], "made_from": {method: meta["digest"]},
-            "commonality": source.get("commonality"), "data_seed": source.get("seed"),
-            "metrics": metrics_of(run, seed, test, connections, device, task), "history": run["history"],
-            "seconds": meta["seconds"], "connect_seconds": seed.connect["meta"].get("seconds"),
-            "command": " ".join(["python", *meta["argv"]]),
-            "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method", "tag")}, "torch": meta["torch"]}
+    return {
+        "data": data_name(seed.place.data),
+        **{k: args[k] for k in ("perceptor", "setting", "oom", "seed")},
+        "method": method,
+        "labels": share if semi else 0.0,
+        "per_class": known["per_class"] if semi else 0,
+        "n_labelled": meta["n_labelled"],
+        "paired": meta["paired"],
+        "perceptor_paired_by_class": sorted(
+            {m for im in seed.ims.values() for m in im["meta"].get("paired_by_class", [])}
+        ),
+        "fingerprint": meta["fingerprint"],
+        "made_from": {method: meta["digest"]},
+        "commonality": source.get("commonality"),
+        "data_seed": source.get("seed"),
+        "metrics": metrics_of(run, seed, test, connections, device, task),
+        "history": run["history"],
+        "seconds": meta["seconds"],
+        "connect_seconds": seed.connect["meta"].get("seconds"),
+        "command": " ".join(["python", *meta["argv"]]),
+        "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method", "tag")},
+        "torch": meta["torch"],
+    }

@@ -1,7 +1,8 @@
 """Stage 4's page: results.py's tables and plots.py's figures in one HTML file. No files, no arguments.
 
-A record is what METHOD.json holds (evaluate.py); page(...) -> one HTML page. Figures are PNG inside it, nothing is fetched.
-"""
+A record is what METHOD.json holds (evaluate.py); page(...) -> one HTML page. Figures are PNG inside it, nothing is
+fetched."""
+
 import base64
 import html
 import io
@@ -9,9 +10,17 @@ import time
 
 import torch
 
-from cox_oom.report.plots import agreement_bars, bank_planes, confusions, connection_curves, method_bars, oom_planes, training_curves
-from cox_oom.report.tables import word_columns
+from cox_oom.report.plots import (
+    agreement_bars,
+    bank_planes,
+    confusions,
+    connection_curves,
+    method_bars,
+    oom_planes,
+    training_curves,
+)
 from cox_oom.report.scores import condition
+from cox_oom.report.tables import word_columns
 
 
 def picture(figure, words):
@@ -22,8 +31,7 @@ def picture(figure, words):
     figure.savefig(png, format="png", dpi=120, metadata={"Software": None})
     say = html.escape(words)
     data = base64.b64encode(png.getvalue()).decode()
-    return (f'<figure><img alt="{say}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{say}</figcaption></figure>")
+    return f'<figure><img alt="{say}" src="data:image/png;base64,{data}"><figcaption>{say}</figcaption></figure>'
 
 
 def html_table(block):
@@ -31,14 +39,18 @@ def html_table(block):
         bold = text.startswith("**")
         text = html.escape(text.strip("*"))
         return f"<b>{text}</b>" if bold else text
+
     words = word_columns(block)
     start = lambda tag, word: f"<{tag} class=w>" if word else f"<{tag}>"
     cells = lambda row, tag: [f"{start(tag, w)}{inner(t)}</{tag}>" for t, w in zip(row, words)]
     line = lambda row, tag: "<tr>" + "".join(cells(row, tag)) + "</tr>"
-    return (f"<h2>{html.escape(block['title'])}</h2>"
-            f"<div class=wide><table><thead>{line(block['header'], 'th')}</thead><tbody>"
-            + "".join(line(r, "td") for r in block["rows"]) + "</tbody></table></div>"
-            + "".join(f"<p class=note>{html.escape(n)}</p>" for n in block["notes"]))
+    return (
+        f"<h2>{html.escape(block['title'])}</h2>"
+        f"<div class=wide><table><thead>{line(block['header'], 'th')}</thead><tbody>"
+        + "".join(line(r, "td") for r in block["rows"])
+        + "</tbody></table></div>"
+        + "".join(f"<p class=note>{html.escape(n)}</p>" for n in block["notes"])
+    )
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fafafa}
@@ -52,48 +64,74 @@ figure{margin:.8em 0 1.6em}img{max-width:100%;height:auto;background:#fff;border
 figcaption{color:#555;font-size:13px}
 footer{margin-top:3em;border-top:1px solid #ccc;color:#666;font-size:12px;word-break:break-word}"""
 
-BARS = {"classification": [("accuracy", "test accuracy")],
-        "retrieval": [("retrieval.out.category.r1", "category-level R@1, OOM → IM"),
-                      ("retrieval.out.instance.r1", "instance-level R@1, OOM → IM")]}
+BARS = {
+    "classification": [("accuracy", "test accuracy")],
+    "retrieval": [
+        ("retrieval.out.category.r1", "category-level R@1, OOM → IM"),
+        ("retrieval.out.instance.r1", "instance-level R@1, OOM → IM"),
+    ],
+}
 CONFUSION = "Confusion on the test items, summed over seeds; rows add to 100%."
-CONNECT = ("Connecting (Fig. 5): the gap between mapped IM items and OOM items, and what heads trained on "
-           "the mapped items alone know of OOM items.")
-EXPLORE = ("Exploring (Fig. 6): accuracy on unlabelled training items on which the heads agreed or disagreed "
-           "before exploration, before and after it.")
+CONNECT = (
+    "Connecting (Fig. 5): the gap between mapped IM items and OOM items, and what heads trained on "
+    "the mapped items alone know of OOM items."
+)
+EXPLORE = (
+    "Exploring (Fig. 6): accuracy on unlabelled training items on which the heads agreed or disagreed "
+    "before exploration, before and after it."
+)
 BANKS = "Frozen features of the IM training items, each in its bank's first two principal components."
-PLANE = ("first two principal components of its OOM test items; the IM items that its connections map there, "
-         "over the test items in grey.")
+PLANE = (
+    "first two principal components of its OOM test items; the IM items that its connections map there, "
+    "over the test items in grey."
+)
 
 
 def page(blocks, records, clouds, command, task="classification"):
     """report.html as a string. clouds: {(data, perceptor, oom, condition): what evaluate.cloud returns}."""
-    body = ["<h1>COX: " + html.escape(", ".join(sorted({r["data"] for r in records}))) + "</h1>",
-            *map(html_table, blocks)]
+    body = [
+        "<h1>COX: " + html.escape(", ".join(sorted({r["data"] for r in records}))) + "</h1>",
+        *map(html_table, blocks),
+    ]
     for perceptor in sorted({r["perceptor"] for r in records}):
         for k in sorted({condition(r) for r in records}):
             rows = [r for r in records if r["perceptor"] == perceptor and condition(r) == k]
             if rows:
                 body.append(f"<h2>{html.escape(f'{k} (perceptor {perceptor})')}</h2>")
-                body += [picture(method_bars(rows, metric, words), f"{words[0].upper()}{words[1:]}, mean and sd over seeds.")
-                         for metric, words in BARS[task]]
+                body += [
+                    picture(method_bars(rows, metric, words), f"{words[0].upper()}{words[1:]}, mean and sd over seeds.")
+                    for metric, words in BARS[task]
+                ]
             for data, oom in sorted({(r["data"], r["oom"]) for r in rows}):
                 some = [r for r in rows if (r["data"], r["oom"]) == (data, oom)]
-                body += [f"<h3>{html.escape(f'{data}: {oom} left out of the perceptor')}</h3>",
-                         picture(training_curves(some), "Training curves, mean over seeds."),
-                         picture(confusions(some), CONFUSION), picture(connection_curves(some), CONNECT),
-                         picture(agreement_bars(some), EXPLORE)]
+                body += [
+                    f"<h3>{html.escape(f'{data}: {oom} left out of the perceptor')}</h3>",
+                    picture(training_curves(some), "Training curves, mean over seeds."),
+                    picture(confusions(some), CONFUSION),
+                    picture(connection_curves(some), CONNECT),
+                    picture(agreement_bars(some), EXPLORE),
+                ]
                 cloud = clouds.get((data, perceptor, oom, k))
                 if cloud:
                     learner = f"Features of the learner ({cloud['method']}, seed {cloud['seed']}) in the "
                     body += [picture(bank_planes(cloud), BANKS), picture(oom_planes(cloud), learner + PLANE)]
     prints = "; ".join(f"{d} {f[:16]}" for d, f in sorted({(r["data"], r["fingerprint"]) for r in records}))
-    facts = " · ".join([command, time.strftime("%Y-%m-%d %H:%M"), f"torch {torch.__version__}",
-                        f"data {prints}", f"{len(records)} runs"])
+    facts = " · ".join(
+        [
+            command,
+            time.strftime("%Y-%m-%d %H:%M"),
+            f"torch {torch.__version__}",
+            f"data {prints}",
+            f"{len(records)} runs",
+        ]
+    )
     body.append(f"<footer><p>{html.escape(facts)}</p></footer>")
     return whole_page("COX report", body)
 
 
 def whole_page(title, body):
     """A page that stands alone, of a title and the parts of its body."""
-    return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n")
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n"
+    )

@@ -2,6 +2,7 @@
 
 A record is what METHOD.json holds (evaluate.py); None where there is nothing to draw.
 """
+
 import math
 import unicodedata
 import warnings
@@ -16,14 +17,32 @@ from matplotlib.ticker import MaxNLocator
 from cox_oom.methods import METHODS
 from cox_oom.report.scores import mean_sd, order, percent, score
 
-# for what matplotlib's own font lacks, names in Chinese, Japanese or Korean above all: those of these that are installed
-FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans",
-         "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic", "NanumGothic", "Hiragino Sans",
-         "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans", "Arial Unicode MS")
+# for what matplotlib's own font lacks, names in Chinese, Japanese or Korean above all: those that are installed
+FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Noto Sans JP",
+    "Noto Sans KR",
+    "Source Han Sans",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "IPAGothic",
+    "NanumGothic",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Apple SD Gothic Neo",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Noto Sans",
+    "Arial Unicode MS",
+)
 
-rcParams["text.parse_math"] = False                                             # names are data: a $ is a dollar
+rcParams["text.parse_math"] = False  # names are data: a $ is a dollar
 rcParams["font.family"] = [*rcParams["font.family"], *(f for f in FONTS if f in {*font_manager.get_font_names()})]
-warnings.filterwarnings("ignore", "Glyph .* missing from")                      # said in docs/data/folder.md
+warnings.filterwarnings("ignore", "Glyph .* missing from")  # said in docs/data/folder.md
 
 
 def plane(z):
@@ -49,9 +68,13 @@ def palette(classes):
 
 
 def scatter(ax, points, y, colours, **look):
-    ax.scatter(points[:, 0], points[:, 1], c=[colours[c] if c >= 0 else (0.6, 0.6, 0.6, 1)
-                                              for c in y.tolist()],
-               linewidths=0, **look)
+    ax.scatter(
+        points[:, 0],
+        points[:, 1],
+        c=[colours[c] if c >= 0 else (0.6, 0.6, 0.6, 1) for c in y.tolist()],
+        linewidths=0,
+        **look,
+    )
 
 
 def grid(count, width=3.1, height=2.9, most=4):
@@ -67,7 +90,7 @@ def grid(count, width=3.1, height=2.9, most=4):
 
 def short(name, most=14):
     """A class name for an axis or legend; both ends are kept, names often differ in the last letters."""
-    return name if len(name) <= most else f"{name[:most - 6]}…{name[-5:]}"
+    return name if len(name) <= most else f"{name[: most - 6]}…{name[-5:]}"
 
 
 def legend_name(name):
@@ -76,9 +99,10 @@ def legend_name(name):
 
 
 def legend_columns(figure, names):
-    """How many columns a legend of these names at 7 points has, so that it lies within the figure and its rows are alike."""
+    """How many columns a legend of these names at 7 points has, so that it lies within the figure and its rows are
+    alike."""
     letters = max(sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in n) for n in names)
-    fit = max(1, int((figure.get_figwidth() - 0.15) / (0.25 + 0.075 * letters)))                          # inches
+    fit = max(1, int((figure.get_figwidth() - 0.15) / (0.25 + 0.075 * letters)))  # inches
     return math.ceil(len(names) / math.ceil(len(names) / fit))
 
 
@@ -108,11 +132,13 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
         return None
     columns = sorted({(r["data"], r["oom"]) for r in rows})
     methods = method_names(rows)
-    lines = [columns]                                                          # many columns: a line for each data set
+    lines = [columns]  # many columns: a line for each data set
     if len(columns) * len(methods) > 40:
         lines = [[c for c in columns if c[0] == d] for d in sorted({d for d, _ in columns})]
     widest = max(map(len, lines))
-    figure = Figure(figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * widest)), 0.8 + 2.6 * len(lines)), layout="constrained")
+    figure = Figure(
+        figsize=(max(4.5, min(12, 1 + 0.42 * len(methods) * widest)), 0.8 + 2.6 * len(lines)), layout="constrained"
+    )
     wide = legend_columns(figure, methods)
     figure.set_figheight(figure.get_figheight() + 0.15 * (math.ceil(len(methods) / wide) - 1))
     colour = colours(methods)
@@ -126,18 +152,40 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
                 if values:
                     a, s = mean_sd(values)
                     at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]
-            ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, color=colour[m], label=m, capsize=2,
-                   error_kw={"lw": 0.8})
+            ax.bar(
+                at,
+                mean,
+                width * 0.92,
+                yerr=sd if any(sd) else None,
+                color=colour[m],
+                label=m,
+                capsize=2,
+                error_kw={"lw": 0.8},
+            )
             for x, a, s in zip(at, mean, sd):
-                ax.text(x, a + s + limit / 105, f"{a:.{0 if top > 10 else 1}f}", ha="center", fontsize=7 if widest < 6 else 5.5)
+                ax.text(
+                    x,
+                    a + s + limit / 105,
+                    f"{a:.{0 if top > 10 else 1}f}",
+                    ha="center",
+                    fontsize=7 if widest < 6 else 5.5,
+                )
         several = len({d for d, _ in columns}) > 1
         ax.set_xticks(range(len(line)), [f"{d}\n{o}" if several else o for d, o in line])
         ax.set_xlim(-0.6, widest - 0.4)
         ax.set_ylim(0, limit)
         plain(ax, y=f"{words}, %")
         ax.tick_params(axis="x", labelsize=8)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, ncols=wide, frameon=False, loc="outside upper left",
-                  handlelength=1, handletextpad=0.4, columnspacing=1)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        fontsize=7,
+        ncols=wide,
+        frameon=False,
+        loc="outside upper left",
+        handlelength=1,
+        handletextpad=0.4,
+        columnspacing=1,
+    )
     return figure
 
 
@@ -151,13 +199,18 @@ def training_curves(rows):
     colour = colours(method_names(rows))
     for ax, key in zip(axes, keys):
         for m in method_names(rows):
-            runs = [[h[key] for h in r["history"]] for r in rows
-                    if r["method"] == m and key in r["history"][0]]
+            runs = [[h[key] for h in r["history"]] for r in rows if r["method"] == m and key in r["history"][0]]
             if runs:
                 n = min(map(len, runs))
                 mean = [sum(r[e] for r in runs) / len(runs) * (100 if key != "loss" else 1) for e in range(n)]
-                ax.plot(range(1, n + 1), mean, color=colour[m], label=m, lw=1.8 if m == "cox" else 1.2,
-                        marker="." if n < 3 else "")
+                ax.plot(
+                    range(1, n + 1),
+                    mean,
+                    color=colour[m],
+                    label=m,
+                    lw=1.8 if m == "cox" else 1.2,
+                    marker="." if n < 3 else "",
+                )
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         plain(ax, x="epoch", y="validation accuracy, %" if key != "loss" else "loss (each method's own)")
     axes[0].legend(fontsize=7, frameon=False)
@@ -171,7 +224,7 @@ def confusions(rows):
     n = len(names)
     side = min(5.2, max(3.2, 0.34 * n + 1.4))
     figure, axes = grid(len(methods), width=side + 0.6, height=side)
-    small = max(2.5, min(8, 72 * (side - 1.4) / n * 0.8))                              # points that a row has
+    small = max(2.5, min(8, 72 * (side - 1.4) / n * 0.8))  # points that a row has
     for ax, m in zip(axes, methods):
         mine = [r for r in rows if r["method"] == m]
         counts = np.sum([r["metrics"]["confusion"] for r in mine], 0).astype(float)
@@ -185,30 +238,49 @@ def confusions(rows):
             ax.tick_params(labelsize=small, length=2)
         if n <= 14:
             for i, j in np.argwhere(share >= 0.005):
-                ax.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=min(7, small),
-                        color="white" if share[i, j] > 0.6 else "#333")
+                ax.text(
+                    j,
+                    i,
+                    f"{100 * share[i, j]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=min(7, small),
+                    color="white" if share[i, j] > 0.6 else "#333",
+                )
     return figure
 
 
 def connection_curves(rows):
-    """Fig. 5, a column for each data set and OOM modality: MMD of mapped IM items and OOM items, and accuracy of the heads
-    on OOM test items, over the steps of the connection."""
+    """Fig. 5, a column for each data set and OOM modality: MMD of mapped IM items and OOM items, and accuracy of the
+    heads on OOM test items, over the steps of the connection."""
     columns = sorted({(r["data"], r["oom"]) for r in rows})
-    figure = Figure(figsize=(max(4.6, 2.9 * len(columns)), 5.4) if len(columns) > 1 else (9.2, 3.0), layout="constrained")
+    figure = Figure(
+        figsize=(max(4.6, 2.9 * len(columns)), 5.4) if len(columns) > 1 else (9.2, 3.0), layout="constrained"
+    )
     grid_of = figure.subplots(2, len(columns), squeeze=False) if len(columns) > 1 else figure.subplots(1, 2)[:, None]
     for i, (data, oom) in enumerate(columns):
         some = [r for r in rows if (r["data"], r["oom"]) == (data, oom)]
-        seeds = {r["seed"]: r["metrics"] for r in some}.values()                           # the same for every method
+        seeds = {r["seed"]: r["metrics"] for r in some}.values()  # the same for every method
         names = sorted({c["modality"] for s in seeds for c in s["connection"]})
         mmd, accuracy = grid_of[:, i]
         for j, m in enumerate(names):
             for ax, key, factor in ((mmd, "mmd", 1), (accuracy, "oom_accuracy", 100)):
                 steps = sorted({c["step"] for s in seeds for c in s["connection"] if c["modality"] == m})
-                at = lambda t: [c[key] * factor for s in seeds for c in s["connection"] if (c["modality"], c["step"]) == (m, t)]
+                at = lambda t: [
+                    c[key] * factor for s in seeds for c in s["connection"] if (c["modality"], c["step"]) == (m, t)
+                ]
                 values = [mean_sd(at(t)) for t in steps]
                 spread = [s or 0 for _, s in values] if len(seeds) > 1 else None
-                ax.errorbar(steps, [v for v, _ in values], spread, marker=".", lw=1.3, elinewidth=0.7,
-                            color=palette(len(names))[j], label=legend_name(m))
+                ax.errorbar(
+                    steps,
+                    [v for v, _ in values],
+                    spread,
+                    marker=".",
+                    lw=1.3,
+                    elinewidth=0.7,
+                    color=palette(len(names))[j],
+                    label=legend_name(m),
+                )
         warm = [100 * s["warm_accuracy"] for s in seeds if s.get("warm_accuracy") is not None]
         if warm:
             accuracy.axhline(mean_sd(warm)[0], color="#444", lw=1, ls="--", label="the learner's own head")
@@ -225,8 +297,8 @@ def connection_curves(rows):
 
 
 def agreement_bars(rows, by="method"):
-    """Fig. 6: accuracy on the agreement and the disagreement part before and after exploration, a panel for each method, or
-    with by="column" for each data set and OOM modality (rows of one method)."""
+    """Fig. 6: accuracy on the agreement and the disagreement part before and after exploration, a panel for each
+    method, or with by="column" for each data set and OOM modality (rows of one method)."""
     judged = lambda a: a and any(a["before"][part] is not None for part in ("agree_accuracy", "disagree_accuracy"))
     rows = [r for r in rows if judged(r["metrics"]["agreement"])]
     panel = (lambda r: r["method"]) if by == "method" else lambda r: f"{r['data']} {r['oom']}"
@@ -241,13 +313,24 @@ def agreement_bars(rows, by="method"):
                 values = [100 * a[when][part] for a in mine if a[when][part] is not None]
                 if values:
                     mean, sd = mean_sd(values)
-                    ax.bar(j + (i - 0.5) * 0.38, mean, 0.36, yerr=sd, color=shade, capsize=2, error_kw={"lw": 0.8},
-                           label=("agreement" if i == 0 else "disagreement") if j == 0 else None)
+                    ax.bar(
+                        j + (i - 0.5) * 0.38,
+                        mean,
+                        0.36,
+                        yerr=sd,
+                        color=shade,
+                        capsize=2,
+                        error_kw={"lw": 0.8},
+                        label=("agreement" if i == 0 else "disagreement") if j == 0 else None,
+                    )
                     ax.text(j + (i - 0.5) * 0.38, mean + (sd or 0) + 1, f"{mean:.0f}", ha="center", fontsize=7)
         ax.set_xticks([0, 1], ["before", "after"])
         ax.set_ylim(0, 110)
-        plain(ax, f"{name}: {percent([a['before']['share'] for a in mine])}% agree",
-              y="accuracy, %" if ax is axes[0] else "")
+        plain(
+            ax,
+            f"{name}: {percent([a['before']['share'] for a in mine])}% agree",
+            y="accuracy, %" if ax is axes[0] else "",
+        )
         if by == "column":
             ax.set_title(f"{name}\n{percent([a['before']['share'] for a in mine])}% agree", fontsize=8)
     bars = {label: bar for ax in axes for bar, label in zip(*ax.get_legend_handles_labels())}
@@ -298,5 +381,13 @@ def class_legend(figure, names, colours):
     if len(names) <= 40:
         names = [legend_name(short(n)) for n in names]
         dots = [figure.axes[0].plot([], [], ".", color=c, label=n)[0] for n, c in zip(names, colours)]
-        figure.legend(handles=dots, fontsize=7, frameon=False, loc="outside lower left", markerscale=1.2,
-                      columnspacing=1, handletextpad=0.2, ncols=legend_columns(figure, names))
+        figure.legend(
+            handles=dots,
+            fontsize=7,
+            frameon=False,
+            loc="outside lower left",
+            markerscale=1.2,
+            columnspacing=1,
+            handletextpad=0.2,
+            ncols=legend_columns(figure, names),
+        )
