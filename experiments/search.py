@@ -2,12 +2,13 @@
 
     python experiments/search.py --data synth --runs runs/experiments-small/search --seed 0 1 --out experiments/results/search
 
-Reads METHOD-N.pt of stage 3 alone (its last validation accuracy), so that no test item plays a part. Writes OUT/search.json,
-search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND. A method that RUNS lacks keeps what OUT says of it.
+Reads METHOD-N.pt of stage 3 alone (its last validation accuracy), so that no test item plays a part. Writes OUT/records.csv (a
+line a run), search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND. A method that RUNS lacks keeps what OUT
+says of it.
 """
 import argparse
-import json
 import os
+import re
 from pathlib import Path
 
 from cox_oom import files
@@ -74,12 +75,24 @@ def choose(runs):
     return out
 
 
+def known_runs(out):
+    """The runs of an earlier search in OUT, as of read_runs, and whence they are: (runs, {method: command})."""
+    if not (out / "records.csv").exists():
+        return [], {}
+    text = ("run", "flags", "data", "oom")
+    runs = [{"flags": "", **{k: v if k in text else records.number(v) for k, v in row.items()}}
+            for row in records.read_csv(out / "records.csv")]
+    lines = re.findall(r"^([^:]*): (.*), \d+ runs of [0-9.]+ h in all$", (out / "COMMAND").read_text(), re.M)
+    return runs, {method: command for methods, command in lines for method in methods.split(", ")}
+
+
 def main(argv=None):
     args = get_args(argv)
     runs, out = read_runs(args), Path(args.out)
-    known = json.loads((out / "search.json").read_text())["runs"] if (out / "search.json").exists() else []
+    known, command_of = known_runs(out)
     searched = {method_of(r["run"]) for r in runs}
-    runs = [{**r, "command": collect.provenance()} for r in runs] + [r for r in known if method_of(r["run"]) not in searched]
+    command_of.update(dict.fromkeys(searched, collect.provenance()))
+    runs += [r for r in known if method_of(r["run"]) not in searched]
     chosen = choose(runs)
     columns = sorted({" ".join((r["data"], r["oom"])) for r in runs})
     best = {m: s[0] for m, s in chosen.items() if s}
@@ -89,17 +102,16 @@ def main(argv=None):
                        show(f"{100 * s['mean']:.1f}", s, m)] for m, settings in chosen.items() for s in settings],
              "notes": [f"Best first; bold: chosen. {min(r['n'] for r in runs)} to {max(r['n'] for r in runs)} items held out "
                        f"a run, seeds {', '.join(map(str, sorted({r['seed'] for r in runs})))}; no test item is looked at."]}
-    records.write_text(out / "search.json", json.dumps({
-        "chosen": {m: s["flags"] for m, s in best.items()}, "settings": chosen, "runs": runs}, indent=1))
+    records.write_csv(out / "records.csv", runs)
     records.write_text(out / "search.md", tables.markdown([block]))
     records.write_text(out / "chosen.sh", "".join(f'export EXPLORE_{m}="${{EXPLORE_{m}:-{s["flags"]}}}"\n' for m, s in best.items()))
-    commands = {}
+    by_command = {}
     for r in runs:
-        commands.setdefault(r.get("command", "an earlier search"), []).append(r)
+        by_command.setdefault(command_of.get(method_of(r["run"]), "an earlier search"), []).append(r)
     records.write_text(out / "COMMAND", "".join(
         f"{', '.join(sorted({method_of(r['run']) for r in rs}, key=scores.order))}: {command}, {len(rs)} runs of "
-        f"{sum(r['seconds'] for r in rs) / 3600:.1f} h in all\n" for command, rs in commands.items()))
-    print(tables.markdown([block]) + f"wrote {out}/search.md, search.json and chosen.sh")
+        f"{sum(r['seconds'] for r in rs) / 3600:.1f} h in all\n" for command, rs in by_command.items()))
+    print(tables.markdown([block]) + f"wrote {out}/search.md, records.csv and chosen.sh")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
 """The experiments: what their shell files run, what is already done, the tables by hand, the choice of flags."""
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -15,13 +13,13 @@ from cox_oom import files
 import evaluate
 from cox_oom.report import tests
 from cox_oom.report import tables
+from cox_oom.report.records import read_records, write_records
 from test_evaluate import make_world, record
 from test_pipeline import write_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 import collect   # noqa: E402
 import commonality  # noqa: E402
-import readme_table  # noqa: E402
 import search    # noqa: E402
 
 
@@ -152,13 +150,12 @@ def test_table3_from_nothing_and_again(tmp_path):
     table = (out / "table.md").read_text()
     assert "| setting | method | imu R@1 | imu R@5 |" in table and "| semi, 4 labels per class | cox |" in table
     assert "chance R@1 33%" in table and "COX against each method" in table
-    found = json.loads((out / "tests.json").read_text())
-    assert {(t["against"], t["n"]) for t in found} == {("erm", 1)}
-    assert {t["metric"] for t in found} == {"retrieval.out.category.r1", "retrieval.out.instance.r1"}
+    found = read_records(out / "records.csv")
+    for level in ("category", "instance"):
+        assert {(t["against"], t["n"]) for t in tests.tests(found, f"retrieval.out.{level}.r1")} == {("erm", 1)}
     assert "bash experiments/table3.sh`, commit" in (out / "COMMAND").read_text()
-    assert len(list(out.glob("plot-*.png"))) == 2 and "<img" in (out / "report.html").read_text()
-    with open(out / "table.csv", newline="") as f:
-        assert len(list(csv.DictReader(f))) == 2
+    assert len(list(out.glob("plot-*.png"))) == 1 and len(found) == 2
+    assert (tmp_path / "runs" / "report-table3" / "report.html").read_text().count("<img") == 2
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.suffix in (".pt", ".json")}
     again = call()
     assert again.returncode == 0 and again.stdout.count("already done") > 5 and "already evaluated" in again.stdout
@@ -285,10 +282,10 @@ def test_every_experiment_is_collected_from_several_trees(experiment, tmp_path, 
         return
     collect.main(line)
     out = tmp_path / "out"
-    assert len(json.loads((out / "table.json").read_text())) == 6
-    assert list(out.glob("plot-*.png")) and f"wrote {out}" in capsys.readouterr().out
-    page = (out / "report.html").read_text()
-    assert page.count("<img") == len(list(out.glob("plot-*.png"))) and collect.TITLES[experiment] in page
+    assert len(read_records(out / "records.csv")) == 6 and f"wrote {out}" in capsys.readouterr().out
+    assert len(list(out.glob("plot-*.png"))) == (experiment not in collect.NO_PLOT)
+    page = (tmp_path / "one" / f"report-{experiment}" / "report.html").read_text()
+    assert "<img" in page and collect.TITLES[experiment] in page
     assert (out / "COMMAND").read_text().count("6 runs") == 1
 
 
@@ -299,8 +296,8 @@ def test_an_earlier_collection_adds_what_the_trees_lack(tmp_path, capsys):
     line = lambda tree, *more: ["table2", "--data", "toy", "--runs", str(tmp_path / tree),
                                 "--out", str(tmp_path / tree / "out"), *more]
     collect.main(line("two"))
-    earlier, table = (tmp_path / tree / "out" / "table.json" for tree in ("two", "one"))
-    read = lambda: [(r["method"], r["seed"], "added" in r) for r in json.loads(table.read_text())]
+    earlier, table = (tmp_path / tree / "out" / "records.csv" for tree in ("two", "one"))
+    read = lambda: [(r["method"], r["seed"], "added" in r) for r in read_records(table)]
     collect.main(line("one", "--add", str(earlier)))
     assert sorted(read()) == [(m, s, s == 1) for m in ("cox", "random", "selftrain") for s in (0, 1)]
     collect.main(line("one", "--add", str(earlier), "--add-method", "random"))
@@ -308,18 +305,18 @@ def test_an_earlier_collection_adds_what_the_trees_lack(tmp_path, capsys):
     text = (tmp_path / "one" / "out" / "table.md").read_text()
     assert "random added from commit" in text and "Not alike" not in text and "not recorded" not in text
     assert "3 runs of 0.0 h in all; 1 more of commit " in (tmp_path / "one" / "out" / "COMMAND").read_text()
-    old = [{k: v for k, v in r.items() if k not in ("args", "seconds", "connect_seconds")} for r in json.loads(earlier.read_text())]
-    earlier.write_text(json.dumps(old))                                     # tables once held no flags and no times
+    old = [{k: v for k, v in r.items() if k not in ("args", "seconds", "connect_seconds")} for r in read_records(earlier)]
+    write_records(earlier, old)                                             # tables once held no flags and no times
     collect.main(line("one", "--add", str(earlier)))
     assert len(read()) == 6
     assert "the flags of 3 of these runs were not recorded" in (tmp_path / "one" / "out" / "table.md").read_text()
     with pytest.raises(files.UserError, match="no evaluated run"):                       # no retrieval in these: none of table 3's
         collect.main(["table3", *line("one")[1:]])
-    earlier.write_text(json.dumps([{**r, "setting": "unsup"} for r in old]))     # which start? a row could be of another one
+    write_records(earlier, [{**r, "setting": "unsup"} for r in old])             # which start? a row could be of another one
     with pytest.raises(files.UserError, match="collect them again"):
         collect.main(line("one", "--add", str(earlier)))
-    with pytest.raises(files.UserError, match="--add nothing.json is missing"):
-        collect.main(line("one", "--add", "nothing.json"))
+    with pytest.raises(files.UserError, match="--add nothing.csv is missing"):
+        collect.main(line("one", "--add", "nothing.csv"))
 
 
 def test_collect_refuses_what_was_not_evaluated(tmp_path):
@@ -364,94 +361,20 @@ def test_search_reads_validation_alone(tmp_path, monkeypatch, capsys):
     connect = torch.load(folder / "connect.pt", weights_only=True)
     torch.save({**connect, "held": ["i1", "i2"]}, folder / "connect.pt")
     search.main(line)
-    found = json.loads((tmp_path / "out" / "search.json").read_text())
-    assert found["chosen"] == {"erm": "--weight-decay 1"}
-    assert found["runs"][0]["accuracy"] == 0.5 and found["runs"][0]["n"] == 2          # make_world's history
+    (run,), _ = search.known_runs(tmp_path / "out")
+    assert run["accuracy"] == 0.5 and run["n"] == 2 and run["flags"] == "--weight-decay 1"     # make_world's history
     assert (tmp_path / "out" / "chosen.sh").read_text() == 'export EXPLORE_erm="${EXPLORE_erm:---weight-decay 1}"\n'
     assert "**--weight-decay 1**" in (tmp_path / "out" / "search.md").read_text()
     (folder / "erm-1.pt").rename(folder / "moco-1.pt")                                  # another search, of another method
     monkeypatch.setenv("EXPLORE_moco_1", "--momentum 0.5")
     search.main(line)
-    found = json.loads((tmp_path / "out" / "search.json").read_text())
-    assert found["chosen"] == {"erm": "--weight-decay 1", "moco": "--momentum 0.5"} and len(found["runs"]) == 2
+    assert [r["flags"] for r in search.known_runs(tmp_path / "out")[0]] == ["--momentum 0.5", "--weight-decay 1"]
     assert len((tmp_path / "out" / "chosen.sh").read_text().splitlines()) == 2
     monkeypatch.setenv("COMMAND", "searched again")
     search.main(line)                                                                   # one outcome, and whose it is
-    assert len(json.loads((tmp_path / "out" / "search.json").read_text())["runs"]) == 2
+    assert len(search.known_runs(tmp_path / "out")[0]) == 2
     moco, erm = sorted((tmp_path / "out" / "COMMAND").read_text().splitlines(), reverse=True)
     assert moco.startswith("moco: `searched again`, commit ") and erm.startswith("erm: ") and "again" not in erm
-
-
-# -------------------------------------------------------------------------------------------------- README's table
-
-def test_readme_table_is_made_from_the_json(tmp_path):
-    def write(name, records, **more):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "table.json").write_text(json.dumps(records))
-        (tmp_path / name / "COMMAND").write_text(f"`bash {name}.sh`\n")
-        for file, content in more.items():
-            (tmp_path / name / f"{file}.json").write_text(json.dumps(content))
-    two = [record(0.8 + 0.02 * s, seed=s) for s in range(2)] + [record(0.7, method="erm", seed=s) for s in range(2)]
-    two += [record(0.9, method="cox-kl-literal"), record(0.99, method="aligned")]
-    write("table2", two, tests=tests.tests(two, "accuracy"))
-    write("demo", [record(0.1), record(0.4, data="other", oom="pen"), record(0.2, data="other", oom="sonar")])   # toy: table2's
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{readme_table.BEGIN}\nold 99.9\n{readme_table.END}\nafter\n")
-    write("table2_paired", two, tests=[t for m in ("accuracy", "unlabelled") for t in tests.tests(two, m)])
-    method = tmp_path / "docs" / "method.md"
-    method.parent.mkdir()
-    method.write_text(readme.read_text())
-    readme_table.main(readme, tmp_path)
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "99.9" not in text and "p (columns)" in text
-    sd = f"{np.std([80, 82], ddof=1):.1f}"
-    assert "| data | new sensors | labels | erm | cox | aligned | gap before | gap after |" in text
-    assert f"| toy | sonar | 10% labels | 70.0 ± 0.0 | **81.0 ± {sd}** | 99.0 (n = 1) | – | – |" in text
-    assert "| other | pen, sonar | 10% labels | – | **30.0** | – | – | – |" in text
-    assert "| erm | semi | 2 | 1 of 1 | +11.0 |" in text and "cox-kl" not in text
-    assert "`table2`: seeds 0, 1; `bash table2.sh`" in text and "retrieval" not in text
-    page = method.read_text()
-    assert page.startswith("before\n") and page.endswith("\nafter\n") and "99.9" not in page
-    assert "| erm | test | semi | 2 | 1 of 1 | +11.0 | 0.058 | 0.5 | – | +11.0 |" in page and "unlabelled" not in page
-    shared = {"out": {"category": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}, "instance": None}}
-    three = [record(0.5, method=m, seed=s) for s in range(2) for m in ("erm", "cox")]
-    for r, extra in zip(three, (0.0, 0.125, 0.0, 0.25)):
-        r["metrics"]["retrieval"] = {m: {"out": {"category": {**shared["out"]["category"], "r1": a + extra}, "instance": None}}
-                                     for m, a in (("rgb", 0.5), ("imu", 0.25))}
-    at_instance = {**shared["out"], "instance": {"r1": 0.5, "r5": 0.75, "chance_r1": 0.1, "chance_r5": 0.5}}
-    drawn = [record(0.5, method="cox", data="digits", seed=s) for s in range(3)]    # partners drawn within a class: no instances
-    for r in drawn:
-        r["metrics"]["retrieval"] = {"rgb": {"out": {**at_instance, "category": {**shared["out"]["category"], "r1": 0.5}}}}
-    write("table3", three + drawn)
-    unsup = [{**record(0.12 + 0.01 * s, setting="unsup", seed=s), "condition": "unsup, spectral"} for s in range(2)]
-    write("unsup", [{k: v for k, v in r.items() if k != "args"} for r in unsup])                  # as evaluate.py writes them
-    readme_table.main(readme, tmp_path)
-    text = readme.read_text()
-    p = f"{stats.ttest_1samp([0.125, 0.25], 0).pvalue:.2g}"
-    assert f"| erm | 37.5 ± 0.0 | **75.0 ± 0.0** | +18.8 ({p}, –) | – | – | – |" in text
-    sd = f"{np.std([50, 56.25], ddof=1):.1f}"                                       # of the two seeds that have both columns
-    assert f"| cox | **53.1 ± {sd}** | **75.0 ± 0.0** | – | – | – | – |" in text
-    assert "| chance | 10 | 50 | – | – | – | – |" in text and "| toy | sonar | unsup, spectral |" in text and "toy sonar, spectral: COX" in text
-
-
-def test_readme_retrieval_of_instances():
-    """Mean over the columns, spread over the seeds that have them all, fewer seeds marked and not bold, drawn pairs left out."""
-    def shown(data, method, seed, r1, oom="sonar"):
-        at = lambda v: {"r1": v, "r5": 0.75, "chance_r1": 0.02, "chance_r5": 0.1}
-        r = record(0.5, method=method, seed=seed, data=data, oom=oom)
-        r["metrics"]["retrieval"] = {"rgb": {"out": {"category": at(0.5), "instance": at(r1)}}}
-        return r
-    records = [shown("toy", m, s, v + 0.02 * s, oom) for m, v in (("selftrain", 0.1), ("cox", 0.3)) for s in range(2)
-               for oom in ("sonar", "imu")]
-    records += [shown("toy", "erm", 0, 0.9, oom) for oom in ("sonar", "imu")]                          # one seed of two
-    records += [shown("digits", m, s, 1.0) for m in ("selftrain", "cox", "erm") for s in range(2)]
-    lines = readme_table.retrieval_lines(records)
-    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[4:] for line in lines if line.startswith("|")}
-    sd = f"{np.std([30, 32], ddof=1):.1f}"
-    assert cells["cox"] == [f"**31.0 ± {sd}**", "**75.0 ± 0.0**", "–"] and cells["chance"] == ["2", "10", "–"]
-    assert cells["selftrain"] == [f"11.0 ± {sd}", "**75.0 ± 0.0**", "+20.0 (–, –)"]                    # all differences alike
-    assert cells["erm"] == ["90.0 (n = 1)", "75.0 (n = 1)", "-60.0 (–, –)"]
-    assert lines[-1].endswith(f"COX against `selftrain`: toy 31.0 ± {sd} against 11.0 ± {sd}, 16 times chance.")
 
 
 def test_unsup_runs_three_starts_in_trees_of_their_own(sh, tmp_path):
