@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ from cox_oom import files
 from cox_oom.report import scores, tables, tests
 from cox_oom.report.records import csv_metrics, number, read_records, write_records
 from test_evaluate import make_world, record
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
 
 
 def lines_of(path):
@@ -189,6 +194,36 @@ def test_numbers_and_what_is_no_records_csv(tmp_path):
     (tmp_path / "records.csv").write_text("data,method\ntoy,cox\n")
     with pytest.raises(files.UserError, match="is not a records.csv"):
         read_records(tmp_path / "records.csv")
+
+
+# --------------------------------------------------------------------------------------------- what the tree holds
+
+
+def test_the_results_are_small_and_of_one_form():
+    kinds = {"records.csv", "table.md", "COMMAND", "search.md", "chosen.sh"}
+    paths = [p for p in RESULTS.rglob("*") if p.is_file()]
+    assert all(p.name in kinds or (p.name.startswith("plot-") and p.suffix == ".png") for p in paths)
+    assert sum(p.stat().st_size for p in paths) <= 2_000_000
+    for folder in RESULTS.iterdir():
+        assert (
+            (folder / "records.csv").exists() and (folder / "COMMAND").exists() and len(list(folder.glob("*.png"))) <= 2
+        )
+
+
+@pytest.mark.slow
+def test_pages_and_tables_are_what_the_records_say(tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results")
+    (tmp_path / "docs").mkdir()
+    pages = [Path("README.md"), Path("docs/method.md"), Path("docs/results.md")]
+    for p in pages:
+        shutil.copy(ROOT / p, tmp_path / p)
+    write_results.main(tmp_path, tmp_path / "results")
+    for p in pages:
+        assert (tmp_path / p).read_text() == (ROOT / p).read_text(), f"{p}: run experiments/write_results.py"
+    for p in RESULTS.glob("*/table.md"):
+        assert (tmp_path / "results" / p.parent.name / p.name).read_text() == p.read_text(), (
+            f"{p}: run experiments/write_results.py"
+        )
 
 
 # ------------------------------------------------------------------------------------------------- pages by hand
