@@ -8,7 +8,7 @@
 #   SIZE     small: the settings below, for 2 cores without a GPU; full: the stages' defaults, ViT-T/16 and 50 epochs
 #   RUNS     runs/experiments-SIZE, shared by all experiments, so that each run is made once
 #   OUT      experiments/results/NAME       EXTRACT, CONNECT, EXPLORE  further flags of the stages, for every column
-#   ADD      table.json of an earlier collection, for the runs that RUNS lacks; ADD_METHODS: of these methods alone
+#   ADD      records.csv of an earlier collection, for the runs that RUNS lacks; ADD_METHODS: of these methods alone
 # and PYTHON and JOBS as run.sh does. Finished work is skipped: the same command goes on after a stop.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,16 +1,43 @@
-"""The files of finished runs: METHOD.pt and METHOD.json found by filters, records read, tables of many written."""
+"""The files of finished runs: METHOD.pt and METHOD.json found by filters, records read, tables of many written.
+
+records.csv, a line a run, is what an experiment keeps of its records. An empty cell says nothing.
+
+    data … added                as in METHOD.json; condition: the row of a table in which the run stands
+    args, connect_args          flags as JSON, but those that are columns; null: not there. "*" in the first line: those of
+                                most lines. "*" in the first line of a data set, OOM modality and condition: what differs in
+                                most of its lines. What stands beside "*" or without it: what differs in the line itself
+    classes, skewed             number of classes; true where those of the test items differ by more than 1.5 in size
+    agreement.WHEN.KEY, trust.KEY
+    im_head_accuracy.MODALITY   in a seed's first line, as it is the same for all methods
+    retrieval.WAY.LEVEL.KEY     mean over the IM modalities
+    connection.MODALITY.KEY     the points of the connection's curve, a space between them
+
+balanced_accuracy stands where classes are skewed, hungarian_accuracy and nmi without labels, as in the tables. Numbers have
+six significant digits, those that EXACT names all their digits: equal shares have to stay equal in ranks, tests and means.
+"""
 import csv
 import json
 from pathlib import Path
 
 from cox_oom import files
-from cox_oom.report.tables import markdown
 from cox_oom.methods import METHODS
-from cox_oom.report.scores import condition, order
+from cox_oom.report.scores import classes, condition, order, score
+from cox_oom.report.tables import markdown, skewed
 
 COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
            "paired", "metrics")
 PROVENANCE = ("commonality", "data_seed", "fingerprint", "args", "seconds", "connect_seconds", "added")
+
+
+LINE = tuple(
+    "data perceptor oom setting method seed labels per_class n_labelled paired perceptor_paired_by_class condition commonality "
+    "data_seed fingerprint seconds connect_seconds added".split())
+FLAGS = ("connect_args", "args")
+WORDS = ("data", "perceptor", "oom", "setting", "method", "paired", "condition", "fingerprint", "added", "fallback")
+EXACT = {"accuracy", "share", "warm_accuracy", "oom_accuracy", "label_accuracy", "right", "right_alone", "r1", "r5", "r10"}
+PART = ("share", "accuracy", "agree_accuracy", "disagree_accuracy")
+AGREEMENT = {"before": (*PART, "label_accuracy"), "after": PART, "after_own": (*PART, "label_accuracy")}
+PRINT = 8  # letters of a fingerprint that records.csv keeps
 
 
 def find(args, data, suffix):
@@ -87,3 +114,173 @@ def write_tables(out, records, blocks):
     write_text(out / "table.json", "[\n" + ",\n".join(map(json.dumps, short)) + "\n]\n")        # a record a line
     files.write_atomic(out / "table.csv", write_csv)
     write_text(out / "table.md", markdown(blocks))
+
+
+def write_csv(path, rows):
+    """Rows [{column: value}]: columns in the order in which they come up, those that no row fills left out; a list's entries
+    with a space between them, a dict as JSON, None as an empty cell."""
+
+    def text(v):
+        if isinstance(v, (list, tuple)):
+            return " ".join(map(text, v))
+        if isinstance(v, dict):
+            return json.dumps(v, separators=(",", ":"), ensure_ascii=False)
+        return str(v).lower() if isinstance(v, bool) else str(v).removesuffix(".0") if isinstance(v, float) else str(v)
+
+    filled = {k for row in rows for k, v in row.items() if v is not None}
+
+    def write(tmp):
+        with open(tmp, "w", newline="", encoding="utf-8") as f:
+            names = [k for k in dict.fromkeys(k for row in rows for k in row) if k in filled]
+            w = csv.DictWriter(f, names, lineterminator="\n")
+            w.writeheader()
+            w.writerows({k: text(v) for k, v in row.items() if v is not None} for row in rows)
+
+    files.write_atomic(path, write)
+
+
+def read_csv(path):
+    """[{column: text}] of a table, without the empty cells."""
+    with open(path, newline="", encoding="utf-8") as f:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(f)]
+
+
+def number(text):
+    """A number or truth value that write_csv wrote, a list where there are several."""
+    if " " in text:
+        return [number(t) for t in text.split(" ")]
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def short(value):
+    """Of a number, or of each in a list, six significant digits."""
+    if isinstance(value, list):
+        return [short(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def under(name, parts):
+    """Is a column one of `parts`, or below one of them."""
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)
+
+
+def csv_metrics(r):
+    """A record's metrics as columns of records.csv: {name: number, list or code}."""
+    m, uneven = r["metrics"], skewed(r)
+    left_out = {"retrieval"} | (set() if uneven else {"balanced_accuracy"})
+    left_out |= {"hungarian_accuracy", "nmi"} if r["setting"] == "semi" else set()
+    out = flat({k: v for k, v in m.items() if k not in left_out})
+    out = {k: v for k, v in out.items() if not k.endswith(".gap")}  # of two others
+    out.update(classes=classes(m), skewed=uneven or None, fallback=m.get("fallback"))
+    if m.get("agreement"):
+        out["agreement.after.accuracy"] = score(r, "unlabelled")
+    found = [flat(ways) for ways in m.get("retrieval", {}).values()]
+    for k in dict.fromkeys(k for each in found for k in each):
+        values = [each[k] for each in found if k in each]
+        out[f"retrieval.{k}"] = sum(values) / len(values)
+    for point in sorted(m.get("connection") or [], key=lambda p: (p["modality"], p["step"])):
+        for k in ("step", "mmd", "oom_accuracy"):
+            out.setdefault(f"connection.{point['modality']}.{k}", []).append(point[k])
+    return {k: v if k.rpartition(".")[2] in EXACT else short(v) for k, v in out.items()}
+
+
+def column(r):
+    """The data set, OOM modality and condition of a record, whose flags differ little."""
+    return r["data"], r["perceptor"], r["oom"], r["condition"] if "condition" in r else condition(r)
+
+
+def flag_lines(records, name):
+    """What the lines of the records say of their flags, r[name]; None where they were not recorded."""
+    told = [{k: v for k, v in r[name].items() if k not in LINE and v is not None} if r.get(name) else None for r in records]
+    most, lines, seen = {}, [], set()
+    for r, flags in zip(records, told):
+        if flags is not None:
+            most.setdefault(column(r), []).append(flags)
+    most = {where: max(each, key=each.count) for where, each in most.items()}
+    base = next(iter(most.values()), {})
+    differs = lambda flags, others: {k: flags.get(k) for k in {**others, **flags} if flags.get(k) != others.get(k)}
+    for r, flags in zip(records, told):
+        line = flags if flags is None else differs(flags, most[column(r)])
+        if line is not None and column(r) not in seen:
+            line = {"*": differs(most[column(r)], base) if seen else base, **line}
+            seen.add(column(r))
+        lines.append(line)
+    return lines
+
+
+def flags_told(columns, lines):
+    """The flags by records that flag_lines' lines, of these columns, tell."""
+    base, most, out = None, {}, []
+    for where, line in zip(columns, lines):
+        if line is not None:
+            base = line.get("*") if base is None else base
+            line = {**most.setdefault(where, {**base, **line.get("*", {})}), **line}
+            line = {k: v for k, v in line.items() if k != "*" and v is not None}
+        out.append(line)
+    return out
+
+
+def write_records(path, records, keep=None):
+    """records.csv of records, each what METHOD.json holds, with the metrics whose columns `keep` names, in its order; a name
+    stands for the columns below it as well; None: all."""
+    flags, metrics, heads = {k: flag_lines(records, k) for k in FLAGS}, [], {}
+    for r in records:
+        all_of = csv_metrics(r)
+        mine = {k: v for k, v in all_of.items() if under(k, ["im_head_accuracy"])}
+        known = heads.get((column(r), r["seed"])) == mine
+        heads[column(r), r["seed"]] = mine or heads.get((column(r), r["seed"]))
+        metrics.append({k: v for k, v in all_of.items() if not (known and k in mine)})
+    names = list(dict.fromkeys(k for m in metrics for k in m))
+    kept = names if keep is None else [k for part in keep for k in names if under(k, [part])]
+    rows = []
+    for i, r in enumerate(records):
+        row = {k: r.get(k) for k in LINE} | {"condition": condition(r), "fingerprint": (r.get("fingerprint") or "")[:PRINT] or None}
+        row["perceptor_paired_by_class"] = r.get("perceptor_paired_by_class") or None
+        rows.append({**row, **{k: flags[k][i] for k in FLAGS}, **{k: metrics[i].get(k) for k in kept}})
+    write_csv(path, rows)
+
+
+def read_records(path):
+    """The records of a records.csv in the shape that tables, tests and scores take."""
+    rows = read_csv(path)
+    if not all({"data", "perceptor", "oom", "method", "seed", "condition"} <= set(row) for row in rows):
+        raise files.UserError(f"{path} is not a records.csv")
+    columns = [column(row) for row in rows]
+    flags = {k: flags_told(columns, [json.loads(row[k]) if k in row else None for row in rows]) for k in FLAGS}
+    records = []
+    for i, row in enumerate(rows):
+        by_class = row.pop("perceptor_paired_by_class", "").split()
+        cells = {k: v if k in WORDS else number(v) for k, v in row.items() if k not in FLAGS}
+        r = {k: cells.pop(k) for k in LINE if k in cells}
+        r.pop("condition")
+        r.update({k: flags[k][i] for k in FLAGS if flags[k][i] is not None})
+        r.update({"perceptor_paired_by_class": by_class} if by_class else {})
+        records.append({**r, "metrics": nested(cells)})
+    return records
+
+
+def nested(cells):
+    """The metrics of csv_metrics' columns as a record has them, None for what a level of retrieval or an agreement lacks."""
+    parts = lambda name: {k.removeprefix(f"{name}."): v for k, v in cells.items() if k.startswith(f"{name}.")}
+    out = {k: v for k, v in cells.items() if "." not in k}
+    out.update({name: parts(name) for name in ("trust", "im_head_accuracy") if parts(name)})
+    out["agreement"] = {when: {**dict.fromkeys(keys), **parts(f"agreement.{when}"), "gap": None}
+                        for when, keys in AGREEMENT.items() if parts(f"agreement.{when}")} or None
+    for a in (out["agreement"] or {}).values():
+        if None not in (a["agree_accuracy"], a["disagree_accuracy"]):
+            a["gap"] = a["agree_accuracy"] - a["disagree_accuracy"]
+    if parts("retrieval"):
+        level = lambda way: {k: parts(f"retrieval.{way}.{k}") or None for k in ("category", "instance")}
+        out["retrieval"] = {"mean": {way: level(way) for way in ("out", "back")}}
+    curves = {}
+    for k, v in parts("connection").items():
+        modality, _, key = k.rpartition(".")
+        curves.setdefault(modality, {})[key] = v if isinstance(v, list) else [v]
+    if curves:
+        out["connection"] = [{"modality": m, **dict(zip(by, point))} for m, by in curves.items() for point in zip(*by.values())]
+    return out

@@ -24,14 +24,25 @@ def percent(values, n=0):
         + (f" (n = {len(values)})" if n and len(values) != n else "")
 
 
+def flags(r):
+    """The flags of a record's stages 2 and 3 by name, {} where they were not recorded."""
+    return {**(r.get("connect_args") or {}), **(r.get("args") or {})}
+
+
+def classes(metrics):
+    """Number of classes, None where a record's metrics do not say it."""
+    return len(metrics["per_class"]) if "per_class" in metrics else metrics.get("classes")
+
+
 def condition(r):
     """Setting, labels and pairing of a record in words: what may stand in one row."""
+    given = flags(r)
     if r["setting"] == "unsup":
-        init, named = r["args"].get("init") or "literal", r["args"].get("name_with")
+        init, named = given.get("init") or "literal", given.get("name_with")
         return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
     labels = f"{r['per_class']} labels per class" if r["per_class"] else \
         "all labels" if r["labels"] == 1 else f"{100 * r['labels']:g}% labels"
-    held = f", {100 * r['args']['holdout']:g}% of them held out" if r["args"].get("holdout") else ""
+    held = f", {100 * given['holdout']:g}% of them held out" if given.get("holdout") else ""
     return f"semi, {labels}{held}" + (", paired by class" if r["paired"].startswith("by class") else "")
 
 

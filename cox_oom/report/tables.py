@@ -8,15 +8,17 @@ import json
 import math
 
 from cox_oom.report.tests import tests_table
-from cox_oom.report.scores import condition, mean_sd, order, pairing, percent, score
+from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
 
 SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice",
           "warmup_epochs")
 
 
 def skewed(r):
-    """Do the test classes of a record differ by more than 1.5 in size; False where it has no confusion matrix (--add)."""
-    counts = [sum(row) for row in r["metrics"].get("confusion", [[1]])]
+    """Do the test classes of a record differ by more than 1.5 in size; False where it does not say."""
+    if "confusion" not in r["metrics"]:
+        return bool(r["metrics"].get("skewed"))
+    counts = [sum(row) for row in r["metrics"]["confusion"]]
     return max(counts) > 1.5 * min(counts)
 
 
@@ -41,9 +43,9 @@ def accuracy_tables(records, columns):
                                   ["The classes of these test sets differ by more than 1.5 in size."]))
     if any(r["setting"] == "unsup" for r in records):
         blocks.append(unsup_table([r for r in records if r["setting"] == "unsup"]))
-    if any(r["metrics"]["agreement"] for r in records):
+    if any("before" in (r["metrics"]["agreement"] or ()) for r in records):
         blocks.append(agreement_table(records, columns))
-    if any(r["metrics"].get("trust") for r in records):
+    if any("gain" in r["metrics"].get("trust", ()) for r in records):
         blocks.append(trust_table(records, columns))
     return [*blocks, heads_table(records, columns)]
 
@@ -109,7 +111,8 @@ def row_keys(records):
 
 def cell(records, row, column):
     """The records, one per seed, that a cell averages."""
-    return [r for r in records if (condition(r), r["method"], r["data"], r["oom"]) == (*row, *column)]
+    mine = [r for r in records if (r["method"], r["data"], r["oom"]) == (row[1], *column)]
+    return [r for r in mine if condition(r) == row[0]]
 
 
 def most_seeds(records, columns):
@@ -186,21 +189,31 @@ def trust_table(records, columns):
                   "over that of the same model without IM data; error: its standard error within a run (mean over runs)."]}
 
 
-def connection_table(records, columns):
-    """Fig. 5 in figures: the first and the last point of every connection, and the learner that it was made for."""
-    lines, falls, apart = [], 0, {}                                       # apart: head − learner in points, by data set
-    for c, name in zip(columns, names(columns)):
+def connections(records, columns):
+    """[{column, condition, modality, mmd, head, learner}], Fig. 5's of each: mmd and head are ([first of every seed], [last]), of
+    the MMD and of the head's accuracy; learner is the accuracy of each seed's own head."""
+    out = []
+    for c in columns:
         for k in sorted({condition(r) for r in records if (r["data"], r["oom"]) == c}):
             seeds = {r["seed"]: r["metrics"] for r in records if (r["data"], r["oom"], condition(r)) == (*c, k)}.values()
             for m in sorted({p["modality"] for s in seeds for p in s["connection"]}):
                 points = [sorted((p for p in s["connection"] if p["modality"] == m), key=lambda p: p["step"]) for s in seeds]
-                first, last = ([mean_sd([p[i][key] for p in points])[0] for key in ("mmd", "oom_accuracy")] for i in (0, -1))
-                warm = mean_sd([s["warm_accuracy"] for s in seeds])[0]
-                falls += first[0] >= 10 * last[0]
-                apart.setdefault(c[0], []).append(100 * (last[1] - warm))
-                lines.append([name, k, m, f"{first[0]:.3f}", f"{last[0]:.3f}", f"{first[0] / max(last[0], 1e-9):.1f}×",
-                              *(percent([p[i]["oom_accuracy"] for p in points]) for i in (0, -1)),
-                              percent([s["warm_accuracy"] for s in seeds]), f"{apart[c[0]][-1]:+.1f}", str(len(seeds))])
+                mmd, head = (tuple([p[i][key] for p in points] for i in (0, -1)) for key in ("mmd", "oom_accuracy"))
+                out.append({"column": c, "condition": k, "modality": m, "mmd": mmd, "head": head,
+                            "learner": [s["warm_accuracy"] for s in seeds]})
+    return out
+
+
+def connection_table(records, columns):
+    """Fig. 5 in figures: the first and the last point of every connection, and the learner that it was made for."""
+    lines, falls, apart = [], 0, {}                                       # apart: head − learner in points, by data set
+    name = dict(zip(columns, names(columns)))
+    for one in connections(records, columns):
+        c, (first, last) = one["column"], (mean_sd(v)[0] for v in one["mmd"])
+        falls += first >= 10 * last
+        apart.setdefault(c[0], []).append(100 * (mean_sd(one["head"][1])[0] - mean_sd(one["learner"])[0]))
+        lines.append([name[c], one["condition"], one["modality"], f"{first:.3f}", f"{last:.3f}", f"{first / max(last, 1e-9):.1f}×",
+                      *map(percent, (*one["head"], one["learner"])), f"{apart[c[0]][-1]:+.1f}", str(len(one["learner"]))])
     return {"title": "Connection (Fig. 5)", "rows": lines, "header": [
         "OOM", "setting", "IM", "MMD first", "MMD last", "falls by", "head first, %", "head last, %", "learner, %",
         "head − learner", "seeds"], "notes": [
@@ -219,9 +232,10 @@ def by_data(values, form):
     return mean([v for x in values.values() for v in x]) + (f" ({each})" if len(values) > 1 else "")
 
 
-def gap_note(records, columns):
-    """Fig. 6's claim counted over the columns of COX."""
-    found, left = 0, {}                                       # left: gap after over gap before, by data set
+def gaps_left(records, columns):
+    """Fig. 6's claim over the columns of COX: (their number, {data set: gap after over gap before, of those where the latter is 10
+    points or more})."""
+    found, left = 0, {}
     for c in columns:
         for k in sorted({condition(r) for r in records}):
             a = [r["metrics"]["agreement"] for r in cell(records, (k, "cox"), c) if r["metrics"]["agreement"]]
@@ -230,6 +244,12 @@ def gap_note(records, columns):
                 found, (first, last) = found + 1, (mean_sd(g)[0] for g in gaps)
                 if first >= 0.10:
                     left.setdefault(c[0], []).append(last / first)
+    return found, left
+
+
+def gap_note(records, columns):
+    """gaps_left in words."""
+    found, left = gaps_left(records, columns)
     wide = sum(left.values(), [])
     said = f"COX: the gap before exploration is 10 points or more in {len(wide)} of {found} columns"
     said += f"; after it, it is at most half of that in {sum(x <= 0.5 + 1e-9 for x in wide)} of these, on average " \
@@ -239,9 +259,10 @@ def gap_note(records, columns):
 
 def heads_table(records, columns):
     """Test accuracy of the IM heads."""
-    ims = sorted({m for r in records for m in r["metrics"]["im_head_accuracy"]})
-    value = lambda c, m: {(r["setting"], r["seed"]): r["metrics"]["im_head_accuracy"].get(m) for r in records
-                          if (r["data"], r["oom"]) == c}.values()
+    heads = lambda r: r["metrics"].get("im_head_accuracy", {})
+    ims = sorted({m for r in records for m in heads(r)})
+    value = lambda c, m: {(r["setting"], r["seed"]): heads(r)[m] for r in records
+                          if (r["data"], r["oom"]) == c and m in heads(r)}.values()
     return {"title": "IM heads, test accuracy on the frozen features, %", "header": ["OOM left out", *ims],
             "rows": [[name, *(percent(value(c, m)) for m in ims)]
                      for c, name in zip(columns, names(columns))],
@@ -263,11 +284,11 @@ def column_notes(records, columns):
              "Bold: the best method that does not see all labels" + (", of those with the most seeds." if n > 1 else ".")]
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
-        m = next((r["metrics"] for r in some if "per_class" in r["metrics"]), None) or some[0]["metrics"]
+        m = next((r["metrics"] for r in some if classes(r["metrics"])), None) or some[0]["metrics"]
         by_class = sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
         notes.append("; ".join([
             f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items",
-            *([f"{len(m['per_class'])} classes", f"chance {100 / len(m['per_class']):.1f}%"] if "per_class" in m else []),
+            *([f"{n_classes} classes", f"chance {100 / n_classes:.1f}%"] if (n_classes := classes(m)) else []),
             *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
         for k in conditions:
             rows = [r for r in some if condition(r) == k]
@@ -286,19 +307,19 @@ def column_notes(records, columns):
             added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
             if added:
                 sources = sorted({r["added"] for r in rows if r.get("added")})
-                blind = sum(not r.get("args") for r in rows if r.get("added"))
+                blind = sum(not flags(r) for r in rows if r.get("added"))
                 notes.append(f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sources)}"
                              + (f"; the flags of {blind} of these runs were not recorded." if blind else "."))
             # random has no training
-            told = [r for r in rows if r.get("args")]
+            told = [r for r in rows if flags(r)]
             groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]
             for method in dict.fromkeys(r["method"] for r in told):
                 same = [r for r in told if r["method"] == method]
-                own = set().union(*(r["args"] for r in same)) - {*SHARED}
+                own = set().union(*map(flags, same)) - {*SHARED}
                 groups.append((f"the seeds of {method}", same, own))
-            for who, mine, flags in groups:
-                for flag in sorted(flags):
-                    values = sorted({json.dumps(r["args"].get(flag)) for r in mine})
+            for who, mine, names_of in groups:
+                for flag in sorted(names_of):
+                    values = sorted({json.dumps(flags(r).get(flag)) for r in mine})
                     if len(values) > 1:
                         notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
                                      f"--{flag.replace('_', '-')} ({', '.join(values)}).")
@@ -309,16 +330,21 @@ def column_notes(records, columns):
     return notes
 
 
-def at_chance(records, name):
-    """Is unsup COX above chance by two standard errors? In words; skewed classes: balanced accuracy."""
-    if not records:
-        return ""
+def against_chance(records):
+    """(mean, chance, standard error) of runs without labels, as fractions; of skewed classes: of the balanced accuracy."""
     uneven = skewed(records[0])
     values = [r["metrics"]["balanced_accuracy" if uneven else "accuracy"] for r in records]
-    chance, items = 1 / len(records[0]["metrics"]["per_class"]), records[0]["metrics"]["n_test"]
+    chance, items = 1 / classes(records[0]["metrics"]), records[0]["metrics"]["n_test"]
     mean, sd = mean_sd(values)
     p = max(mean, chance)                       # two seeds can be alike by luck: at least the items' error
-    error = max(math.sqrt(p * (1 - p) / items), (sd or 0.0) / math.sqrt(len(values)))
+    return mean, chance, max(math.sqrt(p * (1 - p) / items), (sd or 0.0) / math.sqrt(len(values)))
+
+
+def at_chance(records, name):
+    """Is unsup COX above chance by two standard errors? In words."""
+    if not records:
+        return ""
+    (mean, chance, error), uneven = against_chance(records), skewed(records[0])
     said = (f"{name}: COX without labels reaches {100 * mean:.1f}%{' balanced' if uneven else ''}, "
             f"chance is {100 * chance:.1f}%")
     if mean - chance > 2 * error:

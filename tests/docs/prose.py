@@ -9,22 +9,23 @@ the targets of links, and generated parts between `<!-- NAME:begin -->` and `<!-
 a paragraph and ends in a full stop, as in "**Layout.** The files …", is a heading as well. A word is a piece of text
 between spaces that has a letter or a digit; each word of `code` counts.
 """
+
 import re
 import sys
 from pathlib import Path
 
-LONG = 25                                                                   # words; the share above it is printed
+LONG = 25  # words; the share above it is printed
 GENERATED = re.compile(r"<!--\s*([\w-]+):begin\s*-->.*?<!--\s*\1:end\s*-->", re.S)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 FENCE = re.compile(r"^ {0,3}(```|~~~)")
 CODE = re.compile(r"(`+)(.+?)\1", re.S)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\([^()]*(?:\([^()]*\)[^()]*)*\)")
-MARKER = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s+")                            # of a list's item
+MARKER = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s+")  # of a list's item
 RUN_IN = re.compile(r"^\*\*[^*]{1,60}[.:]\*\*\s*")
 END = re.compile(r"[.!?][\"'”’)\]*_]*(?=\s)")
 ABBREVIATION = re.compile(r"\b(?:eqs?|figs?|e\.g|i\.e|al|cf|vs)\.$", re.I)
-HIDDEN = {ord(c): 0xE000 + i for i, c in enumerate(".!?[]()<>*_|#`")}        # stand for a code span's marks meanwhile
+HIDDEN = {ord(c): 0xE000 + i for i, c in enumerate(".!?[]()<>*_|#`")}  # stand for a code span's marks meanwhile
 SHOWN = {v: chr(k) for k, v in HIDDEN.items()}
 
 
@@ -52,9 +53,9 @@ def blocks(text):
         if marker and (listed or not lines or not marker[0].strip()[0].isdigit() or marker[0].strip()[:-1] == "1"):
             close()
             listed = True
-        elif not lines:                                                     # a block's first line
+        elif not lines:  # a block's first line
             listed = listed and line.startswith(" ")
-            if line.startswith("    ") and not listed:                      # code by indentation
+            if line.startswith("    ") and not listed:  # code by indentation
                 continue
         if line.lstrip().startswith("|") or re.match(r"^\s{0,3}(#{1,6}\s|[-=*_]{3,}\s*$)", line):
             close()
@@ -65,7 +66,7 @@ def blocks(text):
     for block in found:
         block = CODE.sub(lambda m: m[2].strip().translate(HIDDEN), block)
         block = TAG.sub(" ", LINK.sub(lambda m: "" if m[1] else m[2], block))
-        block = LINK.sub(lambda m: "" if m[1] else m[2], block)             # a link around an image
+        block = LINK.sub(lambda m: "" if m[1] else m[2], block)  # a link around an image
         plain.append(RUN_IN.sub("", block.strip()))
     return plain
 
@@ -76,9 +77,9 @@ def sentences(markdown_text):
     for block in blocks(markdown_text):
         start = 0
         for end in END.finditer(block + " "):
-            if ABBREVIATION.search(block[start:end.start() + 1]):
+            if ABBREVIATION.search(block[start : end.start() + 1]):
                 continue
-            out.append(block[start:end.end()])
+            out.append(block[start : end.end()])
             start = end.end()
         out.append(block[start:])
     out = (re.sub(r"\*\*|__", "", s).translate(SHOWN).strip() for s in out)

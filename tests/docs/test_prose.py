@@ -1,4 +1,5 @@
 """The documents: sentences that a stranger can read, and no path or link that leads nowhere."""
+
 import re
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from tests.docs.prose import COMMENT, GENERATED, sentences, words, words_a_sente
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-MEAN, LONGEST = 16, 40                                                      # words of a sentence
-PENDING = {"cox_oom/learner.py", "cox_oom/connect.py"}                      # named before they are there: to be emptied
+MEAN, LONGEST = 16, 40  # words of a sentence
+PENDING = {"cox_oom/learner.py", "cox_oom/connect.py"}  # named before they are there: to be emptied
 
 FENCED = re.compile(r"^```.*?^```", re.S | re.M)
 TARGET = re.compile(r"\]\(([^()\s]+)\)")
@@ -18,7 +19,7 @@ FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)+\.(?:py|sh|md|cpp|cuh?|h)")
 FOLDERS = "cox_oom|cox_ops|csrc|tests|bench|experiments|docs"
 OWN = re.compile(rf"(?<![\w./-])(?:{FOLDERS})(?:/[\w.-]+)+\.(?:py|sh|md|cpp|cuh?|h)(?![\w/])")
 FOLDER = re.compile(rf"(?:{FOLDERS})(?:/[\w.-]+)*/")
-NAME = re.compile(r"`(\w+)` in `([\w/]+\.py)`")                            # a function or class and its file
+NAME = re.compile(r"`(\w+)` in `([\w/]+\.py)`")  # a function or class and its file
 
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -49,7 +50,7 @@ def test_sentences_are_short(path):
 def test_links_lead_somewhere(path):
     text = FENCED.sub("", COMMENT.sub("", path.read_text(encoding="utf-8")))
     for target in TARGET.findall(text):
-        if re.match(r"[a-z]+:", target):                                    # of the web
+        if re.match(r"[a-z]+:", target):  # of the web
             continue
         file, _, heading = target.partition("#")
         there = path.parent / file if file else path
@@ -59,8 +60,11 @@ def test_links_lead_somewhere(path):
 
 @every_document
 def test_named_files_exist(path):
-    lost = sorted(p for p in paths_of(GENERATED.sub("", path.read_text(encoding="utf-8")))
-                  if p not in PENDING and not (ROOT / p).exists())
+    lost = sorted(
+        p
+        for p in paths_of(GENERATED.sub("", path.read_text(encoding="utf-8")))
+        if p not in PENDING and not (ROOT / p).exists()
+    )
     assert not lost
 
 
@@ -75,13 +79,17 @@ def test_named_functions_are_in_their_files(path):
 def test_operators_page():
     """Its examples run, and each operator's section names the program's files that call it."""
     import cox_ops
+
     page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
     exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)), {})
     parts = dict(re.findall(r"^## `(\w+)\(.*?\*\*Callers\.\*\*(.*?)(?=^## |\Z)", page, re.S | re.M))
     assert set(parts) == set(cox_ops.__all__)
     for name, said in parts.items():
-        callers = {str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.py"), *ROOT.glob("cox_oom/**/*.py"))
-                   if f"cox_ops.{name}(" in p.read_text(encoding="utf-8")}
+        callers = {
+            str(p.relative_to(ROOT))
+            for p in (*ROOT.glob("*.py"), *ROOT.glob("cox_oom/**/*.py"))
+            if f"cox_ops.{name}(" in p.read_text(encoding="utf-8")
+        }
         assert callers == set(OWN.findall(said)) | set(re.findall(r"`(\w+\.py)`", said)), name
         assert callers or "The program does not call it" in said, name
 
@@ -118,9 +126,19 @@ The formula:
 2. Second; ![an image.](x.png) done — yes
 """
     assert sentences(text) == [
-        "One two three.", "Four a.b/c.py --flag x, five (Eq. 15, Fig. 5).", "x.y begins here.",
-        "It goes on, at 0.5 and stops.", "The files of a folder lie here.", "A bold phrase is text.",
-        "an item of a list that goes on", "another.", "With two!", "The formula:", "First.", "Second;  done — yes"]
+        "One two three.",
+        "Four a.b/c.py --flag x, five (Eq. 15, Fig. 5).",
+        "x.y begins here.",
+        "It goes on, at 0.5 and stops.",
+        "The files of a folder lie here.",
+        "A bold phrase is text.",
+        "an item of a list that goes on",
+        "another.",
+        "With two!",
+        "The formula:",
+        "First.",
+        "Second;  done — yes",
+    ]
     assert [words(s) for s in sentences(text)[:2]] == [3, 9]
     assert words("a – b & 0.5 * x") == 4
     assert sentences("") == [] and sentences("# Only a heading") == []
@@ -129,4 +147,9 @@ The formula:
 def test_paths_that_a_document_names():
     text = "`cox_oom/no.py`, `bash experiments/x.sh 1`, `tests/<op>.py`, `a.py`, `bench/results/`, `DIR/x/`, docs/method.md."
     assert paths_of(f"{text}\n```\ncsrc/no/such.cu\n```\n") == {
-        "cox_oom/no.py", "experiments/x.sh", "bench/results/", "docs/method.md", "csrc/no/such.cu"}
+        "cox_oom/no.py",
+        "experiments/x.sh",
+        "bench/results/",
+        "docs/method.md",
+        "csrc/no/such.cu",
+    }

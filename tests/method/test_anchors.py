@@ -67,9 +67,7 @@ def test_statistics_of_the_anchors():
     class_posteriors, mean_anchor_logp = anchors.statistics(logits, mask, label)
     p = logits.double().softmax(-1)
     for c in (0, 1):
-        torch.testing.assert_close(
-            class_posteriors[c].double(), p[mask & (label == c)].mean(0), atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(class_posteriors[c].double(), p[mask & (label == c)].mean(0), atol=1e-6, rtol=0)
     assert class_posteriors[2].isnan().all()
     torch.testing.assert_close(mean_anchor_logp.double(), p[mask].log().mean(0), atol=1e-6, rtol=0)
 

@@ -1,7 +1,5 @@
 """experiments/search.py: the choice of flags, on items held out."""
 
-import json
-
 import pytest
 import search
 import torch
@@ -47,19 +45,17 @@ def test_search_reads_validation_alone(tmp_path, monkeypatch, capsys):
     connect = torch.load(folder / "connect.pt", weights_only=True)
     torch.save({**connect, "held": ["i1", "i2"]}, folder / "connect.pt")
     search.main(line)
-    found = json.loads((tmp_path / "out" / "search.json").read_text())
-    assert found["chosen"] == {"erm": "--weight-decay 1"}
-    assert found["runs"][0]["accuracy"] == 0.5 and found["runs"][0]["n"] == 2  # make_world's history
+    (run,), _ = search.known_runs(tmp_path / "out")
+    assert run["accuracy"] == 0.5 and run["n"] == 2 and run["flags"] == "--weight-decay 1"  # make_world's history
     assert (tmp_path / "out" / "chosen.sh").read_text() == 'export EXPLORE_erm="${EXPLORE_erm:---weight-decay 1}"\n'
     assert "**--weight-decay 1**" in (tmp_path / "out" / "search.md").read_text()
     (folder / "erm-1.pt").rename(folder / "moco-1.pt")  # another search, of another method
     monkeypatch.setenv("EXPLORE_moco_1", "--momentum 0.5")
     search.main(line)
-    found = json.loads((tmp_path / "out" / "search.json").read_text())
-    assert found["chosen"] == {"erm": "--weight-decay 1", "moco": "--momentum 0.5"} and len(found["runs"]) == 2
+    assert [r["flags"] for r in search.known_runs(tmp_path / "out")[0]] == ["--momentum 0.5", "--weight-decay 1"]
     assert len((tmp_path / "out" / "chosen.sh").read_text().splitlines()) == 2
     monkeypatch.setenv("COMMAND", "searched again")
     search.main(line)  # one outcome, and whose it is
-    assert len(json.loads((tmp_path / "out" / "search.json").read_text())["runs"]) == 2
+    assert len(search.known_runs(tmp_path / "out")[0]) == 2
     moco, erm = sorted((tmp_path / "out" / "COMMAND").read_text().splitlines(), reverse=True)
     assert moco.startswith("moco: `searched again`, commit ") and erm.startswith("erm: ") and "again" not in erm

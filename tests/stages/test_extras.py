@@ -43,7 +43,7 @@ for name, (script, argv) in COMMANDS.items():
                 runpy.run_path(script, run_name="__main__")
             else:                                                 # a function: module:name, its arguments
                 module, _, function = script.partition(":")
-                files.run(lambda argv: getattr(importlib.import_module(module), function)(*argv), argv)
+                run.script(lambda argv: getattr(importlib.import_module(module), function)(*argv), argv)
         except SystemExit as e:
             status = e.code or 0
     found[name] = (status, out.getvalue(), err.getvalue())

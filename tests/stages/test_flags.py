@@ -114,5 +114,7 @@ def test_help(name, capsys):
     whole, flag = capsys.readouterr().out, re.compile(r"^  (?:-h, )?(--[\w-]+)", re.MULTILINE)
     everyday, every = flag.findall(out), flag.findall(whole)
     assert set(everyday) < set(every) and len(everyday) <= 2 + 15  # --help, --help-all and 15 more
-    rare = {row[0] for row in STAGES[name].RARE} | ({f[0] for f in methods.flags()} if name == "train_explore" else set())
+    rare = {row[0] for row in STAGES[name].RARE} | (
+        {f[0] for f in methods.flags()} if name == "train_explore" else set()
+    )
     assert set(every) - set(everyday) == rare and f"--help-all shows {len(rare)} more flags" in " ".join(out.split())
