@@ -1,9 +1,9 @@
-"""An experiment's table, plot and page from the METHOD.json of finished runs (stage 4 wrote them, and checked the chain).
+"""An experiment's table, plot and page from the METHOD.json of finished runs, which stage 4 wrote and checked.
 
-    python experiments/collect.py table2 --data synth digits --runs runs/experiments-small --out experiments/results/table2
+    python experiments/collect.py table2 --data synth digits --runs runs/experiments-small --out runs/table2
 
 Writes OUT/records.csv, a line a run, and from it OUT/table.md and the plot with the most runs; OUT/COMMAND; every plot
-beside the tables in RUNS/report-EXPERIMENT/report.html. Called by the shell files beside it; a filter left out means all.
+beside the tables in RUNS/report-EXPERIMENT/report.html. Called by the shell files; a filter left out means all.
 """
 
 import argparse

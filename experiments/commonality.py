@@ -1,6 +1,5 @@
-"""The experiment on commonality: the gain of COX over selftrain over what the modalities have in common and the pairs per
-class, in tables and drawn. No files, no arguments; collect.py writes them for commonality.sh.
-"""
+"""The experiment on commonality: the gain of COX over selftrain over what the modalities have in common and the pairs
+per class, in tables and drawn. No files, no arguments; collect.py writes them for commonality.sh."""
 
 import math
 
@@ -19,8 +18,8 @@ ON = {
 
 
 def gains(records, metric="accuracy"):
-    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, --data-seed, seed) that both have,
-    of one of `ON`; world is the first two of these, gain is COX − selftrain."""
+    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, --data-seed, seed) that
+    both have, of one of `ON`; world is the first two of these, gain is COX − selftrain."""
     key = lambda r: (r.get("commonality"), r["per_class"])
     out = []
     for k in sorted({key(r) for r in records if r.get("commonality") is not None}):
@@ -49,8 +48,8 @@ def gains(records, metric="accuracy"):
 
 
 def tables(records):
-    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), on each of `ON`, of all modalities and
-    of each by itself, and both accuracies on test items."""
+    """The gain of COX over selftrain by commonality (rows) and pairs per class (columns), on each of `ON`, of all
+    modalities and of each by itself, and both accuracies on test items."""
     each, out = {metric: gains(records, metric) for metric in ON}, []
     for metric, found in each.items():
         title = f"COX − selftrain, points of {ON[metric]}"
@@ -112,9 +111,10 @@ def notes(found):
 
 
 def trend(found, key, other, exchanges=20000):
-    """Whether the gain grows with `key` ("commonality" or "per_class") within worlds: (Spearman's rho, two-sided p, number of
-    means). Gains are averaged over seeds, less their mean over `key` at the same (modality, --data-seed, `other`); then over
-    `other`, which shares labels and latents. p: how often rho is as large when the means of each world are exchanged."""
+    """Whether the gain grows with `key` ("commonality" or "per_class") within worlds: (Spearman's rho, two-sided p,
+    number of means). Gains are averaged over seeds, less their mean over `key` at the same (modality, --data-seed,
+    `other`); then over `other`, which shares labels and latents. p: how often rho is as large when the means of each
+    world are exchanged."""
     cells, groups = {}, {}
     for g in found:
         for world, v in zip(g["world"], g["gain"]):
@@ -140,8 +140,9 @@ def trend(found, key, other, exchanges=20000):
 
 
 def curves(found):
-    """The gain of COX over selftrain, what gains(records) found: over commonality, a line for each modality and number of pairs
-    per class, and the other way round for the modalities that have several numbers; None where nothing was found."""
+    """The gain of COX over selftrain, what gains(records) found: over commonality, a line for each modality and
+    number of pairs per class, and the other way round for the modalities that have several numbers; None where
+    nothing was found."""
     if not found:
         return None
     by = {}  # {(modality, commonality, pairs per class): gains}

@@ -1,10 +1,10 @@
 """The outcome of search.sh: of every method the setting with the best mean accuracy on the labelled items held out.
 
-    python experiments/search.py --data synth --runs runs/experiments-small/search --seed 0 1 --out experiments/results/search
+    python experiments/search.py --data synth --runs runs/experiments-small/search --seed 0 1 --out runs/search
 
-Reads METHOD-N.pt of stage 3 alone (its last validation accuracy), so that no test item plays a part. Writes OUT/records.csv (a
-line a run), search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND. A method that RUNS lacks keeps what OUT
-says of it.
+Reads METHOD-N.pt of stage 3 alone (its last validation accuracy), so that no test item plays a part. Writes
+OUT/records.csv (a line a run), search.md, chosen.sh (EXPLORE_method, which worlds.sh sources) and COMMAND. A method
+that RUNS lacks keeps what OUT says of it.
 """
 
 import argparse
@@ -30,7 +30,8 @@ def get_args(argv=None):
 
 
 def read_runs(args):
-    """[{run, flags, data, oom, seed, accuracy, n, seconds}] of every METHOD-N.pt that was trained beside items held out."""
+    """[{run, flags, data, oom, seed, accuracy, n, seconds}] of every METHOD-N.pt that was trained beside items held
+    out."""
     found = []
     filters = argparse.Namespace(**vars(args), setting=["semi"], method=None)
     for data in args.data:
@@ -62,8 +63,8 @@ def method_of(name):
 
 
 def choose(runs):
-    """{method: its settings [{run, flags, mean, by_column}], the best first}; the mean over columns of the mean over seeds.
-    A setting that misses a run which another one has is left out; equally good: the earlier line."""
+    """{method: its settings [{run, flags, mean, by_column}], the best first}; the mean over columns of the mean over
+    seeds. A setting that misses a run which another one has is left out; equally good: the earlier line."""
     cells = {}
     for r in runs:
         cells.setdefault(r["run"], {}).setdefault((r["data"], r["oom"]), {})[r["seed"]] = r

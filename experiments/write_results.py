@@ -2,9 +2,9 @@
 
     python experiments/write_results.py
 
-The prose of docs/results.md is in results_page.md beside this file; a line {{name}} there is a table that is made here, a
-section whose tables have no records is left out. A folder of results/ is of the experiment with which its name begins.
-"""
+The prose of docs/results.md is in results_page.md beside this file; a line {{name}} there is a table that is made
+here, a section whose tables have no records is left out. A folder of results/ is of the experiment with which its
+name begins."""
 
 import re
 from pathlib import Path
@@ -164,8 +164,8 @@ def test_lines(records, *metrics):
 
 
 def retrieval_lines(records):
-    """R@1 and R@5, OOM -> IM, a row for each method: mean over its columns ± sd over the seeds that have all of them; COX -
-    it with p over the runs and over the columns."""
+    """R@1 and R@5, OOM -> IM, a row for each method: mean over its columns ± sd over the seeds that have all of them;
+    COX - it with p over the runs and over the columns."""
     methods = sorted({r["method"] for r in records}, key=scores.order)
     rows = {m: [m] for m in (*methods, "chance") if records}
     for level, some in (("category", records), ("instance", [r for r in records if r["data"] not in DRAWN])):
@@ -245,8 +245,8 @@ def unsup_notes(records):
         mean, chance, error = tables.against_chance([r for r in records if column(r) == c and r["method"] == "cox"])
         said = "above" if mean - chance > 2 * error else "at"
         lines.append(
-            f"- {c[0]} {c[1]}{c[2].removeprefix('unsup')}: COX reaches {100 * mean:.1f}%, chance is {100 * chance:.1f}%. "
-            f"With a standard error of {100 * error:.1f} points it is {said} chance."
+            f"- {c[0]} {c[1]}{c[2].removeprefix('unsup')}: COX reaches {100 * mean:.1f}%, chance is {100 * chance:.1f}%."
+            f" With a standard error of {100 * error:.1f} points it is {said} chance."
         )
     return lines
 
@@ -365,11 +365,13 @@ def readme_lines(records):
         if t := against.get(m):
             gain.append(
                 f"On average COX is {100 * abs(t['mean']):.1f} points {'above' if t['mean'] >= 0 else 'below'} {words} "
-                f"({equals(t['t_p'])} over {t['n']} pairs of runs, {equals(t['columns_p'])} over {t['columns']} sensors)."
+                f"({equals(t['t_p'])} over {t['n']} pairs of runs, {equals(t['columns_p'])} over "
+                f"{t['columns']} sensors)."
             )
     seeds = len({r["seed"] for r in records})
     return [
-        f"Test accuracy in %: mean over a world's sensors, ± standard deviation over {seeds} seeds. `aligned` sees all labels.",
+        f"Test accuracy in %: mean over a world's sensors, ± standard deviation over {seeds} seeds. "
+        "`aligned` sees all labels.",
         "",
         *accuracy_lines(records, SMALL, gaps=False),
         "",

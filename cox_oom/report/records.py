@@ -15,6 +15,7 @@ records.csv, a line a run, is what an experiment keeps of its records. An empty 
 balanced_accuracy stands where classes are skewed, hungarian_accuracy and nmi without labels, as in the tables. Numbers have
 six significant digits, those that EXACT names all their digits: equal shares have to stay equal in ranks, tests and means.
 """
+
 import csv
 import json
 from pathlib import Path
@@ -24,17 +25,40 @@ from cox_oom.methods import METHODS
 from cox_oom.report.scores import classes, condition, order, score
 from cox_oom.report.tables import markdown, skewed
 
-COLUMNS = ("data", "perceptor", "setting", "method", "oom", "seed", "labels", "per_class", "n_labelled",
-           "paired", "metrics")
+COLUMNS = (
+    "data",
+    "perceptor",
+    "setting",
+    "method",
+    "oom",
+    "seed",
+    "labels",
+    "per_class",
+    "n_labelled",
+    "paired",
+    "metrics",
+)
 PROVENANCE = ("commonality", "data_seed", "fingerprint", "args", "seconds", "connect_seconds", "added")
 
 
 LINE = tuple(
     "data perceptor oom setting method seed labels per_class n_labelled paired perceptor_paired_by_class condition commonality "
-    "data_seed fingerprint seconds connect_seconds added".split())
+    "data_seed fingerprint seconds connect_seconds added".split()
+)
 FLAGS = ("connect_args", "args")
 WORDS = ("data", "perceptor", "oom", "setting", "method", "paired", "condition", "fingerprint", "added", "fallback")
-EXACT = {"accuracy", "share", "warm_accuracy", "oom_accuracy", "label_accuracy", "right", "right_alone", "r1", "r5", "r10"}
+EXACT = {
+    "accuracy",
+    "share",
+    "warm_accuracy",
+    "oom_accuracy",
+    "label_accuracy",
+    "right",
+    "right_alone",
+    "r1",
+    "r5",
+    "r10",
+}
 PART = ("share", "accuracy", "agree_accuracy", "disagree_accuracy")
 AGREEMENT = {"before": (*PART, "label_accuracy"), "after": PART, "after_own": (*PART, "label_accuracy")}
 PRINT = 8  # letters of a fingerprint that records.csv keeps
@@ -49,9 +73,20 @@ def find(args, data, suffix):
     for path in base.glob(f"*/oom-*/*/seed*/*{suffix}"):
         perceptor, oom, setting, seed, name = path.relative_to(base).parts
         method = name.removesuffix(suffix)
-        if "." not in method and method.partition("-")[0] in METHODS and seed[4:].isdigit() and all((
-                wanted(perceptors, perceptor), wanted(args.oom, oom[4:]), wanted(args.setting, setting),
-                wanted(args.method, method), wanted(args.seed, int(seed[4:])))):
+        if (
+            "." not in method
+            and method.partition("-")[0] in METHODS
+            and seed[4:].isdigit()
+            and all(
+                (
+                    wanted(perceptors, perceptor),
+                    wanted(args.oom, oom[4:]),
+                    wanted(args.setting, setting),
+                    wanted(args.method, method),
+                    wanted(args.seed, int(seed[4:])),
+                )
+            )
+        ):
             found.append((path.parent, method))
     return sorted(found, key=lambda f: (f[0].parent, int(f[0].name[4:]), order(f[1])))
 
@@ -59,7 +94,9 @@ def find(args, data, suffix):
 def what_first(args, data):
     """The line that is said where no run of `data` matches."""
     one = lambda chosen, other: chosen[0] if chosen else other
-    place = files.Place(args.runs, data, one(args.perceptor, "bind"), one(args.oom, "M"), one(args.setting, "semi"), one(args.seed, 0))
+    place = files.Place(
+        args.runs, data, one(args.perceptor, "bind"), one(args.oom, "M"), one(args.setting, "semi"), one(args.seed, 0)
+    )
     base, filters = place.base, ("oom", "perceptor", "setting", "method", "seed")
     asked = " ".join(f"--{k} {' '.join(map(str, v))}" for k in filters if (v := getattr(args, k)))
     there = sorted({p.name[4:] for p in base.glob("*/oom-*")})
@@ -103,7 +140,10 @@ def flat(metrics, prefix=""):
 
 def write_tables(out, records, blocks):
     """table.json, table.csv and table.md in the folder `out`."""
-    short = [{"condition": condition(r), **{k: r[k] for k in COLUMNS}, **{k: r[k] for k in PROVENANCE if k in r}} for r in records]
+    short = [
+        {"condition": condition(r), **{k: r[k] for k in COLUMNS}, **{k: r[k] for k in PROVENANCE if k in r}}
+        for r in records
+    ]
     wide = [{**{k: r[k] for k in COLUMNS[:-1]}, **flat(r["metrics"])} for r in records]
 
     def write_csv(tmp):
@@ -111,7 +151,8 @@ def write_tables(out, records, blocks):
             w = csv.DictWriter(f, list(dict.fromkeys(k for r in wide for k in r)))
             w.writeheader()
             w.writerows(wide)
-    write_text(out / "table.json", "[\n" + ",\n".join(map(json.dumps, short)) + "\n]\n")        # a record a line
+
+    write_text(out / "table.json", "[\n" + ",\n".join(map(json.dumps, short)) + "\n]\n")  # a record a line
     files.write_atomic(out / "table.csv", write_csv)
     write_text(out / "table.md", markdown(blocks))
 
@@ -196,7 +237,9 @@ def column(r):
 
 def flag_lines(records, name):
     """What the lines of the records say of their flags, r[name]; None where they were not recorded."""
-    told = [{k: v for k, v in r[name].items() if k not in LINE and v is not None} if r.get(name) else None for r in records]
+    told = [
+        {k: v for k, v in r[name].items() if k not in LINE and v is not None} if r.get(name) else None for r in records
+    ]
     most, lines, seen = {}, [], set()
     for r, flags in zip(records, told):
         if flags is not None:
@@ -239,7 +282,10 @@ def write_records(path, records, keep=None):
     kept = names if keep is None else [k for part in keep for k in names if under(k, [part])]
     rows = []
     for i, r in enumerate(records):
-        row = {k: r.get(k) for k in LINE} | {"condition": condition(r), "fingerprint": (r.get("fingerprint") or "")[:PRINT] or None}
+        row = {k: r.get(k) for k in LINE} | {
+            "condition": condition(r),
+            "fingerprint": (r.get("fingerprint") or "")[:PRINT] or None,
+        }
         row["perceptor_paired_by_class"] = r.get("perceptor_paired_by_class") or None
         rows.append({**row, **{k: flags[k][i] for k in FLAGS}, **{k: metrics[i].get(k) for k in kept}})
     write_csv(path, rows)
@@ -269,8 +315,11 @@ def nested(cells):
     parts = lambda name: {k.removeprefix(f"{name}."): v for k, v in cells.items() if k.startswith(f"{name}.")}
     out = {k: v for k, v in cells.items() if "." not in k}
     out.update({name: parts(name) for name in ("trust", "im_head_accuracy") if parts(name)})
-    out["agreement"] = {when: {**dict.fromkeys(keys), **parts(f"agreement.{when}"), "gap": None}
-                        for when, keys in AGREEMENT.items() if parts(f"agreement.{when}")} or None
+    out["agreement"] = {
+        when: {**dict.fromkeys(keys), **parts(f"agreement.{when}"), "gap": None}
+        for when, keys in AGREEMENT.items()
+        if parts(f"agreement.{when}")
+    } or None
     for a in (out["agreement"] or {}).values():
         if None not in (a["agree_accuracy"], a["disagree_accuracy"]):
             a["gap"] = a["agree_accuracy"] - a["disagree_accuracy"]
@@ -282,5 +331,7 @@ def nested(cells):
         modality, _, key = k.rpartition(".")
         curves.setdefault(modality, {})[key] = v if isinstance(v, list) else [v]
     if curves:
-        out["connection"] = [{"modality": m, **dict(zip(by, point))} for m, by in curves.items() for point in zip(*by.values())]
+        out["connection"] = [
+            {"modality": m, **dict(zip(by, point))} for m, by in curves.items() for point in zip(*by.values())
+        ]
     return out

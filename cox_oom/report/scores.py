@@ -2,6 +2,7 @@
 
 A record is what METHOD.json holds (evaluate.py).
 """
+
 import math
 
 from cox_oom.methods import METHODS
@@ -15,13 +16,16 @@ def mean_sd(values):
 
 
 def percent(values, n=0):
-    """"84.1 ± 1.2" of fractions, – where there are none; with their number where that is not n."""
+    """ "84.1 ± 1.2" of fractions, – where there are none; with their number where that is not n."""
     values = [v for v in values if v is not None]
     if not values:
         return "–"
     mean, sd = mean_sd(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") \
+    return (
+        f"{100 * mean:.1f}"
+        + (f" ± {100 * sd:.1f}" if sd is not None else "")
         + (f" (n = {len(values)})" if n and len(values) != n else "")
+    )
 
 
 def flags(r):
@@ -40,8 +44,13 @@ def condition(r):
     if r["setting"] == "unsup":
         init, named = given.get("init") or "literal", given.get("name_with")
         return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
-    labels = f"{r['per_class']} labels per class" if r["per_class"] else \
-        "all labels" if r["labels"] == 1 else f"{100 * r['labels']:g}% labels"
+    labels = (
+        f"{r['per_class']} labels per class"
+        if r["per_class"]
+        else "all labels"
+        if r["labels"] == 1
+        else f"{100 * r['labels']:g}% labels"
+    )
     held = f", {100 * given['holdout']:g}% of them held out" if given.get("holdout") else ""
     return f"semi, {labels}{held}" + (", paired by class" if r["paired"].startswith("by class") else "")
 
@@ -49,8 +58,9 @@ def condition(r):
 def pairing(paired):
     """The pairing of a record in words; the perceptor's own is said with the perceptor."""
     paired = paired.partition("; bind by class")[0]
-    return {"true": "true instances", "none": "none"}.get(paired) or \
-        f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
+    return {"true": "true instances", "none": "none"}.get(
+        paired
+    ) or f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
 
 
 def order(method):

@@ -3,6 +3,7 @@
 Tables take records, each what METHOD.json holds (evaluate.py): tables(records) -> blocks {title, header, rows, notes};
 markdown(blocks).
 """
+
 import collections
 import json
 import math
@@ -10,8 +11,18 @@ import math
 from cox_oom.report.tests import tests_table
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
 
-SHARED = ("epochs", "batch", "labelled_batch", "lr", "weight_decay", "width", "depth", "patch", "slice",
-          "warmup_epochs")
+SHARED = (
+    "epochs",
+    "batch",
+    "labelled_batch",
+    "lr",
+    "weight_decay",
+    "width",
+    "depth",
+    "patch",
+    "slice",
+    "warmup_epochs",
+)
 
 
 def skewed(r):
@@ -35,12 +46,21 @@ def tables(records, task="classification"):
 
 def accuracy_tables(records, columns):
     uneven = [c for c in columns if any(skewed(r) for r in records if (r["data"], r["oom"]) == c)]
-    blocks = [score_table(records, columns, {"": "accuracy"}, "Test accuracy, %", column_notes(records, columns)),
-              *tests_table(records, "accuracy", "test accuracy"),
-              *tests_table(records, "unlabelled", "accuracy on the unlabelled training items")]
+    blocks = [
+        score_table(records, columns, {"": "accuracy"}, "Test accuracy, %", column_notes(records, columns)),
+        *tests_table(records, "accuracy", "test accuracy"),
+        *tests_table(records, "unlabelled", "accuracy on the unlabelled training items"),
+    ]
     if uneven:
-        blocks.append(score_table(records, uneven, {"": "balanced_accuracy"}, "Balanced test accuracy, %",
-                                  ["The classes of these test sets differ by more than 1.5 in size."]))
+        blocks.append(
+            score_table(
+                records,
+                uneven,
+                {"": "balanced_accuracy"},
+                "Balanced test accuracy, %",
+                ["The classes of these test sets differ by more than 1.5 in size."],
+            )
+        )
     if any(r["setting"] == "unsup" for r in records):
         blocks.append(unsup_table([r for r in records if r["setting"] == "unsup"]))
     if any("before" in (r["metrics"]["agreement"] or ()) for r in records):
@@ -62,30 +82,65 @@ def retrieval_tables(records, columns):
             if mine:
                 notes = column_notes(mine, columns) if not blocks else []
                 notes += [chance_note(mine, c, name, way, level) for c, name in zip(columns, names(columns))]
-                blocks.append(score_table(mine, columns, {k: f"retrieval.{way}.{level}.{v}" for k, v in share.items()},
-                                          f"Retrieval, {level} level, {words}, mean over the IM modalities, %",
-                                          [n for n in notes if n]))
+                blocks.append(
+                    score_table(
+                        mine,
+                        columns,
+                        {k: f"retrieval.{way}.{level}.{v}" for k, v in share.items()},
+                        f"Retrieval, {level} level, {words}, mean over the IM modalities, %",
+                        [n for n in notes if n],
+                    )
+                )
                 wide[f"{level}, {words}"] = f"retrieval.{way}.{level}"
     if not blocks:
-        return [{"title": "Retrieval", "header": ["setting", "method"], "rows": [], "notes": [
-            "Nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items."]}]
+        return [
+            {
+                "title": "Retrieval",
+                "header": ["setting", "method"],
+                "rows": [],
+                "notes": [
+                    "Nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items."
+                ],
+            }
+        ]
     blocks[0]["notes"].append(
         "Test items alone. Category level: a hit is any of the first k categories, ranked by their nearest item; instance "
         "level: the query's own row. COX uses its last connections; the other methods go on from stage 2's connections, on "
-        "their own features of the same labelled pairs, for as many steps; random is untrained, its connections too.")
+        "their own features of the same labelled pairs, for as many steps; random is untrained, its connections too."
+    )
     lines = []
     for name, metric in wide.items():
         for key in row_keys(records):
-            by_column = {k: [mean_sd(v)[0] for c in columns
-                             if (v := [x for r in cell(records, key, c) if (x := score(r, f"{metric}.{k}")) is not None])]
-                         for k in keys.values()}
+            by_column = {
+                k: [
+                    mean_sd(v)[0]
+                    for c in columns
+                    if (v := [x for r in cell(records, key, c) if (x := score(r, f"{metric}.{k}")) is not None])
+                ]
+                for k in keys.values()
+            }
             if by_column["r1"]:
-                lines.append([key[0], name, key[1], str(len(by_column["r1"])),
-                              *(f"{mean_sd(v)[0] * (1 if k == 'median_rank' else 100):.1f}" for k, v in by_column.items())])
-    summary = {"title": "Retrieval, mean over the columns, %", "notes": [], "rows": lines,
-               "header": ["setting", "direction", "method", "columns", *keys]}
-    return [*blocks, summary, *tests_table(records, "retrieval.out.category.r1", "category-level R@1, OOM → IM"),
-            *tests_table(records, "retrieval.out.instance.r1", "instance-level R@1, OOM → IM")]
+                lines.append(
+                    [
+                        key[0],
+                        name,
+                        key[1],
+                        str(len(by_column["r1"])),
+                        *(f"{mean_sd(v)[0] * (1 if k == 'median_rank' else 100):.1f}" for k, v in by_column.items()),
+                    ]
+                )
+    summary = {
+        "title": "Retrieval, mean over the columns, %",
+        "notes": [],
+        "rows": lines,
+        "header": ["setting", "direction", "method", "columns", *keys],
+    }
+    return [
+        *blocks,
+        summary,
+        *tests_table(records, "retrieval.out.category.r1", "category-level R@1, OOM → IM"),
+        *tests_table(records, "retrieval.out.instance.r1", "instance-level R@1, OOM → IM"),
+    ]
 
 
 def chance_note(records, column, name, way, level):
@@ -94,9 +149,10 @@ def chance_note(records, column, name, way, level):
     if not some:
         return ""
     mean = lambda key: 100 * mean_sd([score(r, f"retrieval.{way}.{level}.{key}") for r in some])[0]
-    say = lambda key: f"{float(f'{mean(key):.2g}'):g}%"                                             # 100, not 1e+02
-    return f"{name}: chance R@1 {say('chance_r1')}, R@5 {say('chance_r5')}" + \
-        (f"; R@1 of who knows the class alone {say('class_r1')}." if level == "instance" else ".")
+    say = lambda key: f"{float(f'{mean(key):.2g}'):g}%"  # 100, not 1e+02
+    return f"{name}: chance R@1 {say('chance_r1')}, R@5 {say('chance_r5')}" + (
+        f"; R@1 of who knows the class alone {say('class_r1')}." if level == "instance" else "."
+    )
 
 
 def names(columns):
@@ -120,8 +176,8 @@ def most_seeds(records, columns):
 
 
 def score_table(records, columns, metrics, title, notes):
-    """Mean ± sd of metrics {heading: name} in every column; bold: the best of a column and condition that does not see all
-    labels and has as many seeds as any."""
+    """Mean ± sd of metrics {heading: name} in every column; bold: the best of a column and condition that does not
+    see all labels and has as many seeds as any."""
     n, lines = most_seeds(records, columns), []
     values = lambda row, c, m: [v for r in cell(records, row, c) if (v := score(r, m)) is not None]
     mean = lambda row, c, m: round(100 * mean_sd(values(row, c, m))[0], 1)
@@ -129,7 +185,9 @@ def score_table(records, columns, metrics, title, notes):
         texts = []
         for c, m in ((c, m) for c in columns for m in metrics.values()):
             text = percent(values(row, c, m), n)
-            seeds = {k: len(v) for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and (v := values(k, c, m))}
+            seeds = {
+                k: len(v) for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and (v := values(k, c, m))
+            }
             rivals = [k for k, n_seeds in seeds.items() if n_seeds == max(seeds.values())]
             bold = row in rivals and len(seeds) > 1 and mean(row, c, m) >= max(mean(k, c, m) for k in rivals)
             texts.append(f"**{text}**" if bold else text)
@@ -143,14 +201,32 @@ def unsup_table(records):
     """Accuracy, Hungarian-matched accuracy and NMI side by side, and whether COX is above chance."""
     columns = sorted({(r["data"], r["oom"]) for r in records})
     n = most_seeds(records, columns)
-    lines = [[*row, *(percent([r["metrics"][k] for r in cell(records, row, c)], n) for c in columns
-                        for k in ("accuracy", "hungarian_accuracy", "nmi"))] for row in row_keys(records)]
-    said = [at_chance(cell(records, (k, "cox"), c), name + k.removeprefix("unsup"))
-            for k in sorted({condition(r) for r in records}) for c, name in zip(columns, names(columns))]
-    return {"title": "Without labels: accuracy, Hungarian-matched accuracy and NMI, × 100", "rows": lines,
-            "header": ["setting", "method", *(f"{name} {k}" for name in names(columns)
-                                              for k in ("accuracy", "Hungarian", "NMI"))],
-            "notes": [s for s in said if s]}
+    lines = [
+        [
+            *row,
+            *(
+                percent([r["metrics"][k] for r in cell(records, row, c)], n)
+                for c in columns
+                for k in ("accuracy", "hungarian_accuracy", "nmi")
+            ),
+        ]
+        for row in row_keys(records)
+    ]
+    said = [
+        at_chance(cell(records, (k, "cox"), c), name + k.removeprefix("unsup"))
+        for k in sorted({condition(r) for r in records})
+        for c, name in zip(columns, names(columns))
+    ]
+    return {
+        "title": "Without labels: accuracy, Hungarian-matched accuracy and NMI, × 100",
+        "rows": lines,
+        "header": [
+            "setting",
+            "method",
+            *(f"{name} {k}" for name in names(columns) for k in ("accuracy", "Hungarian", "NMI")),
+        ],
+        "notes": [s for s in said if s],
+    }
 
 
 def agreement_table(records, columns):
@@ -161,16 +237,41 @@ def agreement_table(records, columns):
             a = [r["metrics"]["agreement"] for r in cell(records, row, c) if r["metrics"]["agreement"]]
             take = lambda part, *keys: [percent([x[part][k] for x in a]) for k in keys]
             if a:
-                lines.append([name, *row, *take("before", "share", "label_accuracy"),
-                              *take("before", "agree_accuracy", "disagree_accuracy", "gap"),
-                              *take("after", "agree_accuracy", "disagree_accuracy", "gap"),
-                              *take("after_own", "share", "label_accuracy")])
-    return {"title": "Agreement (Fig. 6), %", "rows": lines, "header": [
-        "OOM", "setting", "method", "A", "labels of A right", "before: on A", "on D", "gap", "after: on A",
-        "on D", "gap", "A after", "labels of A after right"], "notes": [
-        "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree "
-        "before exploration, D: the rest; the learner's accuracy on this A and D before and after "
-        "exploration; last the agreement after it.", *filter(None, [gap_note(records, columns)])]}
+                lines.append(
+                    [
+                        name,
+                        *row,
+                        *take("before", "share", "label_accuracy"),
+                        *take("before", "agree_accuracy", "disagree_accuracy", "gap"),
+                        *take("after", "agree_accuracy", "disagree_accuracy", "gap"),
+                        *take("after_own", "share", "label_accuracy"),
+                    ]
+                )
+    return {
+        "title": "Agreement (Fig. 6), %",
+        "rows": lines,
+        "header": [
+            "OOM",
+            "setting",
+            "method",
+            "A",
+            "labels of A right",
+            "before: on A",
+            "on D",
+            "gap",
+            "after: on A",
+            "on D",
+            "gap",
+            "A after",
+            "labels of A after right",
+        ],
+        "notes": [
+            "Unlabelled training items, judged by their hidden labels. A: the share on which the heads agree "
+            "before exploration, D: the rest; the learner's accuracy on this A and D before and after "
+            "exploration; last the agreement after it.",
+            *filter(None, [gap_note(records, columns)]),
+        ],
+    }
 
 
 def trust_table(records, columns):
@@ -180,49 +281,109 @@ def trust_table(records, columns):
         for row in row_keys(records):
             t = [r["metrics"]["trust"] for r in cell(records, row, c) if r["metrics"].get("trust")]
             if t:
-                lines.append([name, *row, *(percent([x[k] for x in t]) for k in ("right", "right_alone")),
-                              f"{mean_sd([x['gain'] for x in t])[0]:+.3f}", f"{mean_sd([x['error'] for x in t])[0]:.3f}",
-                              f"{sum(x['trusted'] for x in t)} of {len(t)}"])
-    return {"title": "What the known modalities tell, on held-out pairs", "rows": lines, "header": [
-        "OOM", "setting", "method", "correspondences right, %", "labels alone right, %", "gain, nat", "its error", "trusted"],
-        "notes": ["Raw readings of labelled items whose label and pair were withheld. Gain: mean log-likelihood of the label "
-                  "over that of the same model without IM data; error: its standard error within a run (mean over runs)."]}
+                lines.append(
+                    [
+                        name,
+                        *row,
+                        *(percent([x[k] for x in t]) for k in ("right", "right_alone")),
+                        f"{mean_sd([x['gain'] for x in t])[0]:+.3f}",
+                        f"{mean_sd([x['error'] for x in t])[0]:.3f}",
+                        f"{sum(x['trusted'] for x in t)} of {len(t)}",
+                    ]
+                )
+    return {
+        "title": "What the known modalities tell, on held-out pairs",
+        "rows": lines,
+        "header": [
+            "OOM",
+            "setting",
+            "method",
+            "correspondences right, %",
+            "labels alone right, %",
+            "gain, nat",
+            "its error",
+            "trusted",
+        ],
+        "notes": [
+            "Raw readings of labelled items whose label and pair were withheld. Gain: mean log-likelihood of the label "
+            "over that of the same model without IM data; error: its standard error within a run (mean over runs)."
+        ],
+    }
 
 
 def connections(records, columns):
-    """[{column, condition, modality, mmd, head, learner}], Fig. 5's of each: mmd and head are ([first of every seed], [last]), of
-    the MMD and of the head's accuracy; learner is the accuracy of each seed's own head."""
+    """[{column, condition, modality, mmd, head, learner}], Fig. 5's of each: mmd and head are ([first of every seed],
+    [last]), of the MMD and of the head's accuracy; learner is the accuracy of each seed's own head."""
     out = []
     for c in columns:
         for k in sorted({condition(r) for r in records if (r["data"], r["oom"]) == c}):
-            seeds = {r["seed"]: r["metrics"] for r in records if (r["data"], r["oom"], condition(r)) == (*c, k)}.values()
+            seeds = {
+                r["seed"]: r["metrics"] for r in records if (r["data"], r["oom"], condition(r)) == (*c, k)
+            }.values()
             for m in sorted({p["modality"] for s in seeds for p in s["connection"]}):
-                points = [sorted((p for p in s["connection"] if p["modality"] == m), key=lambda p: p["step"]) for s in seeds]
+                points = [
+                    sorted((p for p in s["connection"] if p["modality"] == m), key=lambda p: p["step"]) for s in seeds
+                ]
                 mmd, head = (tuple([p[i][key] for p in points] for i in (0, -1)) for key in ("mmd", "oom_accuracy"))
-                out.append({"column": c, "condition": k, "modality": m, "mmd": mmd, "head": head,
-                            "learner": [s["warm_accuracy"] for s in seeds]})
+                out.append(
+                    {
+                        "column": c,
+                        "condition": k,
+                        "modality": m,
+                        "mmd": mmd,
+                        "head": head,
+                        "learner": [s["warm_accuracy"] for s in seeds],
+                    }
+                )
     return out
 
 
 def connection_table(records, columns):
     """Fig. 5 in figures: the first and the last point of every connection, and the learner that it was made for."""
-    lines, falls, apart = [], 0, {}                                       # apart: head − learner in points, by data set
+    lines, falls, apart = [], 0, {}  # apart: head − learner in points, by data set
     name = dict(zip(columns, names(columns)))
     for one in connections(records, columns):
         c, (first, last) = one["column"], (mean_sd(v)[0] for v in one["mmd"])
         falls += first >= 10 * last
         apart.setdefault(c[0], []).append(100 * (mean_sd(one["head"][1])[0] - mean_sd(one["learner"])[0]))
-        lines.append([name[c], one["condition"], one["modality"], f"{first:.3f}", f"{last:.3f}", f"{first / max(last, 1e-9):.1f}×",
-                      *map(percent, (*one["head"], one["learner"])), f"{apart[c[0]][-1]:+.1f}", str(len(one["learner"]))])
-    return {"title": "Connection (Fig. 5)", "rows": lines, "header": [
-        "OOM", "setting", "IM", "MMD first", "MMD last", "falls by", "head first, %", "head last, %", "learner, %",
-        "head − learner", "seeds"], "notes": [
-        "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of a head fitted to the mapped "
-        "items alone, before the first step of the connection and after its last; learner: the "
-        "warm-started learner's own head.",
-        f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below the "
-        f"learner for {sum(x >= -5 - 1e-9 for each in apart.values() for x in each)} of {len(lines)}, on average "
-        f"{by_data(apart, '+.1f')} points from it."]}
+        lines.append(
+            [
+                name[c],
+                one["condition"],
+                one["modality"],
+                f"{first:.3f}",
+                f"{last:.3f}",
+                f"{first / max(last, 1e-9):.1f}×",
+                *map(percent, (*one["head"], one["learner"])),
+                f"{apart[c[0]][-1]:+.1f}",
+                str(len(one["learner"])),
+            ]
+        )
+    return {
+        "title": "Connection (Fig. 5)",
+        "rows": lines,
+        "header": [
+            "OOM",
+            "setting",
+            "IM",
+            "MMD first",
+            "MMD last",
+            "falls by",
+            "head first, %",
+            "head last, %",
+            "learner, %",
+            "head − learner",
+            "seeds",
+        ],
+        "notes": [
+            "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of a head fitted to the mapped "
+            "items alone, before the first step of the connection and after its last; learner: the "
+            "warm-started learner's own head.",
+            f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below the "
+            f"learner for {sum(x >= -5 - 1e-9 for each in apart.values() for x in each)} of {len(lines)}, on average "
+            f"{by_data(apart, '+.1f')} points from it.",
+        ],
+    }
 
 
 def by_data(values, form):
@@ -233,8 +394,8 @@ def by_data(values, form):
 
 
 def gaps_left(records, columns):
-    """Fig. 6's claim over the columns of COX: (their number, {data set: gap after over gap before, of those where the latter is 10
-    points or more})."""
+    """Fig. 6's claim over the columns of COX: (their number, {data set: gap after over gap before, of those where the
+    latter is 10 points or more})."""
     found, left = 0, {}
     for c in columns:
         for k in sorted({condition(r) for r in records}):
@@ -252,8 +413,12 @@ def gap_note(records, columns):
     found, left = gaps_left(records, columns)
     wide = sum(left.values(), [])
     said = f"COX: the gap before exploration is 10 points or more in {len(wide)} of {found} columns"
-    said += f"; after it, it is at most half of that in {sum(x <= 0.5 + 1e-9 for x in wide)} of these, on average " \
-            f"{by_data(left, '.2f')} of it" if wide else ""
+    said += (
+        f"; after it, it is at most half of that in {sum(x <= 0.5 + 1e-9 for x in wide)} of these, on average "
+        f"{by_data(left, '.2f')} of it"
+        if wide
+        else ""
+    )
     return f"{said}." if found else ""
 
 
@@ -261,12 +426,15 @@ def heads_table(records, columns):
     """Test accuracy of the IM heads."""
     heads = lambda r: r["metrics"].get("im_head_accuracy", {})
     ims = sorted({m for r in records for m in heads(r)})
-    value = lambda c, m: {(r["setting"], r["seed"]): heads(r)[m] for r in records
-                          if (r["data"], r["oom"]) == c and m in heads(r)}.values()
-    return {"title": "IM heads, test accuracy on the frozen features, %", "header": ["OOM left out", *ims],
-            "rows": [[name, *(percent(value(c, m)) for m in ims)]
-                     for c, name in zip(columns, names(columns))],
-            "notes": ["A weak head explains a weak result."]}
+    value = lambda c, m: {
+        (r["setting"], r["seed"]): heads(r)[m] for r in records if (r["data"], r["oom"]) == c and m in heads(r)
+    }.values()
+    return {
+        "title": "IM heads, test accuracy on the frozen features, %",
+        "header": ["OOM left out", *ims],
+        "rows": [[name, *(percent(value(c, m)) for m in ims)] for c, name in zip(columns, names(columns))],
+        "notes": ["A weak head explains a weak result."],
+    }
 
 
 def fallback(metrics):
@@ -279,37 +447,51 @@ def fallback(metrics):
 def column_notes(records, columns):
     """The lines under the main table: what each column is, what was not averaged, whose flags differ."""
     n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
-    notes = [f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1
-             else "One seed: no sd.",
-             "Bold: the best method that does not see all labels" + (", of those with the most seeds." if n > 1 else ".")]
+    notes = [
+        f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1 else "One seed: no sd.",
+        "Bold: the best method that does not see all labels" + (", of those with the most seeds." if n > 1 else "."),
+    ]
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
         m = next((r["metrics"] for r in some if classes(r["metrics"])), None) or some[0]["metrics"]
         by_class = sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
-        notes.append("; ".join([
-            f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}", f"{m['n_test']} test items",
-            *([f"{n_classes} classes", f"chance {100 / n_classes:.1f}%"] if (n_classes := classes(m)) else []),
-            *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else [])]) + ".")
+        notes.append(
+            "; ".join(
+                [
+                    f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}",
+                    f"{m['n_test']} test items",
+                    *([f"{n_classes} classes", f"chance {100 / n_classes:.1f}%"] if (n_classes := classes(m)) else []),
+                    *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else []),
+                ]
+            )
+            + "."
+        )
         for k in conditions:
             rows = [r for r in some if condition(r) == k]
             if not rows:
                 continue
             labelled = sorted({r["n_labelled"] for r in rows if r["method"] != "aligned"}) or ["all"]
-            notes.append(f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
-                         f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
-                         f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}.")
+            notes.append(
+                f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
+                f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
+                f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}."
+            )
             for method in sorted({r["method"] for r in rows if r["method"].partition("-")[0] == "cox"}):
                 mine = [r["metrics"] for r in rows if r["method"] == method]
                 why = collections.Counter(filter(None, map(fallback, mine)))
                 if why:
-                    notes.append(f"{c[0]} {c[1]}, {k}: {method} without correspondences in {sum(why.values())} of {len(mine)} runs: "
-                                 f"{'; '.join(f'{reason} ({n})' if len(why) > 1 else reason for reason, n in why.items())}.")
+                    notes.append(
+                        f"{c[0]} {c[1]}, {k}: {method} without correspondences in {sum(why.values())} of {len(mine)} runs: "
+                        f"{'; '.join(f'{reason} ({n})' if len(why) > 1 else reason for reason, n in why.items())}."
+                    )
             added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
             if added:
                 sources = sorted({r["added"] for r in rows if r.get("added")})
                 blind = sum(not flags(r) for r in rows if r.get("added"))
-                notes.append(f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sources)}"
-                             + (f"; the flags of {blind} of these runs were not recorded." if blind else "."))
+                notes.append(
+                    f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sources)}"
+                    + (f"; the flags of {blind} of these runs were not recorded." if blind else ".")
+                )
             # random has no training
             told = [r for r in rows if flags(r)]
             groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]
@@ -321,22 +503,26 @@ def column_notes(records, columns):
                 for flag in sorted(names_of):
                     values = sorted({json.dumps(flags(r).get(flag)) for r in mine})
                     if len(values) > 1:
-                        notes.append(f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
-                                     f"--{flag.replace('_', '-')} ({', '.join(values)}).")
+                        notes.append(
+                            f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
+                            f"--{flag.replace('_', '-')} ({', '.join(values)})."
+                        )
     semi = [k for k in conditions if not k.startswith("unsup")]
     if len(semi) > 1:
-        notes.append(f"Runs with different labels or pairing are not averaged, they have rows of their own: "
-                     f"{'; '.join(semi)}.")
+        notes.append(
+            f"Runs with different labels or pairing are not averaged, they have rows of their own: {'; '.join(semi)}."
+        )
     return notes
 
 
 def against_chance(records):
-    """(mean, chance, standard error) of runs without labels, as fractions; of skewed classes: of the balanced accuracy."""
+    """(mean, chance, standard error) of runs without labels, as fractions; of skewed classes: of the balanced
+    accuracy."""
     uneven = skewed(records[0])
     values = [r["metrics"]["balanced_accuracy" if uneven else "accuracy"] for r in records]
     chance, items = 1 / classes(records[0]["metrics"]), records[0]["metrics"]["n_test"]
     mean, sd = mean_sd(values)
-    p = max(mean, chance)                       # two seeds can be alike by luck: at least the items' error
+    p = max(mean, chance)  # two seeds can be alike by luck: at least the items' error
     return mean, chance, max(math.sqrt(p * (1 - p) / items), (sd or 0.0) / math.sqrt(len(values)))
 
 
@@ -345,8 +531,10 @@ def at_chance(records, name):
     if not records:
         return ""
     (mean, chance, error), uneven = against_chance(records), skewed(records[0])
-    said = (f"{name}: COX without labels reaches {100 * mean:.1f}%{' balanced' if uneven else ''}, "
-            f"chance is {100 * chance:.1f}%")
+    said = (
+        f"{name}: COX without labels reaches {100 * mean:.1f}%{' balanced' if uneven else ''}, "
+        f"chance is {100 * chance:.1f}%"
+    )
     if mean - chance > 2 * error:
         times = (mean - chance) / error
         return f"{said}: above chance by {times:.1f} standard errors of {100 * error:.1f} points."
@@ -362,8 +550,14 @@ def word_columns(block):
 def markdown(blocks):
     lines = []
     for b in blocks:
-        lines += [f"## {b['title']}", "", "| " + " | ".join(b["header"]) + " |",
-                  "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|",
-                  *("| " + " | ".join(row) + " |" for row in b["rows"]), "",
-                  *(f"{note}  " for note in b["notes"]), ""]
+        lines += [
+            f"## {b['title']}",
+            "",
+            "| " + " | ".join(b["header"]) + " |",
+            "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|",
+            *("| " + " | ".join(row) + " |" for row in b["rows"]),
+            "",
+            *(f"{note}  " for note in b["notes"]),
+            "",
+        ]
     return "\n".join(lines)

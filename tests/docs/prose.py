@@ -4,11 +4,10 @@
 
 Prints, for each file, words a sentence, the share of sentences over 25 words, and the longest three sentences.
 
-Sentences are found in running text and in items of lists. Left out are code blocks, tables, headings, HTML comments, images,
-the targets of links, and generated parts between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. A short bold phrase that opens
-a paragraph and ends in a full stop, as in "**Layout.** The files …", is a heading as well. A word is a piece of text
-between spaces that has a letter or a digit; each word of `code` counts.
-"""
+Sentences are found in running text and in items of lists. Left out are code blocks, tables, headings, HTML comments,
+images, the targets of links, and generated parts between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. A short bold
+phrase that opens a paragraph and ends in a full stop, as in "**Layout.** The files …", is a heading as well. A word
+is a piece of text between spaces that has a letter or a digit; each word of `code` counts."""
 
 import re
 import sys

@@ -145,7 +145,8 @@ The formula:
 
 
 def test_paths_that_a_document_names():
-    text = "`cox_oom/no.py`, `bash experiments/x.sh 1`, `tests/<op>.py`, `a.py`, `bench/results/`, `DIR/x/`, docs/method.md."
+    text = "`cox_oom/no.py`, `bash experiments/x.sh 1`, `tests/<op>.py`, `a.py`, `bench/results/`, `DIR/x/`,"
+    text += " docs/method.md."
     assert paths_of(f"{text}\n```\ncsrc/no/such.cu\n```\n") == {
         "cox_oom/no.py",
         "experiments/x.sh",

@@ -184,7 +184,7 @@ def trained():
 def test_features_are_unit_rows_of_all_items(trained):
     inputs, encoders, by_class = trained
     assert by_class == []
-    for m, f in bank_of(encoders, inputs).items():
+    for f in bank_of(encoders, inputs).values():
         assert f.shape == (600, 16) and f.dtype == torch.float32
         torch.testing.assert_close(f.norm(dim=1), torch.ones(600))
         assert not f.requires_grad

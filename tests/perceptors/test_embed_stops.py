@@ -49,7 +49,7 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(folder, weig
     assert in_child(work("whole")) == 0
     took, whole, draw, parts = time.time() - begun, written(tmp_path / "whole"), random.Random(3), set()
     for k in range(3):
-        for kill in range(8):
+        for _ in range(8):
             if in_child(work(f"killed{k}"), took * draw.uniform(0.05, 0.9)) == 0:
                 break
             parts |= set((tmp_path / f"killed{k}").rglob("*.parts/*.pt"))

@@ -1,4 +1,5 @@
-"""records.csv: what an experiment keeps of its runs, read back as the tables take it; the pages that are made from it alone."""
+"""records.csv: what an experiment keeps of its runs, read back as the tables take it; the pages that are made from it
+alone."""
 
 import csv
 import json
@@ -316,7 +317,8 @@ def test_retrieval_and_starts_without_labels_on_the_page(tree):
 
 
 def test_retrieval_of_instances():
-    """Mean over the columns, spread over the seeds that have them all, fewer seeds marked and not bold, drawn pairs left out."""
+    """Mean over the columns, spread over the seeds that have them all, fewer seeds marked and not bold, drawn pairs
+    left out."""
 
     def shown(data, method, seed, r1, oom="sonar"):
         at = lambda v: {"r1": v, "r5": 0.75, "chance_r1": 0.02, "chance_r5": 0.1}
