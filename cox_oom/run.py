@@ -226,7 +226,8 @@ class Work:
             generator.set_state(self.saved["generator"])
             if self.log_path.exists():
                 os.truncate(self.log_path, self.saved["log"])
-            print(f"  going on from {self.checkpoint_path}")
+            unit = next(k for k in ("epoch", "step") if k in self.state)
+            print(f"  going on from {unit} {self.state[unit]} ({self.checkpoint_path})")
         return self.state
 
     def log(self, **line):

@@ -345,12 +345,12 @@ def commonality_lines(records):
 
 def provenance_lines(folder):
     """What each folder's COMMAND says, and its seeds."""
-    lines = []
+    lines = ["```"]
     for p in sorted(folder.glob("*/COMMAND")):
         seeds = [] if p.parent.name.startswith("search") else sorted({r["seed"] for r in read(p.parent)})
         said = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; " if seeds else ""
-        lines += [f"- `{p.parent.name}`: {said}{line}" for line in p.read_text().splitlines()]
-    return lines
+        lines += [f"{p.parent.name}: {said}{line.replace('`', '')}" for line in p.read_text().splitlines()]
+    return [*lines, "```"]
 
 
 # --------------------------------------------------------------------------------------------------------- pages

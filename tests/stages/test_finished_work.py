@@ -26,10 +26,10 @@ from worlds import (
     write_manifest,
 )
 
-import extract_features
 import train_connect
 from cox_oom import files
 from cox_oom.files import Place
+from cox_oom.perceptors import bind
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -197,7 +197,7 @@ def interrupted_force(runs, folder, monkeypatch):
         def stop(*args, **kwargs):
             raise KeyboardInterrupt
 
-        m.setattr(extract_features.bind, "train", stop)
+        m.setattr(bind, "train", stop)
         with pytest.raises(KeyboardInterrupt):
             stage("extract_features", folder, runs, "--image-size 4 --force")
     assert files.load(Place(runs, folder).inputs("rgb"))["x"].shape[-1] == 4

@@ -7,8 +7,7 @@ import pytest
 import torch
 from worlds import UNSUP_REFUSED, assert_same, differ, run_dir, stage
 
-import train_connect
-from cox_oom import files
+from cox_oom import files, labels
 from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -99,13 +98,13 @@ def test_hidden_labels_reach_training_by_the_draw_alone(runs, folder, trained, m
     assert hidden.sum() == 48
     false = (true + 1) % 3 if lie == "another class" else torch.full_like(true, -1)
     change(path, labels=lambda y: torch.where(hidden, false, y))
-    real, seen = train_connect.choose_labelled, []
+    real, seen = labels.choose_labelled, []
 
     def draw(labels, *rest):
         seen.append(labels)
         return real(true[file["split"] == 0], *rest)
 
-    monkeypatch.setattr(train_connect, "choose_labelled", draw)
+    monkeypatch.setattr(labels, "choose_labelled", draw)
     for key, changed in train_all(folder, runs).items():
         assert_same(trained[key], changed, key)
     assert len(seen) == 1 and (seen[0] != true[file["split"] == 0]).sum() == 48

@@ -1,5 +1,6 @@
 """A stage that is stopped: what it leaves, and how the same command goes on."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,8 +12,7 @@ import pytest
 import torch
 from worlds import STAGES, argv, assert_same, command, no_leftovers, refused, run_dir, stage, tensors
 
-import train_explore
-from cox_oom import files, run
+from cox_oom import correspond, files, run
 from cox_oom.files import Place, UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -45,13 +45,13 @@ def test_a_stage_stopped_in_training_leaves_nothing_for_a_later_one(runs, folder
         process.kill()
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert "Traceback" not in stderr
-    assert set(runs.rglob("*.pt")) == before
-    no_leftovers(runs)
+    assert {p for p in runs.rglob("*.pt") if ".checkpoint.pt" not in str(p)} == before
     if name == "extract_features":
         refused("train_connect", folder, runs, parts=("python extract_features.py",))
     if name == "train_connect":
         refused("train_explore", folder, runs, parts=("python train_connect.py",))
     stage(name, folder, runs, *(["--method erm"] if name == "train_explore" else []))
+    no_leftovers(runs)
     assert len(set(runs.rglob("*.pt")) - before) == (2 if name == "extract_features" else 1)
 
 
@@ -113,17 +113,67 @@ def test_a_stopped_run_goes_on_to_the_same_bits(runs, folder, monkeypatch, metho
             raise Stop
         return digest
 
-    monkeypatch.setattr(files, "save", save_and_stop)
+    monkeypatch.setattr(run, "save", save_and_stop)
     with pytest.raises(Stop):
         stage("train_explore", folder, runs, flags.replace("--force", ""))
     monkeypatch.undo()
     assert written == [checkpoint.name] * 2 and not path.exists()
-    monkeypatch.setattr(train_explore, "held_out_gain", None)  # trust was settled when the run began
+    monkeypatch.setattr(correspond, "held_out_gain", None)  # trust was settled when the run began
     assert "going on from epoch 2" in stage("train_explore", folder, runs, flags.replace("--force", ""))
     again = files.load(path)
     for k in whole:
         assert_same(whole[k] or {"none": torch.zeros(1)}, tensors(again[k]) or {"none": torch.zeros(1)}, k)
     assert not checkpoint.exists()
+
+
+def test_a_stopped_warm_up_goes_on_to_the_same_bits(runs, folder, monkeypatch):
+    path, checkpoint = run_dir(runs) / "connect.pt", run_dir(runs) / "connect.checkpoint.pt"
+    flags = "--warmup-epochs 4 --w-kl 0.5"
+    stage("train_connect", folder, runs, flags, "--force")
+    whole, log = files.load(path)["meta"]["digest"], (run_dir(runs) / "connect.log.jsonl").read_text()
+    path.unlink()
+    written, save = [], files.save
+
+    def save_and_stop(target, *args, **kwargs):
+        save(target, *args, **kwargs)
+        written.append(Path(target).name)
+        if len(written) == 3:
+            raise Stop
+
+    monkeypatch.setattr(run, "save", save_and_stop)
+    with pytest.raises(Stop):
+        stage("train_connect", folder, runs, flags)
+    monkeypatch.undo()
+    assert written == [checkpoint.name] * 3 and not path.exists()
+    assert "going on from step" in stage("train_connect", folder, runs, flags)
+    assert files.load(path)["meta"]["digest"] == whole and not checkpoint.exists()
+    lines = [[json.loads(line) for line in text.splitlines()] for text in (log, read_log(run_dir(runs) / "connect"))]
+    assert [[(r["epoch"], r["loss"]) for r in of] for of in lines] == [[(r["epoch"], r["loss"]) for r in lines[0]]] * 2
+    assert [r["epoch"] for r in lines[0]] == [1, 2, 3, 4]
+
+
+def read_log(stem):
+    return Path(f"{stem}.log.jsonl").read_text()
+
+
+def test_the_log_has_a_line_an_epoch_also_after_a_stop(runs, folder, monkeypatch):
+    save = files.save
+
+    def save_and_stop(target, *args, **kwargs):
+        save(target, *args, **kwargs)
+        raise Stop
+
+    (run_dir(runs) / "erm.pt").unlink(missing_ok=True)
+    monkeypatch.setattr(run, "save", save_and_stop)
+    with pytest.raises(Stop):
+        stage("train_explore", folder, runs, "--method erm --epochs 4 --refreshes 2")
+    monkeypatch.undo()
+    with open(run_dir(runs) / "erm.log.jsonl", "a") as f:
+        f.write('{"epoch": 3, "loss": 1')  # what a kill in the next epoch leaves
+    stage("train_explore", folder, runs, "--method erm --epochs 4 --refreshes 2")
+    lines = [json.loads(line) for line in read_log(run_dir(runs) / "erm").splitlines()]
+    history = files.load(run_dir(runs) / "erm.pt")["history"]
+    assert [{k: v for k, v in line.items() if k != "seconds"} for line in lines] == history and len(history) == 4
 
 
 def test_a_forced_run_goes_on_as_well_but_not_from_what_it_is_to_replace(runs, folder, monkeypatch):
@@ -136,7 +186,7 @@ def test_a_forced_run_goes_on_as_well_but_not_from_what_it_is_to_replace(runs, f
 
     for first, then, goes_on in (("--force", "--force", True), ("", "--force", False)):
         (run_dir(runs) / "erm.pt").unlink(missing_ok=True)
-        monkeypatch.setattr(files, "save", save_and_stop)
+        monkeypatch.setattr(run, "save", save_and_stop)
         with pytest.raises(Stop):
             stage("train_explore", folder, runs, flags, first)
         monkeypatch.undo()
@@ -152,7 +202,7 @@ def test_a_checkpoint_of_other_flags_is_not_gone_on_from(runs, folder, monkeypat
         save(target, *args, **kwargs)
         raise Stop
 
-    monkeypatch.setattr(files, "save", save_and_stop)
+    monkeypatch.setattr(run, "save", save_and_stop)
     (run_dir(runs) / "erm.pt").unlink(missing_ok=True)
     with pytest.raises(Stop):
         stage("train_explore", folder, runs, "--method erm --epochs 4 --refreshes 4")

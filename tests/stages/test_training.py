@@ -8,8 +8,7 @@ import torch
 from worlds import CLASSES, assert_same, differ, read_manifest, refused, run_dir, stage, write_folder, write_manifest
 
 import train_connect
-import train_explore
-from cox_oom import augment, files
+from cox_oom import augment, connect, correspond, files
 from cox_oom.files import Place
 from cox_oom.heads import Head
 from cox_oom.learner import Learner
@@ -60,7 +59,7 @@ def test_few_items_have_none_to_hold_out(tmp_path, monkeypatch):
 
 def test_the_last_validation_is_of_the_saved_model(folder, runs, monkeypatch):
     """selftrain's head moves after the last epoch: here to one that names the first class alone."""
-    monkeypatch.setattr(train_explore, "move_head", lambda head, *_: head.bias.data[0].add_(1e4))
+    monkeypatch.setattr(correspond, "move_head", lambda head, *_: head.bias.data[0].add_(1e4))
     stage("train_connect", folder, runs, "--force --holdout 0.4 --per-class 10")
     stage("train_explore", folder, runs, "--force --method selftrain --epochs 2 --refit 1")
     connect, saved = files.load(run_dir(runs) / "connect.pt"), files.load(run_dir(runs) / "selftrain.pt")
@@ -148,8 +147,8 @@ def test_refit_moves_the_head_alone_and_only_where_there_are_correspondences(run
 
 
 def test_the_refresh_of_a_connection_keeps_stage_2s_weights(runs, folder, tmp_path, monkeypatch):
-    told, train = [], train_explore.train_connection
-    monkeypatch.setattr(train_explore, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
+    told, train = [], connect.train_connection
+    monkeypatch.setattr(connect, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
     shutil.copytree(runs, tmp_path / "again")
     stage("train_connect", folder, tmp_path / "again", "--beta 0.03 --w-ce 0.2 --force")
     stage("train_explore", folder, tmp_path / "again", "--method cox --epochs 2 --refreshes 2 --force")
