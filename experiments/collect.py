@@ -257,4 +257,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    files.run(main)
+    run.script(main)

@@ -4,8 +4,8 @@
 . "$(dirname "$0")/worlds.sh"
 export EXPLORE_selftrain_plain="--rounds 0"                        # anchors by the learner's confidence alone
 for setting in ${SETTING:-semi}; do
-    [ "$setting" = unsup ] && methods="random ssl moco cox aligned" ||
-        methods="random erm entmin ssl moco fixmatch selftrain-plain selftrain cox aligned"
+    methods=$("$PYTHON" -m cox_oom.methods --setting "$setting")
+    [ "$setting" = unsup ] || methods+=" selftrain-plain"
     every_column "$setting" ${METHODS:-$methods}
 done
 collect --setting ${SETTING:-semi} ${METHODS:+--method $METHODS}

@@ -4,7 +4,6 @@
 . "$(dirname "$0")/worlds.sh"
 EVALUATE="--task retrieval"
 for setting in ${SETTING:-semi}; do
-    [ "$setting" = unsup ] && methods="random ssl moco cox aligned" || methods="random erm entmin moco fixmatch selftrain cox aligned"
-    every_column "$setting" ${METHODS:-$methods}
+    every_column "$setting" ${METHODS:-$("$PYTHON" -m cox_oom.methods --setting "$setting")}
 done
 collect --setting ${SETTING:-semi} ${METHODS:+--method $METHODS}

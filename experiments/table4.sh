@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Table 4: ablations of COX, beside labels alone and self-training.
 #
-#   w/o connection   the IM heads judge the learner's features as they are      w/o exploration   agreement alone
+#   w/o connection   untrained connections map the IM items     w/o exploration   unlabelled items teach nothing
 #   w/o emergent     no emergent correspondences       kl-literal   Eq. 13 as printed       refresh-once   anchors once
 #   kl-matched       D drawn to the mean posterior of its class's anchors     no-im         no IM features predicted
 #   w/o warmup       without the warm-up of stage 2 (unsupervised)

@@ -8,6 +8,7 @@ import collect
 import pytest
 from worlds import ROOT, write_folder
 
+from cox_oom.methods import METHODS, names
 from cox_oom.report import tests
 from cox_oom.report.records import read_records
 
@@ -17,8 +18,10 @@ def sh(tmp_path):
     """sh(experiment, fails="", **environment): the shell file with a python that only notes its arguments (and fails
     where they contain `fails`): (finished process, [its arguments, a line a call])."""
     log, fake = tmp_path / "log", tmp_path / "python"
+    (tmp_path / "grid").write_text("".join(f"{m} {flags}\n" for m, row in METHODS.items() for flags in row.grid))
     fake.write_text(
-        f'#!/bin/sh\nif [ "$1" = -c ]; then case "$3" in bad) echo error: bad >&2; exit 2 ;; esac\n'
+        f'#!/bin/sh\nif [ "$1" = -m ]; then case "$*" in *--grid*) cat "{tmp_path}/grid" ;; '
+        f'*unsup*) echo {" ".join(names("unsup"))} ;; *) echo {" ".join(names())} ;; esac; exit; fi\nif [ "$1" = -c ]; then case "$3" in bad) echo error: bad >&2; exit 2 ;; esac\n'
         f'printf "rgb\\nvideo\\n"; exit; fi\necho "$*" >> "{log}"\n'
         'case " $* " in *"$FAILS"*) [ -z "$FAILS" ] || { echo broken; exit 2; } ;; esac\necho done in 0 s\n'
     )
