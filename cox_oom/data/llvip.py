@@ -76,7 +76,7 @@ def read(root, template="a photo of a {}.", persons=0, val=0, seed=0, **unknown)
                     cells[m].append(f"{file}::{','.join(map(str, place))}")
     n = {p: sum(v[0] == p for v in images.values()) for p in ("train", "test")}
     facts = [f"{n['train']:,} train and {n['test']:,} test images: {labels.count(1):,} person crops, "
-             f"{labels.count(0):,} background crops", official.told(template)]
+             f"{labels.count(0):,} background crops", official.oracle_fact(template)]
     for count, words in ((len(images) - len(files), "images have no annotation: left out"),
                          (lonely, "annotations have no image: left out"), (empty, "images show no person: no row"),
                          (crowded, "persons leave no free place of their size in the image: no background crop")):

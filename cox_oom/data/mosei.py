@@ -68,7 +68,7 @@ def read(root: str, classes: str = "emotion", language: str = "class", template:
     ids = [f"{r[0]}_{r[1]}" for r in rows]
     if language == "class":
         cells["language"] = official.sentences(NAME, template, [names[k] for k in labels], ids, seed)
-        facts.append(official.told(template))
+        facts.append(official.oracle_fact(template))
     else:
         facts += _check_transcripts(root, cells["language"])
 

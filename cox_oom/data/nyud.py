@@ -42,7 +42,7 @@ def read(root, depth="filled", template="a photo of a {}.", val=0, seed=0, **unk
         NAME, root, ids=ids, split=split, labels=labels, class_names=CLASSES,
         modalities={"rgb": "image", "depth": "image", "language": "text"}, cells=cells, fetch=fetch, sizes=sizes,
         mend=MEND, settings={"depth": depth, "template": template, "val": float(val), "seed": seed}, files=files,
-        facts=[official.told(template)])
+        facts=[official.oracle_fact(template)])
 
 
 def _mat(root, mat, depth):

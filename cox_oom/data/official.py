@@ -55,7 +55,7 @@ def sentences(name, template, words, ids, seed=0):
     return [templates[draw(f"{seed} template {i}", len(templates))].format(w) for w, i in zip(words, ids)]
 
 
-def told(template):
+def oracle_fact(template):
     """The fact that language made by `sentences` is no independent observation."""
     return (f"language: made from the class ('{template}'), as in the paper: it tells the label, so IM language is an "
             f"oracle and OOM language is nearly solved by its labels")

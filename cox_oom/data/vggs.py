@@ -48,7 +48,7 @@ def read(root, audio="check", template="a video of {}.", val=0, seed=0, frames=8
     clips = [video.get(i, f"{i}.mp4") for i in ids]
     sound = official.with_sound(NAME, root, sizes, [c for i, c in zip(ids, clips) if i not in wav], audio)
     heard = [wav.get(i) or (c if sound.get(c, True) else None) for i, c in zip(ids, clips)]
-    facts = [official.told(template)]
+    facts = [official.oracle_fact(template)]
     if None in heard:
         facts.append(f"audio: {heard.count(None):,} of {len(ids):,} clips carry no audio: kept, masked")
     cells = {"video": clips, "audio": heard, "language": official.sentences(NAME, template, names, ids, seed)}
