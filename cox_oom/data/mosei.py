@@ -178,7 +178,8 @@ def _check_transcripts(root, cells):
     """[the fact that some rows have no transcript], empty where all have one; UserError where none has."""
     if not any(cells):
         raise UserError(f"--data mosei --root {root}: language=transcript needs "
-                        f"Raw/Transcript/Segmented/Combined/*.txt with the lines of these videos; {MEND}, or leave the option out")
+                        f"Raw/Transcript/Segmented/Combined/*.txt with the lines of these videos; "
+                        f"{MEND}, or leave the option out")
     if None not in cells:
         return []
     return [f"language: {cells.count(None):,} of {len(cells):,} rows have no transcript: kept, masked"]
@@ -186,6 +187,7 @@ def _check_transcripts(root, cells):
 
 def _fetch(root, cells, frames):
     """The function that official.finish takes: (modality, row, sample) -> the raw item."""
+
     def fetch(modality, row, sample):
         file, _, time = cells[modality][row].partition("::")
         start, end = map(float, time.split("-")) if time else (None, None)
