@@ -4,11 +4,12 @@
                                     {train,test}/<scene type>/rgb_00045.jpg and sync_depth_00045.png
 """
 import os
+from typing import Any
 
 import numpy as np
 
 from cox_oom.files import UserError
-from cox_oom.data import media, official
+from cox_oom.data import Dataset, media, official
 
 NAME = "nyud"
 OPTIONS = {"depth": "filled (the data set's in-painted depths) or raw (as measured, 0 = none); the .mat alone; default "
@@ -22,7 +23,8 @@ CLASSES = ("bathroom", "bedroom", "bookstore", "classroom", "dining room", "home
 MAT = "nyu_depth_v2_labeled.mat"
 
 
-def read(root, depth="filled", template="a photo of a {}.", val=0, seed=0, **unknown):
+def read(root: str, depth: str = "filled", template: str = "a photo of a {}.", val: float | str = 0,
+         seed: int | str = 0, **unknown: Any) -> Dataset:
     """Dataset with rgb (uint8 (3, H, W)), depth (float32 (1, H, W), metres) and language."""
     official.check_options(NAME, unknown, OPTIONS)
     depth = official.choice(NAME, "depth", depth, ("filled", "raw"))

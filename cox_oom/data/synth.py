@@ -15,6 +15,7 @@ import hashlib
 import math
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,8 @@ SIZE, POSE, STRETCH, CORNER, ROUGH, TONE, DAMP = range(7)   # the continuous lat
 SIDE, CLIP_SIDE, FRAMES, RATE, SAMPLES = 32, 24, 8, 16000, 8000
 
 
-def read(seed=0, commonality=0.7, n_train=1500, n_val=120, n_test=600, **unknown):
+def read(seed: int = 0, commonality: float = 0.7, n_train: int = 1500, n_val: int = 120, n_test: int = 600,
+         **unknown: Any) -> Dataset:
     """The Dataset. `commonality` in 0...1: how far the latents of two modalities of a row correlate."""
     if unknown:
         raise UserError(f"--data synth: the option {sorted(unknown)[0]} is not one of synth's; leave it out")
@@ -170,6 +172,7 @@ def _colour(material, z, rng):
 
 
 def _light(rng):
+    """(x, y) of the direction from which the light comes, of length 0.35."""
     angle = rng.uniform(0, 2 * math.pi)
     return 0.35 * math.cos(angle), 0.35 * math.sin(angle)
 
@@ -368,6 +371,7 @@ def write_folder(dataset, path):
 
 
 def main(argv=None):
+    """Writes synth as a data folder."""
     p = argparse.ArgumentParser(prog="python -m cox_oom.data.synth", description="writes synth as a data folder")
     p.add_argument("folder")
     p.add_argument("--seed", type=int, default=0)
