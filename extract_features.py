@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cox_oom import data as datasets
 from cox_oom import files, perceptors, run
-from cox_oom.data import ahead, media
+from cox_oom.data import ahead, inputs
 from cox_oom.files import Place, UserError
 from cox_oom.perceptors import bind, embed, weights
 from cox_oom.run import Parser, known_device, number
@@ -183,22 +183,22 @@ def silence(args, data, modality):
 
 
 def read_inputs(args, data, modality, rows, shape, complain):
-    """The learner's inputs of one modality at the given rows (media.learner_inputs), but for those left out; an unlike item
+    """The learner's inputs of one modality at the given rows (inputs.learner_inputs), but for those left out; an unlike item
     is named by its file; a modality without a train item by its name."""
     kind, train = data.modalities[modality], [data.split[i] == "train" for i in rows]
     passes = 2 if kind == "series" else 1                                   # series: first the lengths, then the values
-    items = Progress(data, modality, rows, lambda raw: media.reduced(kind, raw, **shape),
+    items = Progress(data, modality, rows, lambda raw: inputs.reduced(kind, raw, **shape),
                      workers=0 if kind == "text" else args.workers, complain=complain)
     with tqdm(total=passes * len(rows), desc=f"read {modality}", mininterval=1, disable=None) as items.bar:
         try:
-            return media.learner_inputs(kind, items, train, **shape)
-        except media.Ragged as e:
+            return inputs.learner_inputs(kind, items, train, **shape)
+        except inputs.Ragged as e:
             row = rows[e.item]
             cell = data.cells[modality][row]
             where = os.path.join(args.root or args.data, cell) if isinstance(cell, str) else modality
             raise UserError(f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty "
                             f"the cell") from None
-        except media.NoTrainItem:
+        except inputs.NoTrainItem:
             check_items(args, data, modality, [r for r in rows if r not in complain.left_out])
             raise
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cox_oom import data as datasets
 from cox_oom.files import UserError
-from cox_oom.data import folder
+from cox_oom.data import folder, inputs
 
 
 def data_folder(name):
@@ -354,9 +354,8 @@ def test_real_folders(name, parts, classes, kinds, observed):
         rows = [i for i, cell in enumerate(data.cells[modality]) if cell is not None]
         counts = tuple(sum(data.split[i] == s for i in rows) for s in ("train", "test"))
         assert counts == observed.get(modality, (parts[0], parts[2]))
-        inputs = datasets.media.learner_inputs(
-            kinds[modality], datasets.Items(data, modality, rows[:20]), [True] * 20, image_size=32)
-        assert len(inputs["x"]) == 20
+        items = datasets.Items(data, modality, rows[:20])
+        assert len(inputs.learner_inputs(kinds[modality], items, [True] * 20, image_size=32)["x"]) == 20
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])

@@ -1215,13 +1215,13 @@ def test_unlike_items_are_named_by_their_file(tmp_path, capsys):
 
 def test_items_are_read_one_at_a_time(tmp_path, monkeypatch):
     own = write_folder(tmp_path / "toy", n=(9, 3, 6))
-    real, kinds = extract_features.media.learner_inputs, {}
+    real, kinds = extract_features.inputs.learner_inputs, {}
 
     def look(kind, raws, *args, **kw):
         kinds[kind] = isinstance(raws, extract_features.datasets.Items)
         return real(kind, raws, *args, **kw)
 
-    monkeypatch.setattr(extract_features.media, "learner_inputs", look)
+    monkeypatch.setattr(extract_features.inputs, "learner_inputs", look)
     stage("extract_features", own, tmp_path / "runs")
     assert kinds == {"image": True, "series": True, "text": True}
 
