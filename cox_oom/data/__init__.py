@@ -28,23 +28,23 @@ class Dataset:
     `load` takes a third argument `sample`, which only video looks at: a callable (n_frames, fps) -> frame indices in
     place of the reader's even choice of F frames.
     """
-    name: str                          # 'synth' or the folder's base name
-    ids: list[str]                     # n, unique
-    split: list[str]                   # n of 'train' | 'val' | 'test'
-    labels: list[int]                  # n indices into class_names, -1 = unlabelled
-    class_names: list[str]             # sorted, or in the data set's own order
-    modalities: dict[str, str]         # name -> kind, in column order
-    cells: dict[str, list]             # modality -> n entries, None where not observed
-    load: Callable[..., Any]           # (modality, row, sample=None); raises UserError naming file, row and mend
-    fingerprint: str                   # sha256 (hex) of the content
-    source: dict                       # plain facts for logs and meta: {'path': ...} or {'seed': ..., ...}
+    name: str                           # 'synth' or the folder's base name
+    ids: list[str]                      # n, unique
+    split: list[str]                    # n of 'train' | 'val' | 'test'
+    labels: list[int]                   # n indices into class_names, -1 = unlabelled
+    class_names: list[str]              # sorted, or in the data set's own order
+    modalities: dict[str, str]          # name -> kind, in column order
+    cells: dict[str, list[str | None]]  # modality -> n entries, None where not observed
+    load: Callable[..., Any]            # (modality, row, sample=None); raises UserError naming file, row and mend
+    fingerprint: str                    # sha256 (hex) of the content
+    source: dict[str, Any]              # plain facts for logs and meta: {'path': ...} or {'seed': ..., ...}
     facts: list[str] = field(default_factory=list)               # lines that a user should see once
     absent: dict[str, list[int]] = field(default_factory=dict)   # modality -> rows whose file was not there
-    broken: dict[str, list[int]] = field(default_factory=dict)   # the same of files that their first bytes show to be useless
+    broken: dict[str, list[int]] = field(default_factory=dict)   # the same of files useless by their first bytes
 
 
 class Items:
-    """The raw items of one modality at the given rows, loaded on access: what media.learner_inputs takes.
+    """The raw items of one modality at the given rows, loaded on access: what inputs.learner_inputs takes.
 
     Nothing is kept, so a whole modality goes through memory one item at a time.
     """
@@ -69,10 +69,11 @@ def is_name(data):
     return data in NAMES and not os.path.exists(os.path.join(data, "manifest.csv"))
 
 
-def read(data, root=None, **options):
+def read(data: str, root: str | None = None, **options: Any) -> Dataset:
     """Reads the data set that `--data` names. Options with the value None count as not given.
 
-    root: the folder of the official files, for the data sets in ROOTED alone.
+    root: the folder of the official files, for the data sets in ROOTED alone. Raises UserError where data, root or an
+    option is not one that can be read.
     """
     options = {k: v for k, v in options.items() if v is not None}
     if is_name(data):
