@@ -134,7 +134,7 @@ class Encoder:
             y = self.norm(y, f"{self.trunk}pre_transformer_layer.0")
         for i in range(self.blocks):
             y = self.block(y, f"{self.trunk}blocks.{i}.")
-        y = y[torch.arange(len(x), device=x.device), x.argmax(1)] if self.name == "text" else y[:, 0]            # (B, D)
+        y = y[torch.arange(len(x), device=x.device), x.argmax(1)] if self.name == "text" else y[:, 0]           # (B, D)
         return F.linear(self.norm(y, self.head_norm), self.w[f"{self.head}.weight"])
 
     def tokens(self, x):
@@ -161,7 +161,7 @@ class Encoder:
         """Attention, then an MLP, each behind a layer norm and added to x (B, T, D)."""
         w = self.w
         q, k, v = self.linear(self.norm(x, f"{at}norm_1"), f"{at}attn.in_proj_").chunk(3, -1)
-        if f"{at}attn.bias_k" in w:                               # one more key and value, learned, that all may look at
+        if f"{at}attn.bias_k" in w:                              # one more key and value, learned, that all may look at
             k = torch.cat([k, w[f"{at}attn.bias_k"].expand(len(k), -1, -1)], 1)
             v = torch.cat([v, w[f"{at}attn.bias_v"].expand(len(v), -1, -1)], 1)
         q, k, v = (t.unflatten(2, (HEADS[self.name], -1)).transpose(1, 2) for t in (q, k, v))   # (B, heads, T, d)
@@ -185,25 +185,27 @@ def encoders_of(path, tensors, needed, device, dtype):
     The keys of all encoders in it are checked, by name and shape, those of the others too: what is missing, unexpected
     or of another shape is a UserError that names it. An encoder that the file leaves out whole may be unneeded.
     """
-    found = {name: {k: t for k, t in tensors.items() if k.split(".")[1:2] == [name]} for name in HEADS}
-    strange = tensors.keys() - set().union(*found.values())
+    by_name = {name: {k: t for k, t in tensors.items() if k.split(".")[1:2] == [name]} for name in HEADS}
+    strange = tensors.keys() - set().union(*by_name.values())
     if strange:
-        raise UserError(f"{path}: {len(strange)} keys that are not imagebind's: {files.some(strange)}; give the file as "
-                        f"it was published")
-    for name, w in found.items():
+        raise UserError(f"{path}: {len(strange)} keys that are not imagebind's: {files.key_list(strange)}; give the "
+                        f"file as it was published")
+    for name, w in by_name.items():
         if w:
             check(path, name, w)
-    absent = sorted(name for name in needed if not found[name])
+    absent = sorted(name for name in needed if not by_name[name])
     if absent:
-        there = ", ".join(name for name in found if found[name]) or "none"
-        raise UserError(f"{path} has no encoder for {', '.join(absent)} (it has {there}); give the whole file, or leave "
-                        f"such modalities out with --im")
-    return {name: Encoder(name, found[name], device, dtype) for name in sorted(needed)}
+        names = ", ".join(name for name in by_name if by_name[name]) or "none"
+        raise UserError(f"{path} has no encoder for {', '.join(absent)} (it has {names}); give the whole file, or "
+                        f"leave such modalities out with --im")
+    return {name: Encoder(name, by_name[name], device, dtype) for name in sorted(needed)}
 
 
 def count_blocks(name, keys):
+    """1 + the highest number of a block among an encoder's keys; 0 where there is none."""
     at = f"{parts(name)[1]}blocks."
-    return 1 + max((int(n) for k in keys if k.startswith(at) and (n := k[len(at):].split(".")[0]).isdecimal()), default=-1)
+    numbers = (k[len(at):].split(".")[0] for k in keys if k.startswith(at))
+    return 1 + max((int(n) for n in numbers if n.isdecimal()), default=-1)
 
 
 def check(path, name, w):
@@ -212,9 +214,11 @@ def check(path, name, w):
     blocks = count_blocks(name, w)
     keys = layout(name, max(1, blocks)).keys()
     if missing := keys - w.keys():
-        raise UserError(f"{path}: {len(missing)} keys of the {name} encoder are missing: {files.some(missing)}; {mend}")
+        raise UserError(f"{path}: {len(missing)} keys of the {name} encoder are missing: {files.key_list(missing)}; "
+                        f"{mend}")
     if strange := w.keys() - keys:
-        raise UserError(f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.some(strange)}; {mend}")
+        raise UserError(f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.key_list(strange)}; "
+                        f"{mend}")
     pre, trunk, _ = parts(name)
     norm, last = head_keys(name)
     out, width = len(w[f"{last}.weight"]), w[f"{norm}.weight"].numel()
@@ -224,7 +228,8 @@ def check(path, name, w):
         if w[key].shape != shape:
             raise UserError(f"{path}: {key} has shape {tuple(w[key].shape)}, the {name} encoder needs {shape}; {mend}")
     if width % HEADS[name]:
-        raise UserError(f"{path}: the {name} encoder is {width} wide, not a multiple of its {HEADS[name]} heads; {mend}")
+        raise UserError(f"{path}: the {name} encoder is {width} wide, not a multiple of its {HEADS[name]} heads; "
+                        f"{mend}")
     if name == "text" and not torch.equal(w[f"{pre}mask"], torch.full((CONTEXT, CONTEXT), -math.inf).triu(1)):
         raise UserError(f"{path}: {pre}mask is not the causal mask; {mend}")
 
@@ -232,8 +237,8 @@ def check(path, name, w):
 def layout(name, blocks, width=0, hidden=0, out=0, kernel=()):
     """{key: shape} of one encoder; sizes of 0 where the names alone are of interest.
 
-    kernel: the stem's, without the output channels: vision (3, 2, p, p), depth and thermal (1, p, p), audio (1, 16, 16),
-    imu (48,).
+    kernel: the stem's, without the output channels: vision (3, 2, p, p), depth and thermal (1, p, p), audio
+    (1, 16, 16), imu (48,).
     """
     pre, trunk, _ = parts(name)
     norm, last = head_keys(name)
@@ -293,7 +298,8 @@ class Preparer:
             return preprocess.clip_tokens([item], CONTEXT, vocabulary=self.vocabulary)[0]
         x = torch.as_tensor(item)
         if role in ("image", "thermal", "video") and x.dtype != torch.uint8:
-            raise UserError(f"imagebind takes 8-bit images for {role}, not {str(x.dtype)[6:]}; convert the files to 8 bits")
+            raise UserError(f"imagebind takes 8-bit images for {role}, not {str(x.dtype)[6:]}; convert the files to 8 "
+                            f"bits")
         if role == "image":
             return preprocess.normalise(preprocess.resize_crop(preprocess.rgb(x), SIZE), preprocess.CLIP_MEAN,
                                         preprocess.CLIP_STD)
@@ -346,8 +352,8 @@ def audio_clips(wave):
 
 
 def disparity(metres, camera, scale):
-    """metres (1, H, W) float32 -> (1, 224, 224): disparity in pixels, camera (m * pixels) / depth, as the recipe for the
-    encoder's training data (SUN RGB-D) has it: depth to 0.01 .. 50, disparity to 75, all by 75, then mean and std.
+    """metres (1, H, W) float32 -> (1, 224, 224): disparity in pixels, camera (m * pixels) / depth, as the recipe for
+    the encoder's training data (SUN RGB-D) has it: depth to 0.01 .. 50, disparity to 75, all by 75, then mean and std.
 
     Depth is multiplied by `scale` first: that recipe takes SUN RGB-D's files for mm, while they hold 8 times that.
     Where there is no depth (0), the recipe has the nearest.
