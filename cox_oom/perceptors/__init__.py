@@ -1,13 +1,15 @@
-"""Frozen IM perceptors, one file each: imagebind, languagebind, hf (any model of transformers), and bind, whose encoders are
-trained here on the data set's own pairs. embed.py runs the pretrained ones over a data set.
+"""Frozen IM perceptors, one file each: imagebind, languagebind, hf (any model of transformers), and bind, whose
+encoders are trained here on the data set's own pairs. embed.py runs the pretrained ones over a data set.
 
 A pretrained one is a module with
-  MODALITIES           the roles that it can embed (hf: `modalities(MODEL)`); PREPROCESSING, the version of prepare's numbers;
-                       perhaps OPTIONS {keyword of load: help}, BIND_TO, the role that encoders trained beside it are bound to
+  MODALITIES           the roles that it can embed (hf: `modalities(MODEL)`); PREPROCESSING, the version of prepare's
+                       numbers; perhaps OPTIONS {keyword of load: help}, BIND_TO, the role that encoders trained beside
+                       it are bound to
   weight_files(roles, weights) -> {name: path} of what load reads
-  load(roles, *, weights, device, dtype) -> a perceptor with dims {role: d}, weights {name: sha256}, preparer(), encode(role,
-                       batch) -> (B, d) float32 unit rows; preparer() is light enough for worker processes: prepare(role,
-                       raw item) -> tensor or dict of tensors, sample(role) -> None or (n_frames, fps) -> frame indices
+  load(roles, *, weights, device, dtype) -> a perceptor with dims {role: d}, weights {name: sha256}, preparer(),
+                       encode(role, batch) -> (B, d) float32 unit rows; preparer() is light enough for worker processes:
+                       prepare(role, raw item) -> tensor or dict of tensors, sample(role) -> None or (n_frames, fps) ->
+                       frame indices
 """
 import importlib
 import re
@@ -38,8 +40,10 @@ def module(name):
 
 def can_embed(name, weights):
     """The roles of a perceptor."""
-    known = module(name)
-    return set(known.modalities(model_of(name, weights)) if hasattr(known, "modalities") else known.MODALITIES)
+    perceptor = module(name)
+    if hasattr(perceptor, "modalities"):
+        return set(perceptor.modalities(model_of(name, weights)))
+    return set(perceptor.MODALITIES)
 
 
 def model_of(name, weights):
@@ -77,14 +81,14 @@ def choose(spec, modalities, ims, weights=None):
         if name == "bind":
             continue
         if name not in ("imagebind", "languagebind") and not re.fullmatch("hf:.+", name):
-            raise UserError(f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind or hf:MODEL, or one for each "
-                            f"modality as in rgb=hf:MODEL,audio=imagebind")
+            raise UserError(f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind or hf:MODEL, or one "
+                            f"for each modality as in rgb=hf:MODEL,audio=imagebind")
         role = role_of(m, modalities[m])
         if m in ims and role in can_embed(name, weights):
             out[m] = (name, role)
         elif m in ims and each:
-            raise UserError(f"--perceptor {m}={name}: it has no encoder for {role or f'{m} ({modalities[m]})'}; it embeds "
-                            f"{', '.join(sorted(can_embed(name, weights)))}")
+            raise UserError(f"--perceptor {m}={name}: it has no encoder for {role or f'{m} ({modalities[m]})'}; it "
+                            f"embeds {', '.join(sorted(can_embed(name, weights)))}")
     if spec != "bind" and not any(out.values()):
         raise UserError(f"--perceptor {spec}: it embeds none of {', '.join(ims)}; use --perceptor bind, or other --im")
     return out
