@@ -40,7 +40,7 @@ def read(root: str, template: str = "a photo of a {}.", persons: int | str = 0, 
     if not os.path.isdir(folder):
         raise UserError(f"--data llvip --root {root}: the folder Annotations is not there; {MEND}")
     sizes = official.tree(root, (".jpg", ".jpeg", ".png"))
-    images = _images(sizes)
+    images = _image_pairs(sizes)
     stems = sorted(name[:-4] for name in os.listdir(folder) if name.endswith(".xml"))
     if not stems:
         raise UserError(f"{folder}: no .xml file; {MEND}")
@@ -71,7 +71,7 @@ def read(root: str, template: str = "a photo of a {}.", persons: int | str = 0, 
         facts=facts)
 
 
-def _images(sizes):
+def _image_pairs(sizes):
     """{stem: (train or test, {modality: path})} of the images among the paths in sizes."""
     images = {}
     for path in sizes:
