@@ -19,7 +19,7 @@ from pathlib import Path
 import commonality
 from PIL import Image
 
-from cox_oom import files
+from cox_oom import files, run
 from cox_oom.report import page, plots, scores, tables
 from cox_oom.report.records import PRINT, find, read_record, read_records, write_records, write_text
 

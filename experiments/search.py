@@ -14,7 +14,7 @@ from pathlib import Path
 
 import collect
 
-from cox_oom import files
+from cox_oom import files, run
 from cox_oom.report import records, scores, tables
 
 

@@ -245,8 +245,8 @@ def unsup_notes(records):
         mean, chance, error = tables.against_chance([r for r in records if column(r) == c and r["method"] == "cox"])
         said = "above" if mean - chance > 2 * error else "at"
         lines.append(
-            f"- {c[0]} {c[1]}{c[2].removeprefix('unsup')}: COX reaches {100 * mean:.1f}%, chance is {100 * chance:.1f}%."
-            f" With a standard error of {100 * error:.1f} points it is {said} chance."
+            f"- {c[0]} {c[1]}{c[2].removeprefix('unsup')}: COX reaches {100 * mean:.1f}%, chance is "
+            f"{100 * chance:.1f}%. With a standard error of {100 * error:.1f} points it is {said} chance."
         )
     return lines
 

@@ -3,14 +3,16 @@
 `data` is the name of a data set (a module of this package with a `read` function and its `OPTIONS`) or the path
 of a folder with `manifest.csv` (folder.py). A reader lists what there is and checks it; items are loaded one at a time.
 """
+
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 from cox_oom.files import UserError
 
-ROOTED = ("tvl", "llvip", "nyud", "vggs", "msrvtt", "mosei")     # read from --root (official.py, docs/data/<name>.md)
+ROOTED = ("tvl", "llvip", "nyud", "vggs", "msrvtt", "mosei")  # read from --root (official.py, docs/data/<name>.md)
 NAMES = ("synth", *ROOTED)
 SPLITS = ("train", "val", "test")
 
@@ -28,23 +30,24 @@ class Dataset:
     `load` takes a third argument `sample`, which only video looks at: a callable (n_frames, fps) -> frame indices in
     place of the reader's even choice of F frames.
     """
-    name: str                          # 'synth' or the folder's base name
-    ids: list[str]                     # n, unique
-    split: list[str]                   # n of 'train' | 'val' | 'test'
-    labels: list[int]                  # n indices into class_names, -1 = unlabelled
-    class_names: list[str]             # sorted, or in the data set's own order
-    modalities: dict[str, str]         # name -> kind, in column order
-    cells: dict[str, list]             # modality -> n entries, None where not observed
-    load: Callable[..., Any]           # (modality, row, sample=None); raises UserError naming file, row and mend
-    fingerprint: str                   # sha256 (hex) of the content
-    source: dict                       # plain facts for logs and meta: {'path': ...} or {'seed': ..., ...}
-    facts: list[str] = field(default_factory=list)               # lines that a user should see once
-    absent: dict[str, list[int]] = field(default_factory=dict)   # modality -> rows whose file was not there
-    broken: dict[str, list[int]] = field(default_factory=dict)   # the same of files that their first bytes show to be useless
+
+    name: str  # 'synth' or the folder's base name
+    ids: list[str]  # n, unique
+    split: list[str]  # n of 'train' | 'val' | 'test'
+    labels: list[int]  # n indices into class_names, -1 = unlabelled
+    class_names: list[str]  # sorted, or in the data set's own order
+    modalities: dict[str, str]  # name -> kind, in column order
+    cells: dict[str, list[str | None]]  # modality -> n entries, None where not observed
+    load: Callable[..., Any]  # (modality, row, sample=None); raises UserError naming file, row and mend
+    fingerprint: str  # sha256 (hex) of the content
+    source: dict[str, Any]  # plain facts for logs and meta: {'path': ...} or {'seed': ..., ...}
+    facts: list[str] = field(default_factory=list)  # lines that a user should see once
+    absent: dict[str, list[int]] = field(default_factory=dict)  # modality -> rows whose file was not there
+    broken: dict[str, list[int]] = field(default_factory=dict)  # the same of files useless by their first bytes
 
 
 class Items:
-    """The raw items of one modality at the given rows, loaded on access: what media.learner_inputs takes.
+    """The raw items of one modality at the given rows, loaded on access: what inputs.learner_inputs takes.
 
     Nothing is kept, so a whole modality goes through memory one item at a time.
     """
@@ -69,10 +72,11 @@ def is_name(data):
     return data in NAMES and not os.path.exists(os.path.join(data, "manifest.csv"))
 
 
-def read(data, root=None, **options):
+def read(data: str, root: str | None = None, **options: Any) -> Dataset:
     """Reads the data set that `--data` names. Options with the value None count as not given.
 
-    root: the folder of the official files, for the data sets in ROOTED alone.
+    root: the folder of the official files, for the data sets in ROOTED alone. Raises UserError where data, root or an
+    option is not one that can be read.
     """
     options = {k: v for k, v in options.items() if v is not None}
     if is_name(data):
@@ -82,18 +86,24 @@ def read(data, root=None, **options):
                 raise UserError(f"--data {data} has no files; leave --root {root} out")
             return module.read(**options)
         if root is None:
-            raise UserError(f"--data {data}: where are its files? docs/data/{data}.md says what to get; then: "
-                            f"--data {data} --root DIR")
+            raise UserError(
+                f"--data {data}: where are its files? docs/data/{data}.md says what to get; then: "
+                f"--data {data} --root DIR"
+            )
         if not os.path.isdir(root):
-            raise UserError(f"--root {root}: not a folder; give the one of docs/data/{data}.md: "
-                            f"--data {data} --root DIR")
+            raise UserError(
+                f"--root {root}: not a folder; give the one of docs/data/{data}.md: --data {data} --root DIR"
+            )
         return module.read(os.path.normpath(str(root)), **options)
     if os.path.isdir(data):
         if root is not None:
             raise UserError(f"--data {data} is a folder itself; leave --root {root} out")
         from cox_oom.data import folder
+
         return folder.read(data, **options)
     if os.path.exists(data):
         raise UserError(f"--data {data}: this is a file; give the folder that contains manifest.csv")
-    raise UserError(f"--data {data}: neither a folder nor a known data set; "
-                    f"give the path of a folder with manifest.csv, or one of: {', '.join(NAMES)}")
+    raise UserError(
+        f"--data {data}: neither a folder nor a known data set; "
+        f"give the path of a folder with manifest.csv, or one of: {', '.join(NAMES)}"
+    )

@@ -3,30 +3,32 @@
 What is wrong with an item's media is a value in a worker, not an exception: Complaints counts it, lists it, and leaves
 the row out or stops, as the flags say.
 """
+
 import csv
 import io
 import multiprocessing
 import os
+from collections import Counter
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from cox_oom import files
 from cox_oom import data as datasets
-from cox_oom.files import MissingLibrary, UserError
+from cox_oom import files
 from cox_oom.data import media
+from cox_oom.files import MissingLibrary, UserError
 
-CHUNK = {"video": 1, "text": 64}     # rows that a worker takes at a time; neighbours may share a file (LLVIP's images)
-LIGHT = 1 << 16                      # bytes: smaller tensors travel through the pipe, larger ones in shared memory
-FEW = 64                             # items that are not worth starting processes for
+CHUNK = {"video": 1, "text": 64}  # rows that a worker takes at a time; neighbours may share a file (LLVIP's images)
+LIGHT = 1 << 16  # bytes: smaller tensors travel through the pipe, larger ones in shared memory
+FEW = 64  # items that are not worth starting processes for
 
 
 class Rows(torch.utils.data.Dataset):
     """What a worker does with the row at a place of `rows`: (place, then(raw item), None), or (place, None, complaint).
 
-    A complaint is ("broken", the UserError's text); a silent recording gives (place, item, ("silent", what)). What `then`
-    itself complains of is no fault of a file: ("refused", its text). Nor is a library that is not installed.
+    A complaint is ("broken", the UserError's text); a silent recording gives (place, item, ("silent", what)). What
+    `then` itself complains of is no fault of a file: ("refused", its text). Nor is a library that is not installed.
     """
 
     def __init__(self, dataset, modality, rows, then, sample=None):
@@ -57,7 +59,8 @@ class Rows(torch.utils.data.Dataset):
 def place_of(dataset, modality, row):
     """What a line says of a row's item: its file and its id."""
     cell = dataset.cells[modality][row]
-    return f"{cell if isinstance(cell, str) and dataset.modalities[modality] != 'text' else modality} (id {dataset.ids[row]})"
+    is_file = isinstance(cell, str) and dataset.modalities[modality] != "text"
+    return f"{cell if is_file else modality} (id {dataset.ids[row]})"
 
 
 def light(item):
@@ -77,26 +80,34 @@ def decoded(dataset, modality, rows, then, *, workers, ahead=64, sample=None):
         workers = 0
     chunk = CHUNK.get(dataset.modalities[modality], 8)
     places = [list(range(k, min(k + chunk, len(work)))) for k in range(0, len(work), chunk)]
-    chunks = ([work[i] for i in some] for some in places)
+    chunks = ([work[i] for i in chunk_places] for chunk_places in places)
     if workers:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")    # or transformers' tokenizers complain of the fork
-        chunks = DataLoader(work, batch_sampler=places, collate_fn=list, num_workers=workers, multiprocessing_context="fork",
-                            prefetch_factor=max(2, -(-ahead // (workers * chunk))))
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or transformers' tokenizers complain of the fork
+        chunks = DataLoader(
+            work,
+            batch_sampler=places,
+            collate_fn=list,
+            num_workers=workers,
+            multiprocessing_context="fork",
+            prefetch_factor=max(2, -(-ahead // (workers * chunk))),
+        )
     try:
-        for some in chunks:
-            for place, item, complaint in some:
+        for results in chunks:
+            for place, item, complaint in results:
                 if complaint and complaint[0] == "refused":
                     raise UserError(complaint[1])
                 yield place, item, complaint
-    except RuntimeError as e:                                       # a worker was killed, or ran out of shared memory
+    except RuntimeError as e:  # a worker was killed, or ran out of shared memory
         reason = str(e).strip().split("\n")[0]
         if "worker" not in reason and "shared memory" not in reason:
             raise
-        raise UserError(f"reading {modality}: a worker process died ({reason}); give fewer --workers, 0 for none") from None
+        raise UserError(
+            f"reading {modality}: a worker process died ({reason}); give fewer --workers, 0 for none"
+        ) from None
 
 
 class Items(datasets.Items):
-    """data.Items of the same, for media.learner_inputs: taken in order, as often as one likes; None for a row that
+    """data.Items of the same, for inputs.learner_inputs: taken in order, as often as one likes; None for a row that
     `complain` (row, complaint) says is to be left out."""
 
     def __init__(self, dataset, modality, rows, then, *, workers, complain):
@@ -112,12 +123,12 @@ class Items(datasets.Items):
 
 
 class Complaints:
-    """What is wrong with the media of one modality. Called with (row, (problem, what)), it stops or says whether the row is
-    left out; `finish` counts, and lists in a file."""
+    """What is wrong with the media of one modality. Called with (row, (problem, what)), it stops or says whether the
+    row is left out; `finish` counts, and lists in a file."""
 
     def __init__(self, data, modality, on_error, on_silence):
         self.data, self.modality, self.on_error, self.on_silence = data, modality, on_error, on_silence
-        self.found = {row: ("missing", "the file is not there") for row in data.absent.get(modality, ())}
+        self.problems = {row: ("missing", "the file is not there") for row in data.absent.get(modality, ())}
         self.left_out = set()
 
     def __call__(self, row, complaint):
@@ -126,17 +137,18 @@ class Complaints:
             raise UserError(what)
         if problem == "silent" and self.on_silence == "fatal":
             raise UserError(f"{what}; replace it, or give --on-silence skip or warn")
-        self.found[row] = complaint
+        self.problems[row] = complaint
         if problem != "silent" or self.on_silence == "skip":
             self.left_out.add(row)
         return row in self.left_out
 
     def finish(self, path):
-        """{problem: count}; what was found is listed in the csv file `path`."""
+        """{problem: count}; the problems are listed in the csv file `path`."""
         path.unlink(missing_ok=True)
-        if self.found:
+        if self.problems:
             table = io.StringIO()
-            rows = [(self.data.ids[r], problem, what) for r, (problem, what) in sorted(self.found.items())]
+            rows = [(self.data.ids[r], problem, what) for r, (problem, what) in sorted(self.problems.items())]
             csv.writer(table, lineterminator="\n").writerows([("id", "problem", "what"), *rows])
             files.write_atomic(path, lambda tmp: tmp.write_text(table.getvalue(), encoding="utf-8"))
-        return {p: n for p in ("missing", "broken", "silent") if (n := sum(f[0] == p for f in self.found.values()))}
+        counts = Counter(problem for problem, _ in self.problems.values())
+        return {p: counts[p] for p in ("missing", "broken", "silent") if counts[p]}

@@ -1,149 +1,245 @@
 """A folder of recordings: manifest.csv with the columns id,split,label,<modality>,... (docs/data/folder.md).
 
-read() checks the table and what the first bytes of each file tell (kind, shapes); the contents are checked when an item
-is loaded. A file that is not there or that its first bytes show to be of no use is listed (Dataset.absent and broken), and
-loading it says why. Every complaint is one line: file, row, id, what, mend.
+read() checks the table and what the first bytes of each file tell (kind, shapes); the contents are checked when an
+item is loaded. A file that is not there or that its first bytes show to be of no use is listed (Dataset.absent and
+broken), and loading it says why. Every complaint is one line: file, row, id, what, mend.
 """
+
 import csv
 import hashlib
 import io
 import os
+from typing import Any
 
 import numpy as np
 
+from cox_oom.data import SPLITS, Dataset, media
 from cox_oom.files import UserError
-from cox_oom.data import SPLITS, Dataset
-from cox_oom.data import media
 
-KINDS = {"rgb": "image", "tactile": "image", "thermal": "image", "depth": "image",
-         "language": "text", "audio": "audio", "video": "video"}
-EXTENSIONS = {"image": media.IMAGE + media.ARRAY, "audio": media.AUDIO, "video": media.VIDEO,
-              None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO}
+KINDS = {
+    "rgb": "image",
+    "tactile": "image",
+    "thermal": "image",
+    "depth": "image",
+    "language": "text",
+    "audio": "audio",
+    "video": "video",
+}
+EXTENSIONS = {
+    "image": media.IMAGE + media.ARRAY,
+    "audio": media.AUDIO,
+    "video": media.VIDEO,
+    None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO,
+}
 REQUIRED = ("id", "split", "label")
 OPTIONS = {"frames": "video frames of a clip (default 8)"}
-EDGE = 4096   # bytes at either end of a file that enter the fingerprint
+EDGE = 4096  # bytes at either end of a file that enter the fingerprint
 
 
-def read(folder, frames=8, columns=None, **unknown):
+def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: Any) -> Dataset:
     """Dataset of a folder. `frames`: how many frames of each video clip `load` returns.
 
-    columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has them
-    as well, so that it does not depend on this choice.
+    columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has
+    them as well, so that it does not depend on this choice. Raises UserError where the table or a column is not right.
     """
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
     folder = os.path.normpath(str(folder))
     manifest = os.path.join(folder, "manifest.csv")
-    header, rows, table_bytes = _table(manifest)
+    header, rows, content = _table(manifest)
     modalities = [h for h in header if h not in REQUIRED]
     checked = [m for m in modalities if columns is None or m in columns]
+    _check_rows(manifest, rows, modalities)
+    class_names = _class_names(manifest, rows)
+    for m in checked:
+        _check_column(manifest, rows, m)
+    cells = {m: [row[m] or None for _, row in rows] for m in modalities}
+    missing = {m: _missing(folder, cells[m]) for m in modalities if KINDS.get(m) != "text"}
+    absent = {m: missing[m] for m in checked if missing.get(m)}
+    faults = _missing_faults(absent)
 
-    def fail(i, what, mend):
-        line, cells = rows[i]
-        raise UserError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
+    # what the first bytes tell: fingerprint, files of no use, kinds of the user's own columns
+    digest, kinds, broken = hashlib.sha256(content), {m: KINDS.get(m) for m in modalities}, {}
+    for m in missing:
+        forms, useless = _inspect(digest, folder, m, cells[m], missing[m])
+        if useless:
+            broken[m] = list(useless)
+            faults.update({(m, i): fault for i, fault in useless.items()})
+        if m in checked:
+            _check_forms(manifest, rows, m, forms)
+        kinds[m] = kinds[m] or next((kind for kind, _, _ in forms.values()), None)
+        if kinds[m] is None and m in checked:  # no file tells what the column is
+            i = min(i for n, i in faults if n == m)
+            what, mend = faults[m, i]
+            what = f"{m} {cells[m][i]!r} {what}, and no other file of {m} can be used"
+            raise _row_error(manifest, rows[i], what, mend)
 
-    # ---- the columns id, split, label
-    first_line = {}
-    for i, (line, cells) in enumerate(rows):
+    index = {name: k for k, name in enumerate(class_names)}
+    return Dataset(
+        name=os.path.basename(os.path.abspath(folder)),
+        ids=[row["id"] for _, row in rows],
+        split=[row["split"] for _, row in rows],
+        labels=[index.get(row["label"], -1) for _, row in rows],
+        class_names=class_names,
+        modalities={m: kind for m, kind in kinds.items() if kind},
+        cells={m: cells[m] for m in modalities if kinds[m]},
+        fingerprint=digest.hexdigest(),
+        load=_loader(manifest, folder, rows, cells, kinds, faults, frames),
+        source={"path": os.path.abspath(folder)},
+        absent=absent,
+        broken=broken,
+    )
+
+
+def _row_error(manifest, row, what, mend):
+    """The UserError about a row: file, line, id, what, mend."""
+    line, cells = row
+    return UserError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
+
+
+def _check_rows(manifest, rows, modalities):
+    """UserError for an empty or repeated id, an unknown split, an empty row; where no row is of train or of test."""
+    lines = {}  # id -> line
+    for row in rows:
+        line, cells = row
         if not cells["id"]:
-            fail(i, "the id is empty", "give every row an id of its own")
-        if cells["id"] in first_line:
-            fail(i, f"the id is already in row {first_line[cells['id']]}",
-                 "put all modalities of an instance into its one row; give another instance an id of its own")
-        first_line[cells["id"]] = line
+            raise _row_error(manifest, row, "the id is empty", "give every row an id of its own")
+        if cells["id"] in lines:
+            raise _row_error(
+                manifest,
+                row,
+                f"the id is already in row {lines[cells['id']]}",
+                "put all modalities of an instance into its one row; give another instance an id of its own",
+            )
+        lines[cells["id"]] = line
         if cells["split"] not in SPLITS:
-            fail(i, f"split {cells['split']!r} is unknown", "use train, val or test")
+            raise _row_error(manifest, row, f"split {cells['split']!r} is unknown", "use train, val or test")
         if not any(cells[m] for m in modalities):
-            fail(i, "no modality is filled", "fill a cell or delete the row")
-    split = [cells["split"] for _, cells in rows]
+            raise _row_error(manifest, row, "no modality is filled", "fill a cell or delete the row")
     for part in ("train", "test"):
-        if part not in split:
+        if all(cells["split"] != part for _, cells in rows):
             raise UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}")
+
+
+def _class_names(manifest, rows):
+    """The train rows' labels, sorted. UserError where they are fewer than 2, or another row has a label of none."""
     names = sorted({cells["label"] for _, cells in rows if cells["split"] == "train" and cells["label"]})
     if len(names) < 2:
-        raise UserError(f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
-                        f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes")
-    for i, (_, cells) in enumerate(rows):
+        raise UserError(
+            f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
+            f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes"
+        )
+    for row in rows:
+        _, cells = row
         if cells["label"] and cells["label"] not in names:
-            fail(i, f"the {cells['split']} label {cells['label']!r} is in no train row",
-                 "label train rows with it or remove this row")
+            raise _row_error(
+                manifest,
+                row,
+                f"the {cells['split']} label {cells['label']!r} is in no train row",
+                "label train rows with it or remove this row",
+            )
+    return names
 
-    # ---- the modality columns
-    kinds, cells_of = {m: KINDS.get(m) for m in modalities}, {}
-    wrong = {}   # (modality, row): (what, mend) of a file that cannot be used
-    for m in modalities:
-        cells_of[m] = [cells[m] or None for _, cells in rows]
-    for m in checked:
-        if not any(c and s == "train" for c, s in zip(cells_of[m], split)):
-            raise UserError(f"{manifest}: column {m} has no filled cell in the train rows; "
-                            f"fill some, set the split of filled rows to train or remove the column")
-        if kinds[m] == "text":
+
+def _check_column(manifest, rows, modality):
+    """UserError where a column is empty in the train rows, or a cell names no file of its kind below the folder."""
+    if not any(cells[modality] and cells["split"] == "train" for _, cells in rows):
+        raise UserError(
+            f"{manifest}: column {modality} has no filled cell in the train rows; "
+            f"fill some, set the split of filled rows to train or remove the column"
+        )
+    kind = KINDS.get(modality)
+    if kind == "text":
+        return
+    remove = "" if kind else ", or remove the column if it is no modality (--im A,B: only these are checked)"
+    for row in rows:
+        cell = row[1][modality]
+        if not cell:
             continue
-        remove = "" if m in KINDS else ", or remove the column if it is no modality (--im A,B: only these are checked)"
-        for i, cell in enumerate(cells_of[m]):
-            if cell is None:
-                continue
-            if _leaves(cell):
-                fail(i, f"{m} {cell!r} leaves the folder",
-                     f"use a path relative to the folder, without '..', to a file inside it{remove}")
-            if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kinds[m]]:
-                fail(i, f"{m} {cell!r} has an extension that is not supported",
-                     f"convert the file to one of: {' '.join(EXTENSIONS[kinds[m]])}{remove}")
-            if not os.path.isfile(os.path.join(folder, cell)):
-                wrong[m, i] = ("is not there", "put the file there, correct the path or empty the cell")
-    if wrong:
-        more = f" (and {len(wrong) - 1} more missing)" if len(wrong) > 1 else ""
-        wrong = {at: (f"{what}{more}", mend) for at, (what, mend) in wrong.items()}
-    absent = {m: [i for n, i in wrong if n == m] for m in dict.fromkeys(n for n, _ in wrong)}
+        if _leaves(cell):
+            raise _row_error(
+                manifest,
+                row,
+                f"{modality} {cell!r} leaves the folder",
+                f"use a path relative to the folder, without '..', to a file inside it{remove}",
+            )
+        if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kind]:
+            raise _row_error(
+                manifest,
+                row,
+                f"{modality} {cell!r} has an extension that is not supported",
+                f"convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}",
+            )
 
-    # ---- what the first bytes tell: fingerprint, array shapes, kind of the user's own columns
-    digest, broken = hashlib.sha256(table_bytes), {}
 
-    def useless(m, i, what, mend):
-        wrong[m, i] = (what, mend)
-        broken.setdefault(m, []).append(i)
+def _missing(folder, cells):
+    """The rows of a column whose file is not there."""
 
-    for m in modalities:
-        if kinds[m] == "text":
+    def is_there(cell):
+        return not _leaves(cell) and os.path.isfile(os.path.join(folder, cell))
+
+    return [i for i, cell in enumerate(cells) if cell and not is_there(cell)]
+
+
+def _missing_faults(absent):
+    """{(modality, row): (what, mend)} of the files in absent {modality: rows}; each tells how many more there are."""
+    count = sum(map(len, absent.values()))
+    what = "is not there" + (f" (and {count - 1} more missing)" if count > 1 else "")
+    mend = "put the file there, correct the path or empty the cell"
+    return {(m, i): (what, mend) for m, rows in absent.items() for i in rows}
+
+
+def _inspect(digest, folder, modality, cells, missing):
+    """({row: form} of a column's files, {row: (what, mend)} of those that are of no use), as their first bytes tell.
+
+    missing: the rows whose file is not there. digest: name, size, first and last bytes of every file are added to it.
+    """
+    forms, faults, missing = {}, {}, set(missing)
+    for i, cell in enumerate(cells):
+        if cell is None:
             continue
-        first = None   # (row, form) of the column's first file that can be used
-        for i, cell in enumerate(cells_of[m]):
-            if cell is None:
-                continue
-            path = os.path.join(folder, cell)
-            try:
-                there = (m, i) not in wrong if m in checked else not _leaves(cell) and os.path.isfile(path)
-                size, head, tail = _edges(path) if there else (-1, b"", b"")
-            except OSError as e:
-                there, size, head, tail = False, -1, b"", b""
-                useless(m, i, f"cannot be read ({e.strerror})", "allow reading it or empty the cell")
-            digest.update(f"\0{m}\0{cell}\0{size}\0".encode() + head + tail)
-            if not there:
-                continue
-            try:
-                form = _form(cell, head, m)
-            except media.MediaError as e:
-                useless(m, i, str(e), "correct the file or empty the cell")
-                continue
-            if first is None:
-                first = (i, form)
-            elif m in checked and form != first[1] and not (form[:2] == first[1][:2] and None in (form[2], first[1][2])):
-                line, other = rows[first[0]]
-                fail(i, f"{m} {cell!r} is {_words(form)}, but row {line} has {_words(first[1])}",
-                     "make all files of a column alike" + ("; arrays are (channels, time)" if form[0] == "series" else ""))
-        kinds[m] = kinds[m] or (first and first[1][0])
-        if kinds[m] is None and m in checked:   # no file tells what the column is
-            i = min(i for n, i in wrong if n == m)
-            fail(i, f"{m} {cells_of[m][i]!r} {wrong[m, i][0]}, and no other file of {m} can be used", wrong[m, i][1])
+        size, head, tail = -1, b"", b""
+        try:
+            if i not in missing:
+                size, head, tail = _edges(os.path.join(folder, cell))
+        except OSError as e:
+            faults[i] = (f"cannot be read ({e.strerror})", "allow reading it or empty the cell")
+        digest.update(f"\0{modality}\0{cell}\0{size}\0".encode() + head + tail)
+        if size < 0:
+            continue
+        try:
+            forms[i] = _form(cell, head, modality)
+        except media.MediaError as e:
+            faults[i] = (str(e), "correct the file or empty the cell")
+    return forms, faults
 
-    # ---- the data set
+
+def _check_forms(manifest, rows, modality, forms):
+    """UserError for the first file that is unlike the column's first. forms: {row: form}, as _inspect gives them."""
+    if not forms:
+        return
+    first, model = next(iter(forms.items()))
+    for i, form in forms.items():
+        if form != model and not (form[:2] == model[:2] and None in (form[2], model[2])):
+            line, cell = rows[first][0], rows[i][1][modality]
+            raise _row_error(
+                manifest,
+                rows[i],
+                f"{modality} {cell!r} is {_words(form)}, but row {line} has {_words(model)}",
+                "make all files of a column alike" + ("; arrays are (channels, time)" if form[0] == "series" else ""),
+            )
+
+
+def _loader(manifest, folder, rows, cells, kinds, faults, frames):
+    """Dataset.load of the folder. cells: {modality: n}; faults: {(modality, row): (what, mend)}, files of no use."""
+
     def load(modality, row, sample=None):
-        cell = cells_of[modality][row]
+        cell = cells[modality][row]
         if cell is None:
             raise KeyError(f"{modality} is not observed in row {row}")
-        if (modality, row) in wrong:
-            what, mend = wrong[modality, row]
-            fail(row, f"{modality} {cell!r} {what}", mend)
+        if (modality, row) in faults:
+            what, mend = faults[modality, row]
+            raise _row_error(manifest, rows[row], f"{modality} {cell!r} {what}", mend)
         kind = kinds[modality]
         if kind == "text":
             return cell
@@ -155,42 +251,42 @@ def read(folder, frames=8, columns=None, **unknown):
                 return media.load_image(path, modality)
             return media.load_audio(path) if kind == "audio" else media.load_video(path, frames, sample)
         except media.MediaError as e:
-            fail(row, f"{modality} {cell!r} {e}", "replace the file or empty the cell")
+            raise _row_error(
+                manifest, rows[row], f"{modality} {cell!r} {e}", "replace the file or empty the cell"
+            ) from None
 
-    index = {name: k for k, name in enumerate(names)}
-    return Dataset(
-        name=os.path.basename(os.path.abspath(folder)), ids=[cells["id"] for _, cells in rows], split=split,
-        labels=[index.get(cells["label"], -1) for _, cells in rows], class_names=names,
-        modalities={m: kind for m, kind in kinds.items() if kind}, cells={m: cells_of[m] for m in modalities if kinds[m]},
-        load=load, fingerprint=digest.hexdigest(), source={"path": os.path.abspath(folder)}, absent=absent, broken=broken)
+    return load
 
 
 def _table(manifest):
     """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces."""
     if not os.path.isfile(manifest):
-        raise UserError(f"{manifest}: not there; a data folder needs this table with the columns "
-                        f"id,split,label,<modality>,...")
+        raise UserError(
+            f"{manifest}: not there; a data folder needs this table with the columns id,split,label,<modality>,..."
+        )
     with open(manifest, "rb") as f:
         data = f.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        line = data[:e.start].count(b"\n") + 1
+        line = data[: e.start].count(b"\n") + 1
         raise UserError(f"{manifest}, row {line}: not UTF-8; save the table as UTF-8") from None
     reader, header, rows, start = csv.reader(io.StringIO(text, newline=""), strict=True), None, [], 1
     try:
         for record in reader:
-            line, start = start, reader.line_num + 1   # a quoted cell may span lines: name the first
+            line, start = start, reader.line_num + 1  # a quoted cell may span lines: name the first
             record = [cell.strip() for cell in record]
             if not any(record) and len(record) <= 1:
                 continue
             if header is None:
                 header = _header(manifest, record)
             elif len(record) != len(header):
-                name = (record[header.index("id"):] or [""])[0] or "empty"
+                name = (record[header.index("id") :] or [""])[0] or "empty"
                 mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
-                raise UserError(f"{manifest}, row {line} (id {name}): {len(record)} cells, but the header "
-                                f"has {len(header)} columns; {mend}")
+                raise UserError(
+                    f"{manifest}, row {line} (id {name}): {len(record)} cells, but the header "
+                    f"has {len(header)} columns; {mend}"
+                )
             else:
                 rows.append((line, dict(zip(header, record))))
     except csv.Error as e:
@@ -203,24 +299,28 @@ def _table(manifest):
 
 
 def _header(manifest, record):
+    """The first line's cells, the names of the columns, where they are right; else UserError."""
     if len(record) == 1 and (other := next((c for c in ";\t|" if c in record[0]), None)):
-        raise UserError(f"{manifest}, row 1: the cells are separated by {other!r}; save the table with commas between them")
+        raise UserError(
+            f"{manifest}, row 1: the cells are separated by {other!r}; save the table with commas between them"
+        )
     for name in REQUIRED:
         if name not in record:
-            raise UserError(f"{manifest}, row 1: column {name} is missing; "
-                            f"the columns are id,split,label,<modality>,...")
+            raise UserError(
+                f"{manifest}, row 1: column {name} is missing; the columns are id,split,label,<modality>,..."
+            )
     for name in record:
         if not name:
             raise UserError(f"{manifest}, row 1: a column has no name; name it or remove it")
         if record.count(name) > 1:
-            raise UserError(f"{manifest}, row 1: column {name} is there {record.count(name)} times; "
-                            f"rename or remove one")
+            raise UserError(
+                f"{manifest}, row 1: column {name} is there {record.count(name)} times; rename or remove one"
+            )
     bad = [n for n in record if any(c in n for c in "/\\\0") or n.startswith(".")]
-    if bad:   # modality names become file names under runs/
+    if bad:  # modality names become file names under runs/
         raise UserError(f"{manifest}, row 1: column name {bad[0]!r} cannot name a file; rename it")
     if len(record) == len(REQUIRED):
-        raise UserError(f"{manifest}, row 1: no modality column; "
-                        f"add one per modality, as in id,split,label,rgb,audio")
+        raise UserError(f"{manifest}, row 1: no modality column; add one per modality, as in id,split,label,rgb,audio")
     return record
 
 
@@ -250,8 +350,8 @@ def _form(cell, head, modality):
         return ("video", None, None)
     if extension in media.IMAGE:
         if extension in (".tif", ".tiff"):
-            return ("image", None, None)   # 8 bit or more: seen when it is loaded
-        deep = head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\0", b"\x10\4")   # grey, 16 bit
+            return ("image", None, None)  # 8 bit or more: seen when it is loaded
+        deep = head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\0", b"\x10\4")  # grey, 16 bit
         return ("image", None, "of 16 bits" if deep else "of 8 bits")
     shape, dtype = _npy_header(head)
     problem = media.array_problem(shape, dtype)
@@ -267,11 +367,11 @@ def _form(cell, head, modality):
 
 
 def _npy_header(head):
+    """(shape, dtype) of an array file by its first bytes; MediaError where they are not those of one."""
     f = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(f)
-        read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
-                       else np.lib.format.read_array_header_2_0)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(f)
     except Exception as e:
         raise media.MediaError(f"is not a .npy array ({media.reason(e)})") from None
@@ -279,5 +379,6 @@ def _npy_header(head):
 
 
 def _words(form):
+    """What a complaint says of a form."""
     kind, channels, detail = form
-    return (f"{kind}{f' with {channels} channels' if channels else ''}{f' {detail}' if detail else ''}")
+    return f"{kind}{f' with {channels} channels' if channels else ''}{f' {detail}' if detail else ''}"

@@ -1,32 +1,45 @@
 """LLVIP, street scenes at night in visible light and infrared: crops of persons and of background (docs/data/llvip.md).
 
-    --data llvip --root DIR         DIR/Annotations/*.xml, DIR/visible/{train,test}/*.jpg, DIR/infrared/{train,test}/*.jpg
+    --data llvip --root DIR         DIR/Annotations/*.xml, DIR/visible/{train,test}/*.jpg,
+                                    DIR/infrared/{train,test}/*.jpg
 
 The data set is one of detection. As in LanguageBind it becomes two classes: each annotated person is cropped, and for
 each person a place of the same size in the same image that no person touches, drawn by seed and image. Both images show
 the same places: a row is one crop in both.
 """
+
 import functools
 import os
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from cox_oom.data import Dataset, media, official
 from cox_oom.files import UserError, optional
-from cox_oom.data import media, official
 
 NAME = "llvip"
-OPTIONS = {"template": "sentence of language, {} is the class; several separated by |; default 'a photo of a {}.'",
-           "persons": "at most so many persons of an image, the largest (and as many background crops); default 0: all",
-           "val": "share of the train images whose rows become val (default 0: the official split has none)",
-           "seed": "draws background crops, val images and templates (default 0)"}
+OPTIONS = {
+    "template": "sentence of language, {} is the class; several separated by |; default 'a photo of a {}.'",
+    "persons": "at most so many persons of an image, the largest (and as many background crops); default 0: all",
+    "val": "share of the train images whose rows become val (default 0: the official split has none)",
+    "seed": "draws background crops, val images and templates (default 0)",
+}
 MEND = "docs/data/llvip.md says where to get it"
 CLASSES = ("background", "person")
-TRIES = 50      # random places before all free ones are listed
+LIGHTS = {"rgb": "visible", "thermal": "infrared"}  # modality: its folder
+TRIES = 50  # random places before all free ones are listed
 
 
-def read(root, template="a photo of a {}.", persons=0, val=0, seed=0, **unknown):
+def read(
+    root: str,
+    template: str = "a photo of a {}.",
+    persons: int | str = 0,
+    val: float | str = 0,
+    seed: int | str = 0,
+    **unknown: Any,
+) -> Dataset:
     """Dataset with rgb, thermal (uint8 crops of both images) and language."""
     official.check_options(NAME, unknown, OPTIONS)
     persons = official.number(NAME, "persons", persons, 0, 1000)
@@ -36,66 +49,108 @@ def read(root, template="a photo of a {}.", persons=0, val=0, seed=0, **unknown)
     if not os.path.isdir(folder):
         raise UserError(f"--data llvip --root {root}: the folder Annotations is not there; {MEND}")
     sizes = official.tree(root, (".jpg", ".jpeg", ".png"))
-    images = {}     # name -> (split, {modality: path})
-    for path in sizes:
-        light, part, *rest = path.split("/")
-        if light in ("visible", "infrared") and part in ("train", "test") and len(rest) == 1:
-            pair = images.setdefault(os.path.splitext(rest[0])[0], [part, {}])
-            pair[1]["rgb" if light == "visible" else "thermal"] = path
+    images = _image_pairs(sizes)
     stems = sorted(name[:-4] for name in os.listdir(folder) if name.endswith(".xml"))
     if not stems:
         raise UserError(f"{folder}: no .xml file; {MEND}")
 
-    # ------------------------------------------------------------------------------------------ the crops
-    ids, split, labels, cells, files = [], [], [], {"rgb": [], "thermal": []}, []
-    lonely = crowded = empty = 0
-    for stem in tqdm(stems, desc="annotations", mininterval=1, disable=None):
-        if stem not in images:      # neither image: its split is unknown
-            lonely += 1
-            continue
-        path = os.path.join(folder, f"{stem}.xml")
-        files.append(path)
-        part, places = images[stem]
-        width, height, everyone = _boxes(path, [os.path.join(root, p) for p in places.values()])
-        boxes = sorted(everyone, key=lambda b: -(b[2] - b[0]) * (b[3] - b[1]))[:persons] if persons else everyone
-        empty += not boxes
-        rng = np.random.default_rng([seed, official.draw(stem, 2**32)])
-        if part == "train" and share and official.draw(f"{seed} val {stem}", 2**32) < share * 2**32:
-            part = "val"
-        for k, box in enumerate(boxes):
-            free = _background(rng, width, height, box[2] - box[0], box[3] - box[1], everyone)
-            crowded += free is None
-            for what, place in ((1, box), (0, free)):
-                if place is None:
-                    continue
-                ids.append(f"{stem}-{CLASSES[what]}{k}")
-                split.append(part)
-                labels.append(what)
-                for m, light in (("rgb", "visible"), ("thermal", "infrared")):
-                    file = places.get(m, f"{light}/{images[stem][0]}/{stem}.jpg")
-                    cells[m].append(f"{file}::{','.join(map(str, place))}")
-    n = {p: sum(v[0] == p for v in images.values()) for p in ("train", "test")}
-    facts = [f"{n['train']:,} train and {n['test']:,} test images: {labels.count(1):,} person crops, "
-             f"{labels.count(0):,} background crops", official.told(template)]
-    for count, words in ((len(images) - len(files), "images have no annotation: left out"),
-                         (lonely, "annotations have no image: left out"), (empty, "images show no person: no row"),
-                         (crowded, "persons leave no free place of their size in the image: no background crop")):
+    rows, files, empty, crowded = _rows(root, stems, images, persons, share, seed)
+    ids = [f"{stem}-{CLASSES[label]}{k}" for stem, _, label, k, _ in rows]
+    labels = [label for _, _, label, _, _ in rows]
+    cells = {m: [places[m] for *_, places in rows] for m in LIGHTS}
+    cells["language"] = official.sentences(NAME, template, [CLASSES[k] for k in labels], ids, seed)
+    parts = [part for part, _ in images.values()]
+    facts = [
+        f"{parts.count('train'):,} train and {parts.count('test'):,} test images: {labels.count(1):,} person "
+        f"crops, {labels.count(0):,} background crops",
+        official.oracle_fact(template),
+    ]
+    for count, words in (
+        (len(images) - len(files), "images have no annotation: left out"),
+        (len(stems) - len(files), "annotations have no image: left out"),
+        (empty, "images show no person: no row"),
+        (crowded, "persons leave no free place of their size in the image: no background crop"),
+    ):
         if count:
             facts.append(f"{count:,} {words}")
-    cells["language"] = official.sentences(NAME, template, [CLASSES[k] for k in labels], ids, seed)
 
     def fetch(modality, row, sample):
         file, place = cells[modality][row].split("::")
-        x0, y0, x1, y1 = map(int, place.split(","))
-        x = _image(os.path.join(root, file))
-        if x.shape[1] < y1 or x.shape[2] < x1:
-            raise media.MediaError(f"is {x.shape[2]} x {x.shape[1]}, but its annotation reaches {x1}, {y1}")
-        return x[:, y0:y1, x0:x1].copy()
+        return _crop(os.path.join(root, file), *map(int, place.split(",")))
 
     return official.finish(
-        NAME, root, ids=ids, split=split, labels=labels, class_names=CLASSES,
-        modalities={"rgb": "image", "thermal": "image", "language": "text"}, cells=cells, fetch=fetch, sizes=sizes,
-        mend=MEND, settings={"template": template, "persons": persons, "val": share, "seed": seed}, files=files, facts=facts)
+        NAME,
+        root,
+        ids=ids,
+        split=[split for _, split, _, _, _ in rows],
+        labels=labels,
+        class_names=CLASSES,
+        modalities={"rgb": "image", "thermal": "image", "language": "text"},
+        cells=cells,
+        fetch=fetch,
+        sizes=sizes,
+        mend=MEND,
+        settings={"template": template, "persons": persons, "val": share, "seed": seed},
+        files=files,
+        facts=facts,
+    )
+
+
+def _image_pairs(sizes):
+    """{stem: (train or test, {modality: path})} of the images among the paths in sizes."""
+    images = {}
+    for path in sizes:
+        light, part, *rest = path.split("/")
+        for modality, folder in LIGHTS.items():
+            if light == folder and part in ("train", "test") and len(rest) == 1:
+                _, paths = images.setdefault(os.path.splitext(rest[0])[0], (part, {}))
+                paths[modality] = path
+    return images
+
+
+def _rows(root, stems, images, persons, share, seed):
+    """([(stem, split, label, number of the person, {modality: cell})] of all crops, the annotations' paths, counts).
+
+    The counts: images without a person; persons without a background crop. persons, share, seed: see OPTIONS.
+    """
+    rows, files, empty, crowded = [], [], 0, 0
+    for stem in tqdm(stems, desc="annotations", mininterval=1, disable=None):
+        if stem not in images:  # neither image: its split is unknown
+            continue
+        path = os.path.join(root, "Annotations", f"{stem}.xml")
+        files.append(path)
+        part, paths = images[stem]
+        width, height, boxes = _boxes(path, [os.path.join(root, p) for p in paths.values()])
+        split = part
+        if part == "train" and share and official.draw(f"{seed} val {stem}", 2**32) < share * 2**32:
+            split = "val"
+        places = _places(stem, width, height, boxes, persons, seed)
+        empty += not places
+        for k, (person, background) in enumerate(places):
+            crowded += background is None
+            for label, place in ((1, person), (0, background)):
+                if place is not None:
+                    cells = {
+                        m: f"{paths.get(m, f'{light}/{part}/{stem}.jpg')}::{','.join(map(str, place))}"
+                        for m, light in LIGHTS.items()
+                    }
+                    rows.append((stem, split, label, k, cells))
+    return rows, files, empty, crowded
+
+
+def _places(stem, width, height, boxes, persons, seed):
+    """[(a person's box, a place of its size that touches none of the boxes, or None)] of an image's persons."""
+    rng = np.random.default_rng([seed, official.draw(stem, 2**32)])
+    largest = sorted(boxes, key=lambda b: -(b[2] - b[0]) * (b[3] - b[1]))[:persons] if persons else boxes
+    return [(b, _background(rng, width, height, b[2] - b[0], b[3] - b[1], boxes)) for b in largest]
+
+
+def _crop(path, x0, y0, x1, y1):
+    """uint8 (C, y1 - y0, x1 - x0) of an image; MediaError where it is smaller than that."""
+    x = _image(path)
+    if x.shape[1] < y1 or x.shape[2] < x1:
+        raise media.MediaError(f"is {x.shape[2]} x {x.shape[1]}, but its annotation reaches {x1}, {y1}")
+    return x[:, y0:y1, x0:x1].copy()
 
 
 @functools.lru_cache(maxsize=2)
@@ -112,6 +167,7 @@ def _boxes(path, images):
         if size is None:
             optional("PIL", "reading images")
             from PIL import Image
+
             with Image.open(images[0]) as image:
                 width, height = image.size
         else:
@@ -140,7 +196,7 @@ def _background(rng, width, height, w, h, boxes):
             return x, y, x + w, y + h
     free = np.ones((height - h + 1, width - w + 1), bool)
     for x0, y0, x1, y1 in boxes:
-        free[max(0, y0 - h + 1):y1, max(0, x0 - w + 1):x1] = False
+        free[max(0, y0 - h + 1) : y1, max(0, x0 - w + 1) : x1] = False
     places = np.flatnonzero(free)
     if not len(places):
         return None

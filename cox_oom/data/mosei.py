@@ -1,40 +1,59 @@
 """CMU-MOSEI, 3,228 monologues cut into 23,000 sentences, with emotions and sentiment (docs/data/mosei.md).
 
-    --data mosei --root DIR         CMU_MOSEI_Labels.csd (emotions) and CMU_MOSEI_Labels.csv (sentences and splits), and
-                                    Raw/Videos/{Segmented,Full}/Combined/*.mp4, Raw/Audio/Full/WAV_16000/*.wav,
-                                    Raw/Transcript/Segmented/Combined/*.txt, anywhere below DIR
+--data mosei --root DIR         CMU_MOSEI_Labels.csd (emotions) and CMU_MOSEI_Labels.csv (sentences and splits), and
+                                Raw/Videos/{Segmented,Full}/Combined/*.mp4, Raw/Audio/Full/WAV_16000/*.wav,
+                                Raw/Transcript/Segmented/Combined/*.txt, anywhere below DIR
 """
+
 import ast
 import csv
 import io
 import math
 import os
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from cox_oom.data import Dataset, media, official
 from cox_oom.files import UserError, optional
-from cox_oom.data import media, official
 
 NAME = "mosei"
-OPTIONS = {"classes": "emotion (strongest of six, or neutral; needs the .csd), emotion6 (as the .csv has it) or "
-                      "sentiment7 (-3 to 3); default emotion",
-           "language": "class (a sentence made from the class, as in the paper) or transcript (what is said); default "
-                       "class",
-           "template": "sentence of language, {} is the class; several separated by |; default 'the person speaking is "
-                       "{}.' or, for sentiment7, 'a person is speaking, the sentiment is {}.'",
-           "audio": "check (each clip's header, kept in .cox-audio.json) or trust (every clip has sound); default check",
-           "seed": "draws templates (default 0)",
-           "frames": "video frames of a clip (default 8)"}
+OPTIONS = {
+    "classes": "emotion (strongest of six, or neutral; needs the .csd), emotion6 (as the .csv has it) or "
+    "sentiment7 (-3 to 3); default emotion",
+    "language": "class (a sentence made from the class, as in the paper) or transcript (what is said); default class",
+    "template": "sentence of language, {} is the class; several separated by |; default 'the person speaking is "
+    "{}.' or, for sentiment7, 'a person is speaking, the sentiment is {}.'",
+    "audio": "check (each clip's header, kept in .cox-audio.json) or trust (every clip has sound); default check",
+    "seed": "draws templates (default 0)",
+    "frames": "video frames of a clip (default 8)",
+}
 MEND = "docs/data/mosei.md says where to get it"
-EMOTIONS = ("happy", "sad", "angry", "surprised", "disgusted", "fearful")       # the order of the .csd and of label6
-SENTIMENTS = ("highly negative", "negative", "weakly negative", "neutral", "weakly positive", "positive",
-              "highly positive")
-SPLITS = {"0": "train", "1": "val", "2": "test"}                                # 3: in no official fold
-CLOSE = 0.02            # seconds by which the times of two lists may differ
+EMOTIONS = ("happy", "sad", "angry", "surprised", "disgusted", "fearful")  # the order of the .csd and of label6
+SENTIMENTS = (
+    "highly negative",
+    "negative",
+    "weakly negative",
+    "neutral",
+    "weakly positive",
+    "positive",
+    "highly positive",
+)
+SPLITS = {"0": "train", "1": "val", "2": "test"}  # 3: in no official fold
+CLOSE = 0.02  # seconds by which the times of two lists may differ
 
 
-def read(root, classes="emotion", language="class", template=None, audio="check", seed=0, frames=8, **unknown):
+def read(
+    root: str,
+    classes: str = "emotion",
+    language: str = "class",
+    template: str | None = None,
+    audio: str = "check",
+    seed: int | str = 0,
+    frames: int | str = 8,
+    **unknown: Any,
+) -> Dataset:
     """Dataset with video, audio and language; rows are the sentences of the official folds."""
     official.check_options(NAME, unknown, OPTIONS)
     classes = official.choice(NAME, "classes", classes, ("emotion", "emotion6", "sentiment7"))
@@ -46,82 +65,179 @@ def read(root, classes="emotion", language="class", template=None, audio="check"
         if classes == "sentiment7":
             template = "a person is speaking, the sentiment is {}."
 
-    # ------------------------------------------------------------------------- sentences, splits and labels
-    table = official.annotation(NAME, root, "CMU_MOSEI_Labels.csv", where=MEND, optional=True)
-    csd = official.annotation(NAME, root, "CMU_MOSEI_Labels.csd", where=MEND, optional=True)
-    if not table and not csd:
-        raise UserError(f"--data mosei --root {root}: neither CMU_MOSEI_Labels.csv nor CMU_MOSEI_Labels.csd is there; "
-                        f"{MEND}")
-    if classes == "emotion" and not csd:
-        raise UserError(f"--data mosei --root {root}: seven emotions need CMU_MOSEI_Labels.csd (the .csv counts sentences "
-                        f"without emotion as happy); get it, or use --mosei-classes emotion6 or sentiment7")
-    if classes == "emotion6" and not table:
-        raise UserError(f"--data mosei --root {root}: emotion6 is a column of CMU_MOSEI_Labels.csv; get it, or use "
-                        f"--mosei-classes emotion")
+    table, csd = _annotations(root, classes)
     strengths = _csd(csd) if csd and (classes == "emotion" or not table) else None
-    files, facts = [p for p in (table, csd if strengths is not None else None) if p], []
-    if table:
-        rows, unused = _csv(table)              # [(video, number, start, end, split, label6, label7)]
-        if unused:
-            facts.append(f"{unused:,} sentences of {table} lie in no official fold (split 3): left out")
-    else:
-        folds = official.annotation(NAME, root, "cmu_mosei_std_folds.py", where=f"it has the splits, as has "
-                                    f"CMU_MOSEI_Labels.csv; {MEND}")
-        files.append(folds)
-        part = _folds(folds)
-        rows = [(v, k, s, e, part[v], None, None) for v, found in strengths.items() if v in part
-                for k, (s, e, _) in enumerate(found)]
-    if classes == "emotion":
-        names, labels, ties = (*EMOTIONS, "neutral"), [], 0
-        for video, k, start, end, *_ in rows:
-            six = _same(strengths.get(video, ()), start, end)
-            if six is None:
-                raise UserError(f"{csd}: no sentence of {video} from second {start:g} to {end:g}, which {table} has; "
-                                f"{MEND}")
-            six = six[1:7]
-            labels.append(6 if not (six > 0).any() else int(six.argmax()))
-            ties += int((six > 0).any() and (six == six.max()).sum() > 1)
-        facts.append(f"classes: the strongest of six emotions, neutral where all are 0 ({labels.count(6):,} rows); in "
-                     f"{ties:,} rows two or more are strongest: the first of {', '.join(EMOTIONS)}")
-    elif classes == "emotion6":
-        names, labels = EMOTIONS, [r[5] for r in rows]
-        facts.append("classes: label6 of CMU_MOSEI_Labels.csv, which counts sentences without emotion as happy")
-    else:
-        names = SENTIMENTS
-        labels = [r[6] if r[6] is not None else _sentiment(_same(strengths[r[0]], r[2], r[3])[0]) for r in rows]
-        facts.append("classes: sentiment, rounded away from 0 to -3...3")
+    rows, folds, facts = _sentences(root, table, strengths)
+    names, labels, fact = _classes(classes, rows, strengths, table, csd)
+    facts.append(fact)
 
-    # ------------------------------------------------------------------------------------------------ the media
     sizes = official.tree(root, media.VIDEO + media.AUDIO)
-    said = _transcripts(root)
-    cut = official.by_stem([p for p in sizes if "Segmented" in p.split("/")], media.VIDEO)
-    full = official.by_stem([p for p in sizes if "Segmented" not in p.split("/")], media.VIDEO)
-    wav = official.by_stem([p for p in sizes if "Segmented" not in p.split("/")], media.AUDIO)
-    cells = {"video": [], "audio": [], "language": []}
-    for video, k, start, end, *_ in rows:
-        clip = _same(said.get(video, ()), start, end)       # (number of the segment, words): not the row's own number
-        time = f"::{max(0.0, start):.3f}-{end:.3f}"
-        segment = cut.get(f"{video}_{clip[0]}") if clip else None
-        cells["video"].append(segment or f"{full.get(video, f'{video}.mp4')}{time}")
-        cells["audio"].append(f"{wav[video]}{time}" if video in wav else cells["video"][-1])
-        cells["language"].append(clip[1] if clip else None)
-    tracks = [c.split("::")[0] for c in cells["audio"]]
-    sound = official.with_sound(NAME, root, sizes, [t for t in tracks if t.lower().endswith(media.VIDEO)], audio)
-    cells["audio"] = [c if sound.get(t, True) else None for c, t in zip(cells["audio"], tracks)]
+    transcripts = _transcripts(root)
+    segments, videos, sounds = _media(sizes)
+    cells = _cells(rows, transcripts, segments, videos, sounds)
+    cells["audio"] = _with_sound(root, sizes, cells["audio"], audio)
     if None in cells["audio"]:
         facts.append(f"audio: {cells['audio'].count(None):,} of {len(rows):,} clips carry no audio: kept, masked")
-    if not said and cut:
-        facts.append("the segmented videos cannot be told apart without Raw/Transcript/Segmented/Combined/*.txt: full "
-                     "videos are cut instead")
+    if not transcripts and segments:
+        facts.append(
+            "the segmented videos cannot be told apart without Raw/Transcript/Segmented/Combined/*.txt: full "
+            "videos are cut instead"
+        )
     ids = [f"{r[0]}_{r[1]}" for r in rows]
     if language == "class":
         cells["language"] = official.sentences(NAME, template, [names[k] for k in labels], ids, seed)
-        facts.append(official.told(template))
-    elif not any(cells["language"]):
-        raise UserError(f"--data mosei --root {root}: language=transcript needs Raw/Transcript/Segmented/Combined/*.txt "
-                        f"with the lines of these videos; {MEND}, or leave the option out")
-    elif None in cells["language"]:
-        facts.append(f"language: {cells['language'].count(None):,} of {len(rows):,} rows have no transcript: kept, masked")
+        facts.append(official.oracle_fact(template))
+    else:
+        facts += _check_transcripts(root, cells["language"])
+
+    return official.finish(
+        NAME,
+        root,
+        ids=ids,
+        split=[r[4] for r in rows],
+        labels=labels,
+        class_names=names,
+        modalities={"video": "video", "audio": "audio", "language": "text"},
+        cells=cells,
+        fetch=_fetch(root, cells, frames),
+        sizes=sizes,
+        mend=MEND,
+        files=[p for p in (table, csd if strengths is not None else None, folds) if p],
+        facts=facts,
+        settings={"classes": classes, "language": language, "template": template, "seed": seed, "frames": frames},
+    )
+
+
+# ------------------------------------------------------------------------------- sentences, splits and labels
+
+
+def _annotations(root, classes):
+    """Paths of CMU_MOSEI_Labels.csv and .csd, None for one that is not there; UserError where `classes` needs it."""
+    table = official.annotation(NAME, root, "CMU_MOSEI_Labels.csv", where=MEND, optional=True)
+    csd = official.annotation(NAME, root, "CMU_MOSEI_Labels.csd", where=MEND, optional=True)
+    if not table and not csd:
+        raise UserError(
+            f"--data mosei --root {root}: neither CMU_MOSEI_Labels.csv nor CMU_MOSEI_Labels.csd is there; {MEND}"
+        )
+    if classes == "emotion" and not csd:
+        raise UserError(
+            f"--data mosei --root {root}: seven emotions need CMU_MOSEI_Labels.csd (the .csv counts "
+            f"sentences without emotion as happy); get it, or use --mosei-classes emotion6 or sentiment7"
+        )
+    if classes == "emotion6" and not table:
+        raise UserError(
+            f"--data mosei --root {root}: emotion6 is a column of CMU_MOSEI_Labels.csv; get it, or use "
+            f"--mosei-classes emotion"
+        )
+    return table, csd
+
+
+def _sentences(root, table, strengths):
+    """([(video, number, start, end, split, label6, label7)], path of the standard folds or None, facts).
+
+    table: path of the .csv; None: the rows are those of strengths, which _csd gives, without label6 and label7, and the
+    standard folds have the splits.
+    """
+    if table:
+        rows, unused = _csv(table)
+        facts = [f"{unused:,} sentences of {table} lie in no official fold (split 3): left out"] if unused else []
+        return rows, None, facts
+    folds = official.annotation(
+        NAME, root, "cmu_mosei_std_folds.py", where=f"it has the splits, as has CMU_MOSEI_Labels.csv; {MEND}"
+    )
+    split = _folds(folds)
+    rows = [
+        (video, k, start, end, split[video], None, None)
+        for video, intervals in strengths.items()
+        if video in split
+        for k, (start, end, _) in enumerate(intervals)
+    ]
+    return rows, folds, []
+
+
+def _classes(classes, rows, strengths, table, csd):
+    """(class names, n labels, the fact about them) of the rows that _sentences gives."""
+    if classes == "emotion":
+        labels, ties = _emotions(rows, strengths, table, csd)
+        return (
+            (*EMOTIONS, "neutral"),
+            labels,
+            (
+                f"classes: the strongest of six emotions, neutral where all are 0 ({labels.count(6):,} rows); in "
+                f"{ties:,} rows two or more are strongest: the first of {', '.join(EMOTIONS)}"
+            ),
+        )
+    if classes == "emotion6":
+        fact = "classes: label6 of CMU_MOSEI_Labels.csv, which counts sentences without emotion as happy"
+        return EMOTIONS, [r[5] for r in rows], fact
+    labels = [r[6] if r[6] is not None else _sentiment(_same(strengths[r[0]], r[2], r[3])[0]) for r in rows]
+    return SENTIMENTS, labels, "classes: sentiment, rounded away from 0 to -3...3"
+
+
+def _emotions(rows, strengths, table, csd):
+    """(n labels 0...6, how many rows have two strongest emotions); UserError for a row that strengths lack."""
+    labels, ties = [], 0
+    for video, _, start, end, *_ in rows:
+        vector = _same(strengths.get(video, ()), start, end)
+        if vector is None:
+            raise UserError(
+                f"{csd}: no sentence of {video} from second {start:g} to {end:g}, which {table} has; {MEND}"
+            )
+        six = vector[1:7]
+        labels.append(6 if not (six > 0).any() else int(six.argmax()))
+        ties += int((six > 0).any() and (six == six.max()).sum() > 1)
+    return labels, ties
+
+
+# ------------------------------------------------------------------------------------------------ the media
+
+
+def _media(sizes):
+    """({segment: path of its video}, {video: path of the full one}, {video: path of the full sound})."""
+    segments = [p for p in sizes if "Segmented" in p.split("/")]
+    full = [p for p in sizes if "Segmented" not in p.split("/")]
+    return (
+        official.by_stem(segments, media.VIDEO),
+        official.by_stem(full, media.VIDEO),
+        official.by_stem(full, media.AUDIO),
+    )
+
+
+def _cells(rows, transcripts, segments, videos, sounds):
+    """{modality: n cells}: a sentence's segment, else the full file and seconds; its transcript or None."""
+    cells = {"video": [], "audio": [], "language": []}
+    for video, _, start, end, *_ in rows:
+        clip = _same(transcripts.get(video, ()), start, end)  # (number of the segment, not of the row; words)
+        time = f"::{max(0.0, start):.3f}-{end:.3f}"
+        segment = segments.get(f"{video}_{clip[0]}") if clip else None
+        cells["video"].append(segment or f"{videos.get(video, f'{video}.mp4')}{time}")
+        cells["audio"].append(f"{sounds[video]}{time}" if video in sounds else cells["video"][-1])
+        cells["language"].append(clip[1] if clip else None)
+    return cells
+
+
+def _with_sound(root, sizes, cells, audio):
+    """The audio cells, None for those of a video without an audio track. audio: as official.with_sound takes it."""
+    paths = [c.split("::")[0] for c in cells]
+    sound = official.with_sound(NAME, root, sizes, [p for p in paths if p.lower().endswith(media.VIDEO)], audio)
+    return [c if sound.get(p, True) else None for c, p in zip(cells, paths)]
+
+
+def _check_transcripts(root, cells):
+    """[the fact that some rows have no transcript], empty where all have one; UserError where none has."""
+    if not any(cells):
+        raise UserError(
+            f"--data mosei --root {root}: language=transcript needs "
+            f"Raw/Transcript/Segmented/Combined/*.txt with the lines of these videos; "
+            f"{MEND}, or leave the option out"
+        )
+    if None not in cells:
+        return []
+    return [f"language: {cells.count(None):,} of {len(cells):,} rows have no transcript: kept, masked"]
+
+
+def _fetch(root, cells, frames):
+    """The function that official.finish takes: (modality, row, sample) -> the raw item."""
 
     def fetch(modality, row, sample):
         file, _, time = cells[modality][row].partition("::")
@@ -131,11 +247,10 @@ def read(root, classes="emotion", language="class", template=None, audio="check"
             return media.load_audio(path, start, end)
         return media.load_video(path, frames, sample, start, end)
 
-    return official.finish(
-        NAME, root, ids=ids, split=[r[4] for r in rows], labels=labels, class_names=names,
-        modalities={"video": "video", "audio": "audio", "language": "text"}, cells=cells, fetch=fetch, sizes=sizes,
-        mend=MEND, files=files, facts=facts,
-        settings={"classes": classes, "language": language, "template": template, "seed": seed, "frames": frames})
+    return fetch
+
+
+# --------------------------------------------------------------------------------------- the annotation files
 
 
 def _csv(path):
@@ -146,14 +261,22 @@ def _csv(path):
             if r["split"] not in SPLITS:
                 unused += 1
                 continue
-            row = (r["file"], int(r["index"]), float(r["start"]), float(r["end"]), SPLITS[r["split"]], int(r["label6"]),
-                   int(r["label7"]) + 3)
+            row = (
+                r["file"],
+                int(r["index"]),
+                float(r["start"]),
+                float(r["end"]),
+                SPLITS[r["split"]],
+                int(r["label6"]),
+                int(r["label7"]) + 3,
+            )
             if not (0 <= row[5] < 6 and 0 <= row[6] < 7):
                 raise ValueError("label6 is 0...5, label7 is -3...3")
             rows.append(row)
         except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{path}, row {line}: not file, index, start, end, label6, label7, split "
-                            f"({media.reason(e)}); {MEND}") from None
+            raise UserError(
+                f"{path}, row {line}: not file, index, start, end, label6, label7, split ({media.reason(e)}); {MEND}"
+            ) from None
     return rows, unused
 
 
@@ -207,9 +330,9 @@ def _transcripts(root):
     return out
 
 
-def _same(found, start, end):
-    """What goes with the interval of `found` [(start, end, it)] that is this one, else None."""
-    near = min(found, key=lambda f: abs(f[0] - start) + abs(f[1] - end), default=None)
+def _same(intervals, start, end):
+    """What goes with the one of `intervals` [(start, end, it)] that is this one, else None."""
+    near = min(intervals, key=lambda i: abs(i[0] - start) + abs(i[1] - end), default=None)
     return near[2] if near is not None and abs(near[0] - start) <= CLOSE and abs(near[1] - end) <= CLOSE else None
 
 

@@ -1,35 +1,57 @@
 """NYU Depth v2, 1,449 labelled rooms: colour, depth, and the name of the scene (docs/data/nyud.md).
 
-    --data nyud --root DIR          nyu_depth_v2_labeled.mat and splits.mat, or the images exported from them:
-                                    {train,test}/<scene type>/rgb_00045.jpg and sync_depth_00045.png
+--data nyud --root DIR          nyu_depth_v2_labeled.mat and splits.mat, or the images exported from them:
+                                {train,test}/<scene type>/rgb_00045.jpg and sync_depth_00045.png
 """
+
 import os
+from typing import Any
 
 import numpy as np
 
+from cox_oom.data import Dataset, media, official
 from cox_oom.files import UserError, optional
-from cox_oom.data import media, official
 
 NAME = "nyud"
-OPTIONS = {"depth": "filled (the data set's in-painted depths) or raw (as measured, 0 = none); the .mat alone; default "
-                    "filled",
-           "template": "sentence of language, {} is the class; several separated by |; default 'a photo of a {}.'",
-           "val": "share of the train rows that becomes val, per class (default 0: the official split has none)",
-           "seed": "draws val rows and templates (default 0)"}
+OPTIONS = {
+    "depth": "filled (the data set's in-painted depths) or raw (as measured, 0 = none); the .mat alone; default filled",
+    "template": "sentence of language, {} is the class; several separated by |; default 'a photo of a {}.'",
+    "val": "share of the train rows that becomes val, per class (default 0: the official split has none)",
+    "seed": "draws val rows and templates (default 0)",
+}
 MEND = "docs/data/nyud.md says where to get it"
-CLASSES = ("bathroom", "bedroom", "bookstore", "classroom", "dining room", "home office", "kitchen", "living room",
-           "office", "others")     # the ten of the scene benchmark; the other 17 scene types are 'others'
+CLASSES = (
+    "bathroom",
+    "bedroom",
+    "bookstore",
+    "classroom",
+    "dining room",
+    "home office",
+    "kitchen",
+    "living room",
+    "office",
+    "others",
+)  # the ten of the scene benchmark; the other 17 scene types are 'others'
 MAT = "nyu_depth_v2_labeled.mat"
 
 
-def read(root, depth="filled", template="a photo of a {}.", val=0, seed=0, **unknown):
+def read(
+    root: str,
+    depth: str = "filled",
+    template: str = "a photo of a {}.",
+    val: float | str = 0,
+    seed: int | str = 0,
+    **unknown: Any,
+) -> Dataset:
     """Dataset with rgb (uint8 (3, H, W)), depth (float32 (1, H, W), metres) and language."""
     official.check_options(NAME, unknown, OPTIONS)
     depth = official.choice(NAME, "depth", depth, ("filled", "raw"))
     seed = official.number(NAME, "seed", seed, 0, 2**31)
     mat = official.annotation(NAME, root, MAT, where=MEND, optional=True)
-    exported = next((d for d in ("", "official_splits") if all(os.path.isdir(os.path.join(root, d, p))
-                                                               for p in ("train", "test"))), None)
+    exported = next(
+        (d for d in ("", "official_splits") if all(os.path.isdir(os.path.join(root, d, p)) for p in ("train", "test"))),
+        None,
+    )
     if mat is None and exported is None:
         raise UserError(f"--data nyud --root {root}: neither {MAT} nor the folders train and test are there; {MEND}")
     ids, scenes, split, cells, sizes, files, fetch = (_mat if mat else _folders)(root, mat or exported, depth)
@@ -39,10 +61,21 @@ def read(root, depth="filled", template="a photo of a {}.", val=0, seed=0, **unk
     names = ["room of another kind" if k == len(CLASSES) - 1 else CLASSES[k] for k in labels]
     cells["language"] = official.sentences(NAME, template, names, ids, seed)
     return official.finish(
-        NAME, root, ids=ids, split=split, labels=labels, class_names=CLASSES,
-        modalities={"rgb": "image", "depth": "image", "language": "text"}, cells=cells, fetch=fetch, sizes=sizes,
-        mend=MEND, settings={"depth": depth, "template": template, "val": float(val), "seed": seed}, files=files,
-        facts=[official.told(template)])
+        NAME,
+        root,
+        ids=ids,
+        split=split,
+        labels=labels,
+        class_names=CLASSES,
+        modalities={"rgb": "image", "depth": "image", "language": "text"},
+        cells=cells,
+        fetch=fetch,
+        sizes=sizes,
+        mend=MEND,
+        settings={"depth": depth, "template": template, "val": float(val), "seed": seed},
+        files=files,
+        facts=[official.oracle_fact(template)],
+    )
 
 
 def _mat(root, mat, depth):
@@ -66,26 +99,34 @@ def _mat(root, mat, depth):
     except Exception as e:
         raise UserError(f"{splits}: not the official split ({media.reason(e)}); {MEND}") from None
     if not part or min(part) < 1 or max(part) > n:
-        raise UserError(f"{splits}: numbers rows {min(part, default=0)} to {max(part, default=0)}, but {mat} has {n}; "
-                        f"{MEND}")
+        raise UserError(
+            f"{splits}: numbers rows {min(part, default=0)} to {max(part, default=0)}, but {mat} has {n}; {MEND}"
+        )
     rows = sorted(part)
     where = os.path.relpath(mat, root).replace(os.sep, "/")
     cells = {m: [f"{where}::{k}/{i}" for i in rows] for m, k in (("rgb", "images"), ("depth", key))}
 
     def fetch(modality, row, sample):
         try:
-            with h5py.File(mat, "r") as f:      # opened anew: a handle does not survive a fork
+            with h5py.File(mat, "r") as f:  # opened anew: a handle does not survive a fork
                 x = f["images" if modality == "rgb" else key][rows[row] - 1]
         except (OSError, RuntimeError) as e:
             raise media.MediaError(f"cannot be read ({media.reason(e)})") from None
         if modality == "rgb":
-            return np.ascontiguousarray(x.transpose(0, 2, 1))               # (3, W, H) in the file
+            return np.ascontiguousarray(x.transpose(0, 2, 1))  # (3, W, H) in the file
         if not np.isfinite(x).all():
             raise media.MediaError("contains NaN or Inf")
-        return np.ascontiguousarray(x.T, dtype=np.float32)[None]            # (W, H) in the file, metres
+        return np.ascontiguousarray(x.T, dtype=np.float32)[None]  # (W, H) in the file, metres
 
-    return ([f"{i:04d}" for i in rows], [scenes[i - 1] for i in rows], [part[i] for i in rows], cells,
-            {where: os.path.getsize(mat)}, [splits], fetch)
+    return (
+        [f"{i:04d}" for i in rows],
+        [scenes[i - 1] for i in rows],
+        [part[i] for i in rows],
+        cells,
+        {where: os.path.getsize(mat)},
+        [splits],
+        fetch,
+    )
 
 
 def _folders(root, base, depth):

@@ -1,10 +1,11 @@
 """Which rows of a data set stage 1 can use: observed, whole, of the splits that the later stages need."""
+
 import os
 
 import torch
 from tqdm import tqdm
 
-from cox_oom.data import ahead, media
+from cox_oom.data import ahead, inputs
 from cox_oom.files import SPLITS, UserError, finished, load, save
 
 
@@ -14,12 +15,13 @@ def observed(data, modality):
 
 
 def check(args, data, ims):
-    """Refuse a data set of which files are missing or broken (--on-error fatal), and a modality without a train or test item."""
+    """Refuse a data set of which files are missing or broken (--on-error fatal), and a modality without a train or
+    test item."""
     used = [*ims, *([args.oom] if args.oom else [])]
     wrong = [(row, m) for m in used for row in (*data.absent.get(m, ()), *data.broken.get(m, ()))]
     if wrong and args.on_error == "fatal":
         row, m = min(wrong, key=lambda w: w[0])
-        data.load(m, row)                                                   # says what is wrong with the file, and the mend
+        data.load(m, row)  # says what is wrong with the file, and the mend
     for m in used:
         for row in data.absent.get(m, ()):
             data.cells[m][row] = None
@@ -27,8 +29,8 @@ def check(args, data, ims):
 
 
 def check_items(args, data, modality, rows):
-    """Refuse a modality that has, in the `rows` whose items can be used, none in the train split; and the OOM modality where none
-    has a label in the test split."""
+    """Refuse a modality that has, in the `rows` whose items can be used, none in the train split; and the OOM
+    modality where none has a label in the test split."""
     name = args.root or args.data
     for part, row, why in (("train", "row", ""), ("test", "labelled row", ", so that stage 4 has nothing to judge by")):
         of_part = [i for i, s in enumerate(data.split) if s == part and (part == "train" or data.labels[i] >= 0)]
@@ -37,20 +39,29 @@ def check_items(args, data, modality, rows):
         filled = set(observed(data, modality)) | set(data.absent.get(modality, ()))
         n = len(filled & set(of_part))
         if n:
-            raise UserError(f"{name}: all {modality} items of the {row}s of split {part}, {n} in number, are missing, "
-                            f"broken or silent and left out{why}; replace some of the files (without --on-error skip and "
-                            f"--on-silence skip the first is named)")
+            raise UserError(
+                f"{name}: all {modality} items of the {row}s of split {part}, {n} in number, are missing, "
+                f"broken or silent and left out{why}; replace some of the files (without --on-error skip and "
+                f"--on-silence skip the first is named)"
+            )
         if part == "test" and any(data.split[i] == "test" for i in rows):
-            raise UserError(f"{name}: no row of split test that has a {modality} item has a label{why}; label some of them")
-        raise UserError(f"{name}: no {row} of split {part} has a {modality} item{why}; fill its cell in some of them, or "
-                        f"set the split of some {row}s that have one to {part}")
+            raise UserError(
+                f"{name}: no row of split test that has a {modality} item has a label{why}; label some of them"
+            )
+        raise UserError(
+            f"{name}: no {row} of split {part} has a {modality} item{why}; fill its cell in some of them, or "
+            f"set the split of some {row}s that have one to {part}"
+        )
 
 
 def columns(data, rows):
     """What inputs and banks say of their rows."""
-    return {"ids": [data.ids[i] for i in rows], "class_names": data.class_names,
-            "labels": torch.tensor([data.labels[i] for i in rows]),
-            "split": torch.tensor([SPLITS.index(data.split[i]) for i in rows])}
+    return {
+        "ids": [data.ids[i] for i in rows],
+        "class_names": data.class_names,
+        "labels": torch.tensor([data.labels[i] for i in rows]),
+        "split": torch.tensor([SPLITS.index(data.split[i]) for i in rows]),
+    }
 
 
 class Progress(ahead.Items):
@@ -63,22 +74,29 @@ class Progress(ahead.Items):
 
 
 def read_inputs(args, data, modality, rows, shape, complain):
-    """The learner's inputs of one modality at the given rows (media.learner_inputs), but for those left out; an unlike item
-    is named by its file; a modality without a train item by its name."""
+    """The learner's inputs of one modality at the given rows (inputs.learner_inputs), but for those left out; an
+    unlike item is named by its file; a modality without a train item by its name."""
     kind, train = data.modalities[modality], [data.split[i] == "train" for i in rows]
-    passes = 2 if kind == "series" else 1                                   # series: first the lengths, then the values
-    items = Progress(data, modality, rows, lambda raw: media.reduced(kind, raw, **shape),
-                     workers=0 if kind == "text" else args.workers, complain=complain)
+    passes = 2 if kind == "series" else 1  # series: first the lengths, then the values
+    items = Progress(
+        data,
+        modality,
+        rows,
+        lambda raw: inputs.reduced(kind, raw, **shape),
+        workers=0 if kind == "text" else args.workers,
+        complain=complain,
+    )
     with tqdm(total=passes * len(rows), desc=f"read {modality}", mininterval=1, disable=None) as items.bar:
         try:
-            return media.learner_inputs(kind, items, train, **shape)
-        except media.Ragged as e:
+            return inputs.learner_inputs(kind, items, train, **shape)
+        except inputs.Ragged as e:
             row = rows[e.item]
             cell = data.cells[modality][row]
             where = os.path.join(args.root or args.data, cell) if isinstance(cell, str) else modality
-            raise UserError(f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty "
-                            f"the cell") from None
-        except media.NoTrainItem:
+            raise UserError(
+                f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty the cell"
+            ) from None
+        except inputs.NoTrainItem:
             check_items(args, data, modality, [r for r in rows if r not in complain.left_out])
             raise
 
@@ -91,32 +109,55 @@ def silence(args, data, modality):
 def media_counts(place, modality, file):
     """What a finished file says of its media, for the line about it."""
     meta = file["meta"]
-    counts = [f"{n} {p} ({'kept' if p == 'silent' and 'on_silence' not in meta['args'] else 'left out'})"
-              for p, n in meta.get("media", {}).items()]
+    counts = [
+        f"{n} {p} ({'kept' if p == 'silent' and 'on_silence' not in meta['args'] else 'left out'})"
+        for p, n in meta.get("media", {}).items()
+    ]
     return ", ".join(["", *counts]) + (f": see {place.media(modality)}" if counts else "")
 
 
 def unused(path, fingerprint):
     """Whether a file is of other data and nothing was made from any: stage 1 stopped before its first bank."""
     folder = next(p for p in path.parents if (p / "inputs").is_dir() or p.parent == p)
-    made = (p for p in folder.rglob("*.pt") if p.parent.name != "inputs" and p.name != "im.pt" and
-            p.parent.suffix != ".parts")
+    made = (
+        p
+        for p in folder.rglob("*.pt")
+        if p.parent.name != "inputs" and p.name != "im.pt" and p.parent.suffix != ".parts"
+    )
     return path.exists() and load(path)["meta"]["fingerprint"] != fingerprint and not any(made)
 
 
 def inputs_of(args, place, data, modality):
     """The inputs file of a modality, made where it is not there."""
-    shape = {"image_size": args.image_size, "series_length": args.series_length, "frames": args.frames, "mels": args.mels}
+    shape = {
+        "image_size": args.image_size,
+        "series_length": args.series_length,
+        "frames": args.frames,
+        "mels": args.mels,
+    }
     path, known = place.inputs(modality), {**shape, **silence(args, data, modality)}
     if not finished(path, known, {}, data.fingerprint, args.force or unused(path, data.fingerprint)):
         complain, used = ahead.Complaints(data, modality, args.on_error, args.on_silence), observed(data, modality)
         made = read_inputs(args, data, modality, used, shape, complain)
         used = [r for r in used if r not in complain.left_out]
         check_items(args, data, modality, used)
-        save(path, {**made, **columns(data, used)}, stage="extract_features", data=data.name, fingerprint=data.fingerprint,
-                   args=known, source=data.source, dated=False, media=complain.finish(place.media(modality)))
+        save(
+            path,
+            {**made, **columns(data, used)},
+            stage="extract_features",
+            data=data.name,
+            fingerprint=data.fingerprint,
+            args=known,
+            source=data.source,
+            dated=False,
+            media=complain.finish(place.media(modality)),
+        )
     file = load(path)
-    print(f"  {modality}: {file['kind']} {tuple(file['x'].shape)} {str(file['x'].dtype)[6:]}{media_counts(place, modality, file)}")
+    form = f"{file['kind']} {tuple(file['x'].shape)} {str(file['x'].dtype)[6:]}"
+    print(f"  {modality}: {form}{media_counts(place, modality, file)}")
     if file["kind"] == "series" and file["x"].shape[1] > file["x"].shape[2]:
-        print(f"    more channels ({file['x'].shape[1]}) than steps: arrays are (channels, time); if these are not, transpose")
+        print(
+            f"    more channels ({file['x'].shape[1]}) than steps: arrays are (channels, time); "
+            f"if these are not, transpose"
+        )
     return file

@@ -57,8 +57,10 @@ def module(name):
 
 def can_embed(name, weights):
     """The roles of a perceptor."""
-    known = module(name)
-    return set(known.modalities(model_of(name, weights)) if hasattr(known, "modalities") else known.MODALITIES)
+    perceptor = module(name)
+    if hasattr(perceptor, "modalities"):
+        return set(perceptor.modalities(model_of(name, weights)))
+    return set(perceptor.MODALITIES)
 
 
 def model_of(name, weights):
@@ -99,16 +101,16 @@ def choose(spec, modalities, ims, weights=None):
             continue
         if name not in ("imagebind", "languagebind") and not re.fullmatch("hf:.+", name):
             raise UserError(
-                f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind or hf:MODEL, or one for each "
-                f"modality as in rgb=hf:MODEL,audio=imagebind"
+                f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind or hf:MODEL, or one "
+                f"for each modality as in rgb=hf:MODEL,audio=imagebind"
             )
         role = role_of(m, modalities[m])
         if m in ims and role in can_embed(name, weights):
             out[m] = (name, role)
         elif m in ims and each:
             raise UserError(
-                f"--perceptor {m}={name}: it has no encoder for {role or f'{m} ({modalities[m]})'}; it embeds "
-                f"{', '.join(sorted(can_embed(name, weights)))}"
+                f"--perceptor {m}={name}: it has no encoder for {role or f'{m} ({modalities[m]})'}; it "
+                f"embeds {', '.join(sorted(can_embed(name, weights)))}"
             )
     if spec != "bind" and not any(out.values()):
         raise UserError(f"--perceptor {spec}: it embeds none of {', '.join(ims)}; use --perceptor bind, or other --im")

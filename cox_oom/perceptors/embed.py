@@ -26,11 +26,11 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
     """
     starts = range(0, len(rows), PART)
     about = {**known, "data": data.fingerprint, "batch_size": batch_size, "part": PART, "rows": files.digest(rows)}
-    made = {k: part for k in starts if (part := read_part(folder / f"{k:08d}.pt", about))}
-    for part in made.values():
+    old_parts = {k: part for k in starts if (part := read_part(folder / f"{k:08d}.pt", about))}
+    for part in old_parts.values():
         for row, *complaint in part["complaints"]:
             complain(row, tuple(complaint))
-    todo = [row for k in starts if k not in made for row in rows[k : k + PART]]
+    todo = [row for k in starts if k not in old_parts for row in rows[k : k + PART]]
     preparer = model.preparer()
     stream = ahead.decoded(
         data, modality, todo, Prepare(preparer, role), workers=workers, ahead=batch_size, sample=preparer.sample(role)
@@ -39,13 +39,9 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
         total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None
     ) as bar:
         for k in starts:
-            if k not in made:
-                save_part(
-                    folder / f"{k:08d}.pt",
-                    about,
-                    data,
-                    one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain),
-                )
+            if k not in old_parts:
+                part = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
+                save_part(folder / f"{k:08d}.pt", about, data, part)
     parts = [files.load(folder / f"{k:08d}.pt") for k in starts]
     return torch.cat([p["features"] for p in parts]), [row for p in parts for row in p["rows"]]
 
@@ -78,8 +74,7 @@ def one_part(model, role, rows, stream, bar, batch_size, device, complain):
     if not kept:
         return {"features": torch.zeros(0, model.dims[role]), "rows": [], "complaints": complaints}
     z = torch.cat([z for _, z in out]).float().cpu()  # until here a GPU need not be waited for
-    made = [row for some, _ in out for row in some]
-    place = {row: k for k, row in enumerate(made)}
+    place = {row: k for k, row in enumerate(row for group_rows, _ in out for row in group_rows)}
     z = z[torch.tensor([place[row] for row in kept])].contiguous()
     bad = (~torch.isfinite(z).all(1)).nonzero().flatten().tolist()
     if bad:
@@ -100,14 +95,17 @@ def encode(model, role, group, device):
 
 
 def stack(items, device):
+    """Items of equal shape as one tensor on the device."""
     return torch.stack([torch.as_tensor(item) for item in items]).to(device, non_blocking=True)
 
 
 def shape_of(item):
+    """What items of one batch have in common: a tensor's shape, or names and shapes of a dict of tensors."""
     return tuple((k, tuple(v.shape)) for k, v in item.items()) if isinstance(item, dict) else tuple(item.shape)
 
 
 def save_part(path, about, data, part):
+    """Writes a part, what one_part gave; about: what it is made from, which read_part compares."""
     files.save(
         path,
         part,

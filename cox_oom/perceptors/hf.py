@@ -1,9 +1,10 @@
 """Any model of transformers that gives one vector per image, text, recording or clip: CLIP, SigLIP, CLAP, X-CLIP,
 PE-AV, EmbeddingGemma 2, …, with the processors that come with it.
 
-`--perceptor hf:MODEL`: MODEL is a folder that save_pretrained wrote, or a name that lies in the hub's cache. Nothing
-is downloaded and no code of the hub is run. Images go through the processors that work on Pillow, so that torchvision
-has no say in the numbers; where a processor would cut an audio at random, its middle is taken."""
+`--perceptor hf:MODEL`: MODEL is a folder that save_pretrained wrote, or a name that lies in the hub's cache. Nothing is
+downloaded and no code of the hub is run. Images go through the processors that work on Pillow, so that torchvision has
+no say in the numbers; where a processor would cut an audio at random, its middle is taken.
+"""
 
 import functools
 from pathlib import Path
@@ -39,7 +40,7 @@ AVERAGED = {
         "audio": ("boa_token", "audio_token", "eoa_token"),
     }
 }
-PADDED = ("siglip", "siglip2")  # trained on texts padded to one length at their end, and the padding was attended to
+PADDED = ("siglip", "siglip2")  # trained on texts padded to one length at their end, and the padding had its say
 LONGEST = 512  # tokens; what is longer is cut, sooner where the model takes fewer
 SECONDS = 10  # of audio, where the model's own processor names no length: its middle
 FRAMES = 8  # of a clip, where the model's config.json names no number
@@ -57,28 +58,28 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
 
     Raises UserError where the model is not there, lacks weights or a role, or needs what is not installed.
     """
-    folder, config, known = describe(weights)
+    folder, config, model_class = describe(weights)
     try:
-        model, found = known.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
+        model, info = model_class.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
     except Exception as e:  # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
-    lost = [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]
-    if lost:
+    missing = [*info["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"])]
+    if missing:
         raise UserError(
-            f"hf:{weights}: its weights lack {files.some(lost)}, which would be left at random; get it again"
+            f"hf:{weights}: its weights lack {files.key_list(missing)}, which would be left at random; get it again"
         )
     has = methods(config, type(model))
-    unable = [r for r in roles if r not in has]
-    if unable:
+    other = [r for r in roles if r not in has]
+    if other:
         raise UserError(
-            f"hf:{weights} ({type(model).__name__}) has no {unable[0]} features; "
+            f"hf:{weights} ({type(model).__name__}) has no {other[0]} features; "
             f"{'it has ' + ', '.join(has) if has else 'none of the kinds that are known here'}"
         )
     if has.get("text", "").endswith("_embeds"):  # PE-AV takes them, without asking its text model for them
         model.text_model.config.output_hidden_states = True
     preparer = Preparer(str(folder), config, roles, weights)
-    hashed = {name: files.sha256(path) for name, path in weight_files(roles, weights).items()}
-    return Model(model.to(device).eval().requires_grad_(False), has, preparer, hashed, weights, device, dtype)
+    hashes = {name: files.sha256(path) for name, path in weight_files(roles, weights).items()}
+    return Model(model.to(device).eval().requires_grad_(False), has, preparer, hashes, weights, device, dtype)
 
 
 def describe(weights):
@@ -94,28 +95,28 @@ def describe(weights):
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
 
 
-def methods(config, known):
+def methods(config, model_class):
     """{role: what a model of this class calls its features}."""
     if config.model_type in AVERAGED:
         return dict.fromkeys(AVERAGED[config.model_type], "forward")
-    return {r: name for r in METHODS if (name := next((n for n in METHODS[r] if hasattr(known, n)), None))}
+    return {r: name for r in METHODS if (name := next((n for n in METHODS[r] if hasattr(model_class, n)), None))}
 
 
 def modalities(weights):
     """The roles that a model can embed, told without its weights."""
-    _, config, known = describe(weights)
+    _, config, model_class = describe(weights)
     import transformers
 
-    if known is transformers.AutoModel:
-        known = transformers.AutoModel._model_mapping.get(type(config), known)
-    return tuple(methods(config, known))
+    if model_class is transformers.AutoModel:
+        model_class = transformers.AutoModel._model_mapping.get(type(config), model_class)
+    return tuple(methods(config, model_class))
 
 
 class Model:
     """What `load` returns; cox_oom/perceptors/languagebind.py and imagebind.py give the same."""
 
-    def __init__(self, model, methods, preparer, hashed, name, device, dtype):
-        self.model, self.methods, self.weights, self.device, self.dtype = model, methods, hashed, device, dtype
+    def __init__(self, model, methods, preparer, hashes, name, device, dtype):
+        self.model, self.methods, self.weights, self.device, self.dtype = model, methods, hashes, device, dtype
         self.preparer, self.prepare, self.sample = lambda: preparer, preparer.prepare, preparer.sample
         self.kind = model.config.model_type
         self.dims = {role: self.trial(role, name) for role in preparer.tools}
@@ -144,8 +145,8 @@ class Model:
         batch = {k: v.to(self.device, self.dtype if v.is_floating_point() else None) for k, v in batch.items()}
         out = getattr(self.model, self.methods[role])(**batch)
         if self.kind in AVERAGED:
-            seen = batch["attention_mask"][..., None].to(out.last_hidden_state.dtype)
-            out = (out.last_hidden_state * seen).sum(1) / seen.sum(1)
+            weight = batch["attention_mask"][..., None].to(out.last_hidden_state.dtype)
+            out = (out.last_hidden_state * weight).sum(1) / weight.sum(1)
         out = out if isinstance(out, torch.Tensor) else getattr(out, "pooler_output", None)
         n = len(next(iter(batch.values())))
         if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != n:

@@ -208,31 +208,31 @@ def encoders_of(path, tensors, needed, device, dtype):
     The keys of all encoders in it are checked, by name and shape, those of the others too: what is missing, unexpected
     or of another shape is a UserError that names it. An encoder that the file leaves out whole may be unneeded.
     """
-    found = {name: {k: t for k, t in tensors.items() if k.split(".")[1:2] == [name]} for name in HEADS}
-    strange = tensors.keys() - set().union(*found.values())
+    by_name = {name: {k: t for k, t in tensors.items() if k.split(".")[1:2] == [name]} for name in HEADS}
+    strange = tensors.keys() - set().union(*by_name.values())
     if strange:
         raise UserError(
-            f"{path}: {len(strange)} keys that are not imagebind's: {files.some(strange)}; give the file as "
-            f"it was published"
+            f"{path}: {len(strange)} keys that are not imagebind's: {files.key_list(strange)}; give the "
+            f"file as it was published"
         )
-    for name, w in found.items():
+    for name, w in by_name.items():
         if w:
             check(path, name, w)
-    absent = sorted(name for name in needed if not found[name])
+    absent = sorted(name for name in needed if not by_name[name])
     if absent:
-        there = ", ".join(name for name in found if found[name]) or "none"
+        names = ", ".join(name for name in by_name if by_name[name]) or "none"
         raise UserError(
-            f"{path} has no encoder for {', '.join(absent)} (it has {there}); give the whole file, or leave "
-            f"such modalities out with --im"
+            f"{path} has no encoder for {', '.join(absent)} (it has {names}); give the whole file, or "
+            f"leave such modalities out with --im"
         )
-    return {name: Encoder(name, found[name], device, dtype) for name in sorted(needed)}
+    return {name: Encoder(name, by_name[name], device, dtype) for name in sorted(needed)}
 
 
 def count_blocks(name, keys):
+    """1 + the highest number of a block among an encoder's keys; 0 where there is none."""
     at = f"{parts(name)[1]}blocks."
-    return 1 + max(
-        (int(n) for k in keys if k.startswith(at) and (n := k[len(at) :].split(".")[0]).isdecimal()), default=-1
-    )
+    numbers = (k[len(at) :].split(".")[0] for k in keys if k.startswith(at))
+    return 1 + max((int(n) for n in numbers if n.isdecimal()), default=-1)
 
 
 def check(path, name, w):
@@ -241,10 +241,12 @@ def check(path, name, w):
     blocks = count_blocks(name, w)
     keys = layout(name, max(1, blocks)).keys()
     if missing := keys - w.keys():
-        raise UserError(f"{path}: {len(missing)} keys of the {name} encoder are missing: {files.some(missing)}; {mend}")
+        raise UserError(
+            f"{path}: {len(missing)} keys of the {name} encoder are missing: {files.key_list(missing)}; {mend}"
+        )
     if strange := w.keys() - keys:
         raise UserError(
-            f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.some(strange)}; {mend}"
+            f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.key_list(strange)}; {mend}"
         )
     pre, trunk, _ = parts(name)
     norm, last = head_keys(name)
@@ -265,8 +267,9 @@ def check(path, name, w):
 def layout(name, blocks, width=0, hidden=0, out=0, kernel=()):
     """{key: shape} of one encoder; sizes of 0 where the names alone are of interest.
 
-    kernel: the stem's, without the output channels: vision (3, 2, p, p), depth and thermal (1, p, p), audio (1, 16,
-    16), imu (48,)."""
+    kernel: the stem's, without the output channels: vision (3, 2, p, p), depth and thermal (1, p, p), audio
+    (1, 16, 16), imu (48,).
+    """
     pre, trunk, _ = parts(name)
     norm, last = head_keys(name)
     shapes = {f"{norm}.weight": (width,), f"{norm}.bias": (width,), f"{last}.weight": (out, width)}
@@ -396,8 +399,7 @@ def audio_clips(wave):
 
 def disparity(metres, camera, scale):
     """metres (1, H, W) float32 -> (1, 224, 224): disparity in pixels, camera (m * pixels) / depth, as the recipe for
-    the encoder's training data (SUN RGB-D) has it: depth to 0.01 .. 50, disparity to 75, all by 75, then mean and
-    std.
+    the encoder's training data (SUN RGB-D) has it: depth to 0.01 .. 50, disparity to 75, all by 75, then mean and std.
 
     Depth is multiplied by `scale` first: that recipe takes SUN RGB-D's files for mm, while they hold 8 times that.
     Where there is no depth (0), the recipe has the nearest.

@@ -100,9 +100,10 @@ def fbank(wave, mels, *, subtract_mean=False, rate=SAMPLE_RATE, length_ms=25, sh
     """wave float32 (T,) in [-1, 1] -> (frames, mels) float32: Kaldi's log mel energies with a Hann window, no dither.
 
     frames = 1 + (T - 400) // 160 at 16 kHz; a wave shorter than one window is filled up with zeros to one.
-    `subtract_mean` takes the wave's mean away first (Kaldi takes each window's away in any case). Kaldi itself
-    refuses 128 bands at 16 kHz: one of the lowest lies between two frequencies of the transform. Models have been
-    trained on such features all the same; the empty band is constant, log(2**-23)."""
+    `subtract_mean` takes the wave's mean away first (Kaldi takes each window's away in any case).
+    Kaldi itself refuses 128 bands at 16 kHz: one of the lowest lies between two frequencies of the transform. Models
+    have been trained on such features all the same; the empty band is constant, log(2**-23).
+    """
     wave = torch.as_tensor(wave, dtype=torch.float64)
     length, shift = rate * length_ms // 1000, rate * shift_ms // 1000
     if subtract_mean and len(wave):

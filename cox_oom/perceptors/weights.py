@@ -11,39 +11,38 @@ from cox_oom.files import UserError, optional
 from cox_oom.perceptors.preprocess import huggingface_cache
 
 
-def find(what, wanted, place=None, defaults=(), where=""):
-    """Path of the weights of `what`: the first that is there.
+def find(what, names, place=None, defaults=(), where=""):
+    """Path of the weights of `what`: the first that is there; UserError where none is.
 
-    wanted: names of the file (or folder), the best one first. place: what --weights says: the file or folder itself, or
-    a folder that holds it; None: the folders of `defaults` are searched. where: address, size and licence, for the
-    error.
+    names: of the file (or folder), the best one first. place: what --weights says: the file or folder itself, or a
+    folder that holds it; None: the folders of `defaults` are searched. where: address, size and licence, for the error.
     """
-    names = " or ".join(wanted)
+    choice = " or ".join(names)
     if place is not None:
         place = Path(place).expanduser()
         if not place.exists():
-            raise UserError(f"--weights {place}: no such file or folder; {what} needs {names}: {where}")
-        for name in wanted:
+            raise UserError(f"--weights {place}: no such file or folder; {what} needs {choice}: {where}")
+        for name in names:
             if place.name == name or (place / name).exists():
                 return place if place.name == name else place / name
         if place.is_file():  # a copy under another name; its content is checked at load
             return place
-        raise UserError(f"--weights {place}: holds no {names}; {what} needs it: {where}")
+        raise UserError(f"--weights {place}: holds no {choice}; {what} needs it: {where}")
     folders = [Path(d).expanduser() for d in defaults]
     for folder in folders:
-        for name in wanted:
+        for name in names:
             if (folder / name).exists():
                 return folder / name
-    looked = ", ".join(str(d) for d in folders)
     raise UserError(
-        f"the weights of {what} ({names}) are in none of {looked}; get them from {where}; then --weights PATH"
+        f"the weights of {what} ({choice}) are in none of {', '.join(map(str, folders))}; get them from "
+        f"{where}; then --weights PATH"
     )
 
 
 def huggingface_snapshots(repo):
     """Folders of `owner/name` in Hugging Face's hub cache, newest first."""
-    found = huggingface_cache().glob(f"models--{repo.replace('/', '--')}/snapshots/*")
-    return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
+    folders = huggingface_cache().glob(f"models--{repo.replace('/', '--')}/snapshots/*")
+    return sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)
 
 
 def torch_hub():
@@ -52,8 +51,7 @@ def torch_hub():
 
 
 def read(path):
-    """{key: tensor} of a .pth, .pt, .bin or .safetensors file. Tensors are mapped from the file, not read into
-    memory."""
+    """{key: tensor} of a .pth, .pt, .bin or .safetensors file. Tensors are mapped from the file, not read to memory."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
@@ -75,7 +73,7 @@ def read(path):
     return tensors
 
 
-def some(keys, count=3):
+def key_list(keys, count=3):
     """'a, b, c and 7 more': keys for one line."""
     keys = sorted(keys)
     return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")

@@ -3,18 +3,18 @@
 records.csv, a line a run, is what an experiment keeps of its records. An empty cell says nothing.
 
     data … added                as in METHOD.json; condition: the row of a table in which the run stands
-    args, connect_args          flags as JSON, but those that are columns; null: not there. "*" in the first line: those of
-                                most lines. "*" in the first line of a data set, OOM modality and condition: what differs in
-                                most of its lines. What stands beside "*" or without it: what differs in the line itself
+    args, connect_args          flags as JSON, but those that are columns; null: not there. "*" in the first line:
+                                those of most lines. "*" in the first line of a data set, OOM modality and condition:
+                                what differs in most of its lines. Beside "*" or without it: what differs in the line
     classes, skewed             number of classes; true where those of the test items differ by more than 1.5 in size
     agreement.WHEN.KEY, trust.KEY
     im_head_accuracy.MODALITY   in a seed's first line, as it is the same for all methods
     retrieval.WAY.LEVEL.KEY     mean over the IM modalities
     connection.MODALITY.KEY     the points of the connection's curve, a space between them
 
-balanced_accuracy stands where classes are skewed, hungarian_accuracy and nmi without labels, as in the tables. Numbers have
-six significant digits, those that EXACT names all their digits: equal shares have to stay equal in ranks, tests and means.
-"""
+balanced_accuracy stands where classes are skewed, hungarian_accuracy and nmi without labels, as in the tables.
+Numbers have six significant digits, those that EXACT names all their digits: equal shares have to stay equal in
+ranks, tests and means."""
 
 import csv
 import json
@@ -42,8 +42,8 @@ PROVENANCE = ("commonality", "data_seed", "fingerprint", "args", "seconds", "con
 
 
 LINE = tuple(
-    "data perceptor oom setting method seed labels per_class n_labelled paired perceptor_paired_by_class condition commonality "
-    "data_seed fingerprint seconds connect_seconds added".split()
+    "data perceptor oom setting method seed labels per_class n_labelled paired perceptor_paired_by_class condition "
+    "commonality data_seed fingerprint seconds connect_seconds added".split()
 )
 FLAGS = ("connect_args", "args")
 WORDS = ("data", "perceptor", "oom", "setting", "method", "paired", "condition", "fingerprint", "added", "fallback")
@@ -158,8 +158,8 @@ def write_tables(out, records, blocks):
 
 
 def write_csv(path, rows):
-    """Rows [{column: value}]: columns in the order in which they come up, those that no row fills left out; a list's entries
-    with a space between them, a dict as JSON, None as an empty cell."""
+    """Rows [{column: value}]: columns in the order in which they come up, those that no row fills left out; a list's
+    entries with a space between them, a dict as JSON, None as an empty cell."""
 
     def text(v):
         if isinstance(v, (list, tuple)):
@@ -269,8 +269,8 @@ def flags_told(columns, lines):
 
 
 def write_records(path, records, keep=None):
-    """records.csv of records, each what METHOD.json holds, with the metrics whose columns `keep` names, in its order; a name
-    stands for the columns below it as well; None: all."""
+    """records.csv of records, each what METHOD.json holds, with the metrics whose columns `keep` names, in its order;
+    a name stands for the columns below it as well; None: all."""
     flags, metrics, heads = {k: flag_lines(records, k) for k in FLAGS}, [], {}
     for r in records:
         all_of = csv_metrics(r)
@@ -311,7 +311,8 @@ def read_records(path):
 
 
 def nested(cells):
-    """The metrics of csv_metrics' columns as a record has them, None for what a level of retrieval or an agreement lacks."""
+    """The metrics of csv_metrics' columns as a record has them, None for what a level of retrieval or an agreement
+    lacks."""
     parts = lambda name: {k.removeprefix(f"{name}."): v for k, v in cells.items() if k.startswith(f"{name}.")}
     out = {k: v for k, v in cells.items() if "." not in k}
     out.update({name: parts(name) for name in ("trust", "im_head_accuracy") if parts(name)})

@@ -69,8 +69,9 @@ def order(method):
 
 
 def score(r, metric):
-    """One number of a record: a metric by name, or "retrieval.WAY.LEVEL.KEY", the mean over the IM modalities, or "unlabelled",
-    accuracy on the unlabelled training items with a hidden label after exploration; None where the record has none."""
+    """One number of a record: a metric by name, or "retrieval.WAY.LEVEL.KEY", the mean over the IM modalities, or
+    "unlabelled", accuracy on the unlabelled training items with a hidden label after exploration; None where the
+    record has none."""
     if metric == "unlabelled":
         a = (r["metrics"].get("agreement") or {}).get("after")
         if not a or "accuracy" in a:

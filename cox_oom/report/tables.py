@@ -8,8 +8,8 @@ import collections
 import json
 import math
 
-from cox_oom.report.tests import tests_table
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
+from cox_oom.report.tests import tests_table
 
 SHARED = (
     "epochs",
@@ -104,9 +104,9 @@ def retrieval_tables(records, columns):
             }
         ]
     blocks[0]["notes"].append(
-        "Test items alone. Category level: a hit is any of the first k categories, ranked by their nearest item; instance "
-        "level: the query's own row. COX uses its last connections; the other methods go on from stage 2's connections, on "
-        "their own features of the same labelled pairs, for as many steps; random is untrained, its connections too."
+        "Test items alone. Category level: a hit is any of the first k categories, ranked by their nearest item; "
+        "instance level: the query's own row. COX uses its last connections; the other methods go on from stage 2's "
+        "connections, on their own features of the same labelled pairs, for as many steps; random is untrained, its connections too."
     )
     lines = []
     for name, metric in wide.items():
@@ -376,11 +376,11 @@ def connection_table(records, columns):
             "seeds",
         ],
         "notes": [
-            "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of a head fitted to the mapped "
-            "items alone, before the first step of the connection and after its last; learner: the "
+            "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of a head fitted to the "
+            "mapped items alone, before the first step of the connection and after its last; learner: the "
             "warm-started learner's own head.",
-            f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below the "
-            f"learner for {sum(x >= -5 - 1e-9 for each in apart.values() for x in each)} of {len(lines)}, on average "
+            f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below "
+            f"the learner for {sum(x >= -5 - 1e-9 for each in apart.values() for x in each)} of {len(lines)}, on average "
             f"{by_data(apart, '+.1f')} points from it.",
         ],
     }
@@ -481,7 +481,8 @@ def column_notes(records, columns):
                 why = collections.Counter(filter(None, map(fallback, mine)))
                 if why:
                     notes.append(
-                        f"{c[0]} {c[1]}, {k}: {method} without correspondences in {sum(why.values())} of {len(mine)} runs: "
+                        f"{c[0]} {c[1]}, {k}: {method} without correspondences in {sum(why.values())} of {len(mine)} "
+                        f"runs: "
                         f"{'; '.join(f'{reason} ({n})' if len(why) > 1 else reason for reason, n in why.items())}."
                     )
             added = sorted({r["method"] for r in rows if r.get("added")}, key=order)

@@ -95,8 +95,8 @@ def tests_table(records, metric, words):
                 "notes": [
                     "n: pairs of runs with the same seed (labelled items, start) and column; two-sided p of the paired "
                     "t-test and of Wilcoxon's signed ranks over them: would other labelled items give the same. The "
-                    "runs of a column share their test items; p (columns), of the t-test over the means of the columns: "
-                    "would other sensors."
+                    "runs of a column share their test items; p (columns), of the t-test over the means of the "
+                    "columns: would other sensors."
                 ],
             }
         ]

@@ -8,7 +8,7 @@ from pets import HEADER, ROWS, changed, complaint, write
 from PIL import Image
 
 from cox_oom import data as datasets
-from cox_oom.data import folder
+from cox_oom.data import folder, inputs
 from cox_oom.files import UserError
 
 
@@ -208,4 +208,4 @@ def test_real_folders(data, name, parts, classes, kinds, observed):
         counts = tuple(sum(found.split[i] == s for i in rows) for s in ("train", "test"))
         assert counts == observed.get(modality, (parts[0], parts[2]))
         items = datasets.Items(found, modality, rows[:20])
-        assert len(datasets.media.learner_inputs(kinds[modality], items, [True] * 20, image_size=32)["x"]) == 20
+        assert len(inputs.learner_inputs(kinds[modality], items, [True] * 20, image_size=32)["x"]) == 20

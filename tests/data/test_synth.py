@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cox_oom import data as datasets
-from cox_oom.data import media, synth
+from cox_oom.data import inputs, synth
 from cox_oom.files import UserError
 
 SMALL = {"n_train": 36, "n_val": 12, "n_test": 12}
@@ -164,7 +164,7 @@ def test_a_centroid_classifier_sees_the_class_in_every_modality():
         if kind == "text":
             continue
         items = datasets.Items(data, modality, range(360))
-        out = media.learner_inputs(kind, items, train, image_size=16, frames=2)
+        out = inputs.learner_inputs(kind, items, train, image_size=16, frames=2)
         x = ((out["x"].float() - out["mean"]) / out["std"]).flatten(1).numpy()
         centres = np.array([x[:240][labels[:240] == c].mean(0) for c in range(12)])
         guess = ((x[240:, None] - centres) ** 2).sum(2).argmin(1)

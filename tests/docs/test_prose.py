@@ -59,11 +59,7 @@ def test_links_lead_somewhere(path):
 
 @every_document
 def test_named_files_exist(path):
-    lost = sorted(
-        p
-        for p in paths_of(GENERATED.sub("", path.read_text(encoding="utf-8")))
-        if not (ROOT / p).exists()
-    )
+    lost = sorted(p for p in paths_of(GENERATED.sub("", path.read_text(encoding="utf-8"))) if not (ROOT / p).exists())
     assert not lost
 
 

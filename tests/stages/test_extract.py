@@ -7,6 +7,7 @@ from worlds import refused, run_dir, stage, write_folder
 
 import extract_features
 from cox_oom import files
+from cox_oom.data import inputs
 from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -33,13 +34,13 @@ def test_synth_by_name(tmp_path):
 
 def test_items_are_read_one_at_a_time(tmp_path, monkeypatch):
     own = write_folder(tmp_path / "toy", n=(9, 3, 6))
-    real, kinds = extract_features.media.learner_inputs, {}
+    real, kinds = inputs.learner_inputs, {}
 
     def look(kind, raws, *args, **kw):
         kinds[kind] = isinstance(raws, extract_features.datasets.Items)
         return real(kind, raws, *args, **kw)
 
-    monkeypatch.setattr(extract_features.media, "learner_inputs", look)
+    monkeypatch.setattr(inputs, "learner_inputs", look)
     stage("extract_features", own, tmp_path / "runs")
     assert kinds == {"image": True, "series": True, "text": True}
 
