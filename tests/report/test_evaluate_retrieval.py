@@ -8,9 +8,12 @@ import torch
 from records import D, make_world
 
 import evaluate
+from cox_oom import connect as connections
 from cox_oom import files
 from cox_oom.connect import Connection
 from cox_oom.files import Place
+from cox_oom.report import judge
+from cox_oom.seed import Seed
 
 
 def test_retrieval_of_every_kind_of_run(tmp_path, monkeypatch):
@@ -29,18 +32,18 @@ def test_retrieval_of_every_kind_of_run(tmp_path, monkeypatch):
     run, connect = files.load(folder / "cox.pt"), files.load(folder / "connect.pt")
     oom = files.load(Place(tmp_path, "toy").inputs("sonar"))
     im = files.load(Place(tmp_path, "toy", "bind", "sonar").banks() / "rgb.pt")
-    v, y, ids = evaluate.mapped_test_items(run, connect, oom, {"rgb": im}, "cpu")["rgb"]
+    v, y, ids = judge.mapped_test_items(run, Seed(None, oom, {"rgb": im}, connect, {}), "cpu")["rgb"]
     own = Connection(d_im=5, d=D).eval()
     own.load_state_dict(run["connections"]["rgb"])
     with torch.no_grad():
         torch.testing.assert_close(v, own(im["features"][39:])[0])
     assert ids == [f"i{j}" for j in range(39, 60)]
-    told, train = [], evaluate.train_connection
-    monkeypatch.setattr(evaluate, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
+    told, train = [], connections.train_connection
+    monkeypatch.setattr(connections, "train_connection", lambda *a, **k: told.append(k) or train(*a, **k))
     run = files.load(folder / "erm.pt")
     for epochs, refreshes, steps in ((2, 2, 6), (6, 5, 9), (20, 5, 15)):  # 6 epochs: refreshed after 2, 4 and 6
         run["meta"]["args"].update(epochs=epochs, refreshes=refreshes)
-        evaluate.mapped_test_items(run, connect, oom, {"rgb": im}, "cpu")
+        judge.mapped_test_items(run, Seed(None, oom, {"rgb": im}, connect, {}), "cpu")
         assert (told[-1]["steps"], told[-1]["beta"], told[-1]["w_ce"]) == (steps, 0.01, 0.5)  # as COX's
     monkeypatch.undo()
     before = (folder / "erm.json").read_text()
@@ -78,7 +81,8 @@ def test_an_im_modality_without_a_labelled_test_item_is_left_out(tmp_path, metho
     no_label = {**rgb, "labels": rgb["labels"].masked_fill(rgb["split"] == 2, -1)}
     no_row = {**rgb, **{k: rgb[k][:39] for k in ("features", "labels", "split", "ids")}}
     for imu in (no_label, no_row):
-        assert list(evaluate.mapped_test_items(run, connect, oom, {"imu": imu, "rgb": rgb}, "cpu")) == ["rgb"]
+        seed = Seed(None, oom, {"imu": imu, "rgb": rgb}, connect, {})
+        assert list(judge.mapped_test_items(run, seed, "cpu")) == ["rgb"]
 
 
 def test_retrieval_is_said_and_has_a_folder_of_its_own(tmp_path, capsys):

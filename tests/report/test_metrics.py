@@ -6,7 +6,6 @@ import torch
 from records import CLASSES
 from sklearn import metrics as sk
 
-import evaluate
 from cox_oom.report import metrics
 
 
@@ -15,7 +14,7 @@ def test_metrics_agree_with_sklearn(classes):
     g = torch.Generator().manual_seed(classes)
     truth = torch.randint(classes, (300,), generator=g)
     guess = torch.where(torch.rand(300, generator=g) < 0.6, truth, torch.randint(classes, (300,), generator=g))
-    m = evaluate.class_metrics(guess, truth, [f"c{i}" for i in range(classes)])
+    m = metrics.class_metrics(guess, truth, [f"c{i}" for i in range(classes)])
     assert m["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
     assert m["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, guess))
     assert m["confusion"] == sk.confusion_matrix(truth, guess).tolist()
@@ -28,12 +27,12 @@ def test_metrics_agree_with_sklearn(classes):
 def test_hungarian_undoes_a_renaming():
     truth = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
     guess = torch.tensor([1, 1, 1, 2, 2, 2, 0, 0, 1])  # renamed, one item wrong
-    m = evaluate.class_metrics(guess, truth, CLASSES)
+    m = metrics.class_metrics(guess, truth, CLASSES)
     assert m["accuracy"] == 0 and m["hungarian_accuracy"] == pytest.approx(8 / 9)
 
 
 def test_class_without_test_items_and_constant_guesses():
-    m = evaluate.class_metrics(torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 0, 1]), CLASSES)
+    m = metrics.class_metrics(torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 0, 1]), CLASSES)
     assert m["per_class"] == {"ape": 1.0, "bee": 0.0, "cat": None}
     assert m["balanced_accuracy"] == 0.5 and m["nmi"] == 0.0
 
@@ -41,10 +40,10 @@ def test_class_without_test_items_and_constant_guesses():
 def test_agreement_by_hand():
     agree = torch.tensor([True, True, True, False, False])
     guess, truth = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, -1, 1, 1])
-    a = evaluate.agreement(agree, guess, truth, torch.tensor([0, 0, 0, -1, -1]))  # one has no hidden label
+    a = metrics.agreement(agree, guess, truth, torch.tensor([0, 0, 0, -1, -1]))  # one has no hidden label
     accuracies = {"accuracy": 0.75, "agree_accuracy": 1.0, "disagree_accuracy": 0.5, "label_accuracy": 0.5}
     assert a == pytest.approx({"share": 0.6, "gap": 0.5, **accuracies})
-    assert evaluate.agreement(torch.ones(5, dtype=torch.bool), guess, truth)["gap"] is None
+    assert metrics.agreement(torch.ones(5, dtype=torch.bool), guess, truth)["gap"] is None
 
 
 def test_retrieval_by_hand():
