@@ -54,7 +54,6 @@ RARE = (
         "of a pretrained perceptor's weights; its features are float32 in any case",
     ),
     ("--batch-size", 32, number(int, 1), "items that a pretrained perceptor takes at once"),
-    ("--mels", 64, number(int, 1), "mel bands of audio"),
     (
         "--pair-by-class",
         False,
@@ -65,9 +64,6 @@ RARE = (
     ("--bind-width", 64, number(int, 0), "their width, a multiple of 8"),
     ("--bind-dim", 64, number(int, 1), "dimension of bind's joint space"),
     ("--seed", 0, int, "seed of the encoders trained here"),
-    ("--commonality", 0.7, number(float, 0, 1), "synth only: instance information that the modalities share"),
-    ("--data-seed", 0, int, "synth only: which world"),
-    ("--mosei-classes", None, str, "mosei only: emotion, emotion6 or sentiment7"),
 )
 
 
@@ -95,13 +91,8 @@ def key_values(flag, given):
 
 def read(args):
     """The Dataset that the flags name, the IM modalities among its own."""
-    synth = {"commonality": args.commonality, "seed": args.data_seed}
-    options = (
-        synth if args.data == "synth" else {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
-    )
+    options = {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
     options |= key_values("--option", args.option)
-    if args.mosei_classes:
-        options["classes"] = args.mosei_classes
     if args.im and not datasets.is_name(args.data):  # of a folder's columns these alone are checked
         options["columns"] = [*args.im.split(","), args.oom]
     data = datasets.read(args.data, root=args.root, **options)

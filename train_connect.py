@@ -11,8 +11,6 @@ unsup   no OOM item has either: anchors are the items on which the IM heads agre
 A stopped run goes on from its last checkpoint (connect.checkpoint.pt, an epoch of the warm-up each).
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -52,7 +50,6 @@ RARE = (
     ("--labelled-batch", 64, number(int, 1), "labelled items of a step"),
     ("--lr", 1e-3, number(float, 0), "Adam's learning rate"),
     ("--weight-decay", 1e-5, number(float, 0), "Adam's weight decay"),
-    ("--anchors", 0.1, number(float, 0, 1), "unsup: share of the items taken as anchors (T)"),
     ("--init", "literal", ("literal", "spectral"), "unsup: class names by IM heads (Eq. 14), or by clusters' geometry"),
     ("--name-with", 0, number(int, 0), "unsup, spectral: this many labelled items per class give the names"),
     (
@@ -82,13 +79,13 @@ def get_args(argv=None):
 
 def warm_up(work, learner, head, oom, start, steps, every, args, generator):
     """`steps` of cross-entropy on the start's rows with weak augmentation, and --w-kl times KL(p(y | x_im) ‖ h(y |
-    x)) on the pairs (after Eq. 9). A checkpoint `every` so many steps. Returns the mean loss of each tenth."""
+    x)) on the pairs (after Eq. 9). A checkpoint `every` so many steps. Returns the mean loss of each."""
     optimizer = torch.optim.Adam(
         [*learner.parameters(), *head.parameters()], lr=args.lr, weight_decay=args.weight_decay
     )
     parts = {"learner": learner, "head": head, "optimizer": optimizer}
     state = work.resume(parts, generator) or {"step": 0, "losses": []}
-    losses = state["losses"]
+    losses, sums = state["losses"], {}
     amp = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
     learner.train()
     for step in tqdm(range(state["step"] + 1, steps + 1), desc="warm-up", mininterval=1, disable=None):
@@ -100,11 +97,14 @@ def warm_up(work, learner, head, oom, start, steps, every, args, generator):
             if args.w_kl and start.teacher is not None:
                 target = start.teacher[i.to(args.device)]
                 terms["teacher"] = args.w_kl * F.kl_div(logits.log_softmax(-1), target, reduction="batchmean")
-        losses.append(run.descend(optimizer, terms, args.lr).item())
-        if step % every == 0 or step == steps:
-            work.log(epoch=math.ceil(step / every), loss=sum(losses[-every:]) / len(losses[-every:]))
+        run.descend(optimizer, terms, args.lr)
+        run.add(sums, terms)
+        if step % every == 0:
+            losses.append(run.means(sums, every)["loss"])
+            work.log(epoch=len(losses), loss=losses[-1])
             work.checkpoint({"step": step, "losses": losses}, parts, generator)
-    return [t.mean().item() for t in torch.tensor(losses).tensor_split(min(10, steps))] if steps else []
+            sums = {}
+    return losses
 
 
 def check(args, oom, train):
@@ -172,11 +172,8 @@ def main(argv=None):
         curve += points
 
     # ---------------------------------------------------------------------------------------------------- save
-    paired = (
-        "by class: " + ", ".join(start.by_class) if start.by_class else "true" if args.setting == "semi" else "none"
-    )
-    bind_by_class = sorted({i for im in ims.values() for i in im["meta"].get("paired_by_class", [])})
-    paired += "; bind by class: " + ", ".join(bind_by_class) if bind_by_class else ""
+    paired = {"paired": "class" if start.by_class else "true" if args.setting == "semi" else "none"}
+    paired |= {"paired_by_class": start.by_class}
     kept = {"arch": arch, "learner": state_of(learner), "head": state_of(head), "initial": initial, "im": list(known)}
     kept |= {"class_names": oom["class_names"], "im_heads": {m: state_of(k.head) for m, k in known.items()}}
     kept |= {"connections": connections, "optimizers": optimizers, "mapped": mapped, "mapped_heads": heads}
@@ -185,7 +182,7 @@ def main(argv=None):
         "mapped_ids": {m: k.ids for m, k in known.items()},
     }
     kept |= {"pairs": start.pairs, "labelled": start.labelled, "held": start.held, "naming": start.naming}
-    work.save({**kept, "curve": curve, "warmup_loss": losses}, paired=paired, n_labelled=len(start.labelled))
+    work.save({**kept, "curve": curve, "warmup_loss": losses}, **paired, n_labelled=len(start.labelled))
     print(f"stage 2 done in {work.seconds:.0f} s. Next: {place.command('train_explore.py', method='cox')}")
 
 

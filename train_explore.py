@@ -36,7 +36,6 @@ EVERYDAY = (
 RARE = (
     ("--labelled-batch", 64, number(int, 1), "labelled items of a step"),
     ("--weight-decay", 1e-5, number(float, 0), "Adam's weight decay"),
-    ("--anchors", 0.1, number(float, 0, 1), "share of the items with an emergent correspondence (S)"),
     ("--connect-steps", 50, number(int, 0), "cox: steps of each connection at a refresh"),
     ("--w-agree", 1.0, number(float, 0), "cox, selftrain: weight of the anchors' labels on A"),
     ("--w-disagree", None, number(float, 0), "the same of the term on D; left out: 1 with --kl expected, else 0.5"),
@@ -45,8 +44,6 @@ RARE = (
     ("--temper", 0.4, number(float, 0, ends="(]"), "exponent of its posteriors, which are too confident"),
     ("--refit", 0.5, number(float, 0, 1), "how far the head moves, at the end, to the classifier of its posteriors"),
     ("--w-im", 3.0, number(float, 0), "cox: weight of predicting IM features"),
-    ("--w-mapped", 1.0, number(float, 0), "cox: weight of a mapped IM item in fitting the heads h*_k"),
-    ("--gate", 1, (0, 1), "cox: the learner's own head must agree as well", {"type": int}),
     (
         "--shares",
         "known",
@@ -140,7 +137,7 @@ def main(argv=None):
     emergent = {k: t.to(args.device) for k, t in state["emergent"].items()}
 
     # ------------------------------------------------------------------------------------------------ explore
-    follow = {"generator": generator, "train": "connection" not in plan.without, "w_mapped": args.w_mapped}
+    follow = {"generator": generator, "train": "connection" not in plan.without}
     steps = items.steps(args.batch)  # of an epoch
     amp = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
     bar = tqdm(total=plan.epochs * steps, initial=first * steps, desc=args.method, mininterval=1, disable=None)
@@ -158,15 +155,15 @@ def main(argv=None):
             z = items.embed(learner, args.device, labelled=False)
             before = anchors.agreement(z, head, bridge, items, args).agreement
         learner.train()
-        losses = []
+        sums = {}
         for step, (i, j) in enumerate(items.draw(steps, args.labelled_batch, args.batch, generator)):
             with amp:
                 terms = methods.terms(args, plan, model, items, chosen, teacher, i, j)
             lr = run.cosine(args.lr, (epoch * steps + step) / (plan.epochs * steps))
-            losses.append(run.descend(optimizer, terms, lr).item())
+            run.descend(optimizer, terms, lr)
+            run.add(sums, terms)
             bar.update()
-        history.append({"epoch": epoch + 1, "loss": sum(losses) / steps, **{k: t.item() for k, t in terms.items()}})
-        history[-1] |= items.validate(learner, head, args.device)
+        history.append({"epoch": epoch + 1, **run.means(sums, steps), **items.validate(learner, head, args.device)})
         work.log(**history[-1])
     bar.close()
 
@@ -181,9 +178,8 @@ def main(argv=None):
     kept = {"arch": seed.connect["arch"], "learner": state_of(learner), "head": state_of(head), **bridge.saved()}
     kept |= {"class_names": seed.oom["class_names"], "unlabelled": [items.ids[i] for i in items.unlabelled.tolist()]}
     kept |= {"before": before or after, "after": after, "history": history, "trust": facts.get("trust", {})}
-    kept |= {"fallback": explain(facts.get("fallback", {}))}
-    about = seed.connect["meta"]
-    work.save(kept, paired=about["paired"], labels=about["args"]["labels"], n_labelled=len(items.labelled))
+    kept |= {"fallback": facts.get("fallback", {})}
+    work.save(kept, n_labelled=len(items.labelled))
     print(f"stage 3 done in {work.seconds:.0f} s. Next: {Place(args.runs, args.data).command('evaluate.py')} --table")
 
 

@@ -3,8 +3,8 @@
     make gpu-check PYTHON=python3        on a GPU machine, no network
 
 It needs torch with CUDA, nvcc, ninja, pybind11, pytest, pytest-benchmark and hypothesis. A step that fails
-keep the others from running. Writes bench/results/<device>.md (timings) and <device>-check.md (this list with the outcomes,
-date, commit). Exit status 1 if any step failed or did not finish in its time.
+does not keep the others from running. Writes bench/results/<device>.md (timings) and <device>-check.md (this list with
+the outcomes, date, commit). Exit status 1 if any step failed or did not finish in its time.
 """
 
 import argparse

@@ -11,20 +11,28 @@ import torch.nn.functional as F
 import cox_ops
 from cox_oom.heads import match_shares
 
+SHARE = 0.1  # of the OOM items: how many become emergent pairs (S), or anchors without labels (T)
+
 # --------------------------------------------------------------------------------------------- agreement, choice
 
 
 @torch.no_grad()
-def judge(z, head, heads, shares, gate=True):
-    """Agreement on features z (U, d): mask (U,), label (U,) (-1: disagreement), confidence (U,), posteriors (K, U, C).
+def judge(z, heads, shares):
+    """Agreement of heads on features z (U, d): mask (U,), label (U,) (-1: disagreement), confidence (U,).
 
-    The heads h*_k on mapped items judge; with `gate` the learner's head is one more of them. `shares` (C,) or None:
-    every head is held to these class frequencies."""
-    logits = torch.stack([h(z) for h in heads] + ([head(z).float()] if gate else []))
+    heads [(weight (C, d), bias (C,))] of K linear classifiers; `shares` (C,) or None: every head is held to these class
+    frequencies. Returns weight (K, C, d) and bias (K, C) of the heads so held, too.
+    """
+    weight, bias = (torch.stack(part) for part in zip(*heads))
     if shares is not None:
-        logits = logits + torch.stack([match_shares(t, shares) for t in logits])[:, None]
-    mask, label, confidence = cox_ops.modality_agreement(logits)
-    return mask, label, confidence, logits.softmax(-1)
+        bias = bias + torch.stack([match_shares(z @ w.T + b, shares) for w, b in zip(weight, bias)])
+    return *cox_ops.heads_agreement(z, weight, bias), weight, bias
+
+
+@torch.no_grad()
+def posteriors_of(z, weight, bias):
+    """Posteriors (K, U, C) of linear heads, weight (K, C, d) and bias (K, C), on features z (U, d)."""
+    return (z @ weight.mT + bias[:, None]).softmax(-1)
 
 
 def emergent_pairs(z, mapped, y_im, mask, label, count, named):
@@ -77,6 +85,7 @@ class Anchors:
     class_posteriors: torch.Tensor = None
     mean_anchor_logp: torch.Tensor = None
     emergent: dict = field(default_factory=no_pairs)
+    heads: tuple = ()
 
     def __str__(self):
         return (
@@ -85,35 +94,35 @@ class Anchors:
 
 
 def agreement(z, head, bridge, items, args):
-    """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d), and
-    nothing else."""
+    """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d): the heads
+    h*_k on mapped items judge, and the learner's own."""
     z = z[items.unlabelled.to(z.device)]
-    shares = items.frequencies.to(z.device) if args.shares == "known" else None
-    mask, label, confidence, posteriors = judge(z, head, [bridge.heads[m] for m in bridge.names], shares, args.gate)
-    return Anchors(
-        {
-            "agree": mask.cpu(),
-            "label": label.cpu(),
-            "confidence": confidence.cpu(),
-            "prediction": head(z).argmax(1).cpu(),
-        },
-        mask,
-        label,
-        posteriors,
-        emergent=no_pairs(z.device),
-    )
+    heads = [*(bridge.heads[m].folded() for m in bridge.names), (head.weight, head.bias)]
+    mask, label, confidence, weight, bias = judge(z, heads, shares_of(items, args))
+    seen = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu()}
+    return Anchors({**seen, "prediction": head(z).argmax(1).cpu()}, mask, label, heads=(weight, bias))
+
+
+def shares_of(items, args):
+    """The class frequencies (C,) to which heads are held, None with --shares free."""
+    return items.frequencies.to(args.device) if args.shares == "known" else None
 
 
 def choose(z, head, bridge, teacher, items, args, plan):
-    """The Anchors under the learner's features z (M, d): as many as the heads and the nearest IM items agree on,
-    those that the teacher is surest of; without a teacher those that the heads agree on (COX) or the learner's head
-    is surest of (selftrain)."""
+    """The Anchors under the learner's features z (M, d): as many as the heads and the nearest IM items agree on, those
+    that the teacher is surest of; without a teacher those that the heads agree on (COX) or the learner's head is surest
+    of (selftrain)."""
     chosen, unlabelled = agreement(z, head, bridge, items, args), items.unlabelled.to(z.device)
     z_all, z = z, z[unlabelled]
     if bridge.common and "emergent" not in plan.without:
-        count = max(1, round(args.anchors * len(items.rows)))
         chosen.mask, chosen.label, pairs = emergent_pairs(
-            z, bridge.common_mapped(), bridge.y_common, chosen.mask, chosen.label, count, plan.named
+            z,
+            bridge.common_mapped(),
+            bridge.y_common,
+            chosen.mask,
+            chosen.label,
+            max(1, round(SHARE * len(items.rows))),
+            plan.named,
         )
         if args.method == "cox":
             chosen.emergent = {**pairs, "item": unlabelled[pairs["item"]]}
@@ -121,7 +130,9 @@ def choose(z, head, bridge, teacher, items, args, plan):
         teacher.look(z_all)
         chosen.posteriors = teacher.posteriors[None, unlabelled]
     elif args.method == "selftrain":
-        chosen.posteriors = judge(z, head, [], items.frequencies.to(z.device) if args.shares == "known" else None)[3]
+        chosen.posteriors = posteriors_of(z, *judge(z, [(head.weight, head.bias)], shares_of(items, args))[3:])
+    else:
+        chosen.posteriors = posteriors_of(z, *chosen.heads)
     if teacher or args.method == "selftrain":
         chosen.mask, chosen.label = surest_classes(chosen.posteriors[0], int(chosen.mask.sum()))
     chosen.class_posteriors, chosen.mean_anchor_logp = statistics(head(z), chosen.mask, chosen.label)

@@ -14,7 +14,7 @@ from torch import nn
 import cox_ops
 from cox_oom.augment import embed
 from cox_oom.files import UserError
-from cox_oom.heads import Head, deviation, fit_head, fit_mapped_head
+from cox_oom.heads import Head, deviation, fit_head
 from cox_oom.seed import features_of, split_rows, state_of
 
 
@@ -148,7 +148,7 @@ class Bridge:
         )
         self.v[m] = map_items(self.connections[m], self.z_im[m])
 
-    def follow(self, z, items, emergent, head, *, steps, generator, train=True, w_mapped=1.0):
+    def follow(self, z, items, emergent, head, *, steps, generator, train=True):
         """Follow the learner, whose features of all items z (M, d) have moved: train every connection on the known
         and the emergent pairs (Eqs. 4-9), and fit the heads h*_k to mapped IM items and labelled OOM items. `train`
         False: the connections stay untrained, and the heads see mapped items alone (ablation)."""
@@ -157,18 +157,11 @@ class Bridge:
             own, im = (t.to(z.device) for t in items.pairs[m])
             at = torch.cat([own, emergent["item"]])
             if train and steps and len(at):
-                im = torch.cat([im, self.rows[m][emergent["im"]]])
-                self.train(
-                    m,
-                    self.z_im[m][im],
-                    z[at],
-                    torch.cat([y[own], emergent["label"]]),
-                    head,
-                    steps=steps,
-                    generator=generator,
-                )
+                im_pair = self.z_im[m][torch.cat([im, self.rows[m][emergent["im"]]])]
+                y_pair = torch.cat([y[own], emergent["label"]])
+                self.train(m, im_pair, z[at], y_pair, head, steps=steps, generator=generator)
             own = items.labelled if train else items.labelled[:0]
-            self.heads[m] = fit_mapped_head(self.v[m], self.y_im[m], z[own], y[own], self.classes, w_mapped=w_mapped)
+            self.heads[m] = fit_head(torch.cat([self.v[m], z[own]]), torch.cat([self.y_im[m], y[own]]), self.classes)
 
     def parts(self):
         """{name: module or optimizer} for a checkpoint."""

@@ -20,6 +20,11 @@ class Head(nn.Module):
     def forward(self, z):
         return self.linear((z - self.mean) / self.std)
 
+    def folded(self):
+        """(weight (C, d), bias (C,)) of the same function of plain features."""
+        weight = self.linear.weight / self.std
+        return weight, self.linear.bias - weight @ self.mean
+
 
 def deviation(z):
     """Standard deviation (d,) of each feature of z (N, d); 1 where a feature is constant up to the rounding of its
@@ -28,9 +33,8 @@ def deviation(z):
     return torch.where(std > 1e-5 * z.abs().amax(0), std, torch.ones_like(std))
 
 
-def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
-    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C),
-    optional item weights (N,).
+def fit_head(z, y, classes, *, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
+    """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C).
 
     Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
     """
@@ -43,9 +47,7 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
     x = (z - head.mean) / head.std
 
     def loss_of(i):
-        loss = F.cross_entropy(head.linear(x[i]), y[i], reduction="none")
-        loss = loss.mean() if weight is None else (loss * weight[i]).sum() / weight[i].sum()
-        return loss + weight_decay * head.linear.weight.square().sum()
+        return F.cross_entropy(head.linear(x[i]), y[i]) + weight_decay * head.linear.weight.square().sum()
 
     def step(i):
         opt.zero_grad()
@@ -69,20 +71,13 @@ def fit_head(z, y, classes, *, weight=None, steps=200, lr=0.02, weight_decay=1e-
     return head.requires_grad_(False)
 
 
-def fit_mapped_head(v, y_im, z, y, classes, *, w_mapped=1.0):
-    """h*_k: the optimal classifier of mapped IM items v (N, d), y_im (N,), each with weight `w_mapped`, and of
-    labelled OOM items z (L, d), y (L,)."""
-    weight = torch.cat([v.new_full((len(v),), w_mapped), v.new_ones(len(z))])
-    return fit_head(torch.cat([v, z]), torch.cat([y_im, y]), classes, weight=weight)
-
-
 @torch.no_grad()
 def move_head(linear, head, share):
     """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays
     one."""
-    weight = head.linear.weight / head.std
+    weight, bias = head.folded()
     linear.weight.lerp_(weight, share)
-    linear.bias.lerp_(head.linear.bias - weight @ head.mean, share)
+    linear.bias.lerp_(bias, share)
 
 
 def match_shares(logits, shares, rounds=10):

@@ -83,9 +83,10 @@ class Items:
 
     def embed(self, learner, device, labelled=True):
         """The learner's features z (M, d) of all items; zeros of the labelled ones where these are not asked for."""
+        if labelled:
+            return embed(learner, self.oom, self.rows, device)[0]
         z = torch.zeros(len(self.rows), learner.width, device=device)
-        for places in (self.labelled, self.unlabelled) if labelled else (self.unlabelled,):
-            z[places.to(device)] = embed(learner, self.oom, self.rows[places], device)[0]
+        z[self.unlabelled.to(device)] = embed(learner, self.oom, self.rows[self.unlabelled], device)[0]
         return z
 
     def validate(self, learner, head, device):

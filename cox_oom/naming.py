@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import cox_ops
-from cox_oom.anchors import surest
+from cox_oom.anchors import SHARE, surest
 from cox_oom.augment import batch, embed
 from cox_oom.files import UserError, optional
 from cox_oom.labels import Start, choose_labelled
@@ -206,7 +206,7 @@ def name_by_heads(args, oom, rows, known, learner):
     z = embed(learner, oom, rows, args.device)[0]  # (M, d)
     logits = torch.stack([k.head(literal_space(z, k.z.shape[1], args.seed)) for k in known.values()])
     mask, label, confidence = cox_ops.modality_agreement(logits)
-    anchors = surest(confidence, max(1, round(args.anchors * len(rows))), mask)
+    anchors = surest(confidence, max(1, round(SHARE * len(rows))), mask)
     if not len(anchors):
         raise UserError(
             f"the IM heads of {', '.join(known)} agree on no {args.oom} item, so there is no anchor; "

@@ -140,14 +140,24 @@ def cosine(lr, done):
 
 
 def descend(optimizer, terms, lr):
-    """One step down the sum of the terms {name: loss}, at a learning rate. Returns the loss, detached."""
+    """One step down the sum of the terms {name: loss}, at a learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    loss = sum(terms.values())
     optimizer.zero_grad()
-    loss.backward()
+    sum(terms.values()).backward()
     optimizer.step()
-    return loss.detach()
+
+
+def add(sums, terms):
+    """Add the terms of a step {name: loss}, and their sum as "loss", to sums: float64 on the device, no host waits."""
+    for name, term in {"loss": sum(terms.values()), **terms}.items():
+        sums[name] = sums.get(name, 0.0) + term.detach().double()
+
+
+def means(sums, steps):
+    """{name: mean over the steps} of what `add` summed; a term that some steps lack counts 0 in them."""
+    names = list(sums)
+    return dict(zip(names, (torch.stack([sums[n] for n in names]) / steps).tolist())) if names else {}
 
 
 # -------------------------------------------------------------------------------------------- work in the making

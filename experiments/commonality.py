@@ -18,7 +18,7 @@ ON = {
 
 
 def gains(records, metric="accuracy"):
-    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, --data-seed, seed) that
+    """[{commonality, per_class, world, cox, selftrain, gain}]: lists over the (OOM modality, seed of synth, seed) that
     both have, of one of `ON`; world is the first two of these, gain is COX − selftrain."""
     key = lambda r: (r.get("commonality"), r["per_class"])
     out = []
@@ -82,7 +82,7 @@ def notes(found):
     """What a table of gains averages over, and whether the gain grows with commonality and with the pairs."""
     ooms = sorted({o for g in found for o, _ in g["world"]})
     said = [
-        f"Mean ± sd over seeds, OOM modalities ({', '.join(ooms)}) and worlds (--data-seed), "
+        f"Mean ± sd over seeds, OOM modalities ({', '.join(ooms)}) and worlds (seed of synth), "
         f"{' or '.join(map(str, sorted({len(g['gain']) for g in found})))} pairs of runs a cell."
     ]
     for words, key, other, unit in (
@@ -112,7 +112,7 @@ def notes(found):
 
 def trend(found, key, other, exchanges=20000):
     """Whether the gain grows with `key` ("commonality" or "per_class") within worlds: (Spearman's rho, two-sided p,
-    number of means). Gains are averaged over seeds, less their mean over `key` at the same (modality, --data-seed,
+    number of means). Gains are averaged over seeds, less their mean over `key` at the same (modality, seed of synth,
     `other`); then over `other`, which shares labels and latents. p: how often rho is as large when the means of each
     world are exchanged."""
     cells, groups = {}, {}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cox_oom.data import SPLITS, Dataset, media
+from cox_oom.data import SPLITS, Dataset, media, official
 from cox_oom.files import UserError
 
 KINDS = {
@@ -44,6 +44,7 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
     """
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
+    frames = official.number(folder, "frames", frames, 1, 10**6)
     folder = os.path.normpath(str(folder))
     manifest = os.path.join(folder, "manifest.csv")
     header, rows, content = _table(manifest)

@@ -122,12 +122,12 @@ def _annotations(root, classes):
     if classes == "emotion" and not csd:
         raise UserError(
             f"--data mosei --root {root}: seven emotions need CMU_MOSEI_Labels.csd (the .csv counts "
-            f"sentences without emotion as happy); get it, or use --mosei-classes emotion6 or sentiment7"
+            f"sentences without emotion as happy); get it, or use --option classes=emotion6 or classes=sentiment7"
         )
     if classes == "emotion6" and not table:
         raise UserError(
             f"--data mosei --root {root}: emotion6 is a column of CMU_MOSEI_Labels.csv; get it, or use "
-            f"--mosei-classes emotion"
+            f"--option classes=emotion"
         )
     return table, csd
 

@@ -133,7 +133,6 @@ def inputs_of(args, place, data, modality):
         "image_size": args.image_size,
         "series_length": args.series_length,
         "frames": args.frames,
-        "mels": args.mels,
     }
     path, known = place.inputs(modality), {**shape, **silence(args, data, modality)}
     if not finished(path, known, {}, data.fingerprint, args.force or unused(path, data.fingerprint)):

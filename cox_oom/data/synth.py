@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cox_oom.data import SPLITS, Dataset
+from cox_oom.data import SPLITS, Dataset, official
 from cox_oom.files import UserError, optional
 
 OPTIONS = {
@@ -51,18 +51,11 @@ def read(
     seed: int = 0, commonality: float = 0.7, n_train: int = 1500, n_val: int = 120, n_test: int = 600, **unknown: Any
 ) -> Dataset:
     """The Dataset. `commonality` in 0...1: how far the latents of two modalities of a row correlate."""
-    if unknown:
-        raise UserError(f"--data synth: the option {sorted(unknown)[0]} is not one of synth's; leave it out")
-    if not 0 <= commonality <= 1:
-        raise UserError(
-            f"--commonality {commonality}: outside 0...1; "
-            f"give a number from 0 (only the class is shared) to 1 (all latents are)"
-        )
-    if int(seed) != seed or seed < 0:
-        raise UserError(f"--seed {seed}: not a whole number of 0 or more; give one")
-    for part, n, least in (("train", n_train, 2 * len(CLASSES)), ("val", n_val, 0), ("test", n_test, 1)):
-        if n < least:
-            raise UserError(f"--data synth: {n} {part} rows are too few; ask for at least {least}")
+    official.check_options("synth", unknown, OPTIONS)
+    commonality = official.number("synth", "commonality", commonality, 0, 1, float)
+    seed = official.number("synth", "seed", seed, 0, 2**63 - 1)
+    sizes = {"n_train": (n_train, 2 * len(CLASSES)), "n_val": (n_val, 0), "n_test": (n_test, 1)}
+    n_train, n_val, n_test = (official.number("synth", k, n, least, 10**7) for k, (n, least) in sizes.items())
     rows = [(part, k) for part, n in enumerate((n_train, n_val, n_test)) for k in range(n)]
     labels = _labels(seed, n_train, n_val, n_test)
     codes = list(MODALITIES)

@@ -168,7 +168,8 @@ def record(run, seed, test, connections, device, task):
         "labels": share if semi else 0.0,
         "per_class": known["per_class"] if semi else 0,
         "n_labelled": meta["n_labelled"],
-        "paired": meta["paired"],
+        "paired": seed.connect["meta"]["paired"],
+        "paired_by_class": seed.connect["meta"]["paired_by_class"],
         "perceptor_paired_by_class": sorted(
             {m for im in seed.ims.values() for m in im["meta"].get("paired_by_class", [])}
         ),
@@ -181,6 +182,7 @@ def record(run, seed, test, connections, device, task):
         "seconds": meta["seconds"],
         "connect_seconds": seed.connect["meta"].get("seconds"),
         "command": " ".join(["python", *meta["argv"]]),
-        "args": {k: v for k, v in {**known, **args}.items() if k not in ("seed", "method", "tag")},
+        "args": {k: v for k, v in args.items() if k not in ("seed", "method", "tag")},
+        "connect_args": {k: v for k, v in known.items() if k != "seed"},
         "torch": meta["torch"],
     }

@@ -52,15 +52,14 @@ def condition(r):
         else f"{100 * r['labels']:g}% labels"
     )
     held = f", {100 * given['holdout']:g}% of them held out" if given.get("holdout") else ""
-    return f"semi, {labels}{held}" + (", paired by class" if r["paired"].startswith("by class") else "")
+    return f"semi, {labels}{held}" + (", paired by class" if r["paired"] == "class" else "")
 
 
-def pairing(paired):
+def pairing(r):
     """The pairing of a record in words; the perceptor's own is said with the perceptor."""
-    paired = paired.partition("; bind by class")[0]
-    return {"true": "true instances", "none": "none"}.get(
-        paired
-    ) or f"PAIRED BY CLASS, drawn at random within the class ({paired.removeprefix('by class: ')})"
+    if r["paired"] != "class":
+        return {"true": "true instances", "none": "none"}[r["paired"]]
+    return f"PAIRED BY CLASS, drawn at random within the class ({', '.join(r.get('paired_by_class', []))})"
 
 
 def order(method):

@@ -8,6 +8,7 @@ import collections
 import json
 import math
 
+from cox_oom.correspond import explain
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
 from cox_oom.report.tests import tests_table
 
@@ -106,7 +107,8 @@ def retrieval_tables(records, columns):
     blocks[0]["notes"].append(
         "Test items alone. Category level: a hit is any of the first k categories, ranked by their nearest item; "
         "instance level: the query's own row. COX uses its last connections; the other methods go on from stage 2's "
-        "connections, on their own features of the same labelled pairs, for as many steps; random is untrained, its connections too."
+        "connections, on their own features of the same labelled pairs, for as many steps; random is untrained, its "
+        "connections too."
     )
     lines = []
     for name, metric in wide.items():
@@ -376,12 +378,12 @@ def connection_table(records, columns):
             "seeds",
         ],
         "notes": [
-            "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of a head fitted to the "
-            "mapped items alone, before the first step of the connection and after its last; learner: the "
+            "MMD of mapped IM training items and OOM training items; accuracy on OOM test items of a head fitted "
+            "to the mapped items alone, before the first step of the connection and after its last; learner: the "
             "warm-started learner's own head.",
             f"MMD falls tenfold or more for {falls} of {len(lines)} connections; the head ends at most 5 points below "
-            f"the learner for {sum(x >= -5 - 1e-9 for each in apart.values() for x in each)} of {len(lines)}, on average "
-            f"{by_data(apart, '+.1f')} points from it.",
+            f"the learner for {sum(x >= -5 - 1e-9 for each in apart.values() for x in each)} of {len(lines)}, on "
+            f"average {by_data(apart, '+.1f')} points from it.",
         ],
     }
 
@@ -439,9 +441,7 @@ def heads_table(records, columns):
 
 def fallback(metrics):
     """Why a run of COX went without correspondences, None where it had them (or was told to leave them out)."""
-    if not metrics.get("trust", {}).get("trusted", True):
-        return "they do worse on held-out pairs than labels alone"
-    return metrics["fallback"].partition(": ")[0] if metrics.get("fallback") else None
+    return explain(metrics["fallback"]).partition(": ")[0] if metrics.get("fallback") else None
 
 
 def column_notes(records, columns):
@@ -473,7 +473,7 @@ def column_notes(records, columns):
             labelled = sorted({r["n_labelled"] for r in rows if r["method"] != "aligned"}) or ["all"]
             notes.append(
                 f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
-                f"{', '.join(sorted({pairing(r['paired']) for r in rows}))}; "
+                f"{', '.join(sorted({pairing(r) for r in rows}))}; "
                 f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}."
             )
             for method in sorted({r["method"] for r in rows if r["method"].partition("-")[0] == "cox"}):

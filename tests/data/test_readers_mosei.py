@@ -164,7 +164,9 @@ def test_what_is_refused(root):
     with pytest.raises(UserError, match="csd: not the labels' sequence"):
         datasets.read("mosei", root=str(root))
     os.remove(root / "CMU_MOSEI_Labels.csd")
-    with pytest.raises(UserError, match="need CMU_MOSEI_Labels.csd.*use --mosei-classes emotion6 or sentiment7"):
+    with pytest.raises(
+        UserError, match="need CMU_MOSEI_Labels.csd.*use --option classes=emotion6 or classes=sentiment7"
+    ):
         datasets.read("mosei", root=str(root))
     text = (root / "CMU_MOSEI_Labels.csv").read_text()
     (root / "CMU_MOSEI_Labels.csv").write_text(text.replace("b_,0,1.5", "b_,0,soon"))

@@ -143,16 +143,24 @@ def test_without_shared_latents_only_the_class_is_shared():
 
 def test_bad_options():
     for options, words in (
-        ({"commonality": 1.5}, "--commonality 1.5"),
-        ({"commonality": np.nan}, "0...1"),
-        ({"seed": -1}, "--seed -1"),
-        ({"n_train": 5}, "at least 24"),
-        ({"n_test": 0}, "test rows"),
+        ({"commonality": 1.5}, "commonality is 1.5; give a number from 0 to 1"),
+        ({"commonality": np.nan}, "a number from 0 to 1"),
+        ({"commonality": "much"}, "commonality is 'much'"),
+        ({"seed": -1}, "seed is -1; give a whole number from 0"),
+        ({"n_train": "5"}, "n_train is '5'; give a whole number from 24"),
+        ({"n_test": 0}, "n_test is 0"),
         ({"colour": 1}, "colour"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             datasets.read("synth", **options)
         assert "\n" not in str(caught.value) and "; " in str(caught.value)
+
+
+def test_options_may_be_text():
+    """As --option gives them."""
+    text = datasets.read("synth", commonality="0.5", seed="2", n_train="24", n_val="0", n_test="1")
+    plain = datasets.read("synth", commonality=0.5, seed=2, n_train=24, n_val=0, n_test=1)
+    assert text.fingerprint == plain.fingerprint and text.source == plain.source
 
 
 def test_a_centroid_classifier_sees_the_class_in_every_modality():

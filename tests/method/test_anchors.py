@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cox_oom import anchors
 from cox_oom.anchors import matched_target
+from cox_oom.heads import match_shares
 
 
 def world(seed, m=12, k=3, classes=4):
@@ -100,3 +101,23 @@ def test_the_surest_are_the_first_of_the_sorted_confidences():
     assert anchors.surest(confidence, 9, torch.tensor([True, False, True, False, True])).tolist() == [4, 2, 0]
     mask, label = anchors.surest_classes(torch.tensor([[0.1, 0.9], [0.6, 0.4], [0.8, 0.2]]), 2)
     assert mask.tolist() == [True, False, True] and label.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_heads_judge_as_their_posteriors_do(free):
+    """Agreement by the fused operator against the heads' logits in float64, held to the class frequencies or not."""
+    g = torch.Generator().manual_seed(5)
+    z = torch.randn(200, 7, generator=g)
+    heads = [(torch.randn(4, 7, generator=g), torch.randn(4, generator=g)) for _ in range(3)]
+    shares = None if free else torch.tensor([0.4, 0.3, 0.2, 0.1])
+    mask, label, confidence, weight, bias = anchors.judge(z, heads, shares)
+    logits = torch.stack([z.double() @ w.double().T + b.double() for w, b in heads])
+    if shares is not None:
+        logits = logits + torch.stack([match_shares(t, shares.double()) for t in logits])[:, None]
+    named = logits.argmax(-1)
+    assert torch.equal(mask, (named == named[0]).all(0)) and torch.equal(label, named[0].where(mask, -1))
+    p = logits.softmax(-1)
+    torch.testing.assert_close(confidence.double(), p.amax(-1).mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(anchors.posteriors_of(z, weight, bias).double(), p, atol=1e-5, rtol=0)
+    if shares is not None:
+        torch.testing.assert_close(p.mean(1), shares.double().expand(3, 4), atol=1e-3, rtol=0)

@@ -131,7 +131,7 @@ def test_commonality_takes_a_tree_each_and_stage_1_once_a_world(sh, tmp_path):
             tree = f"--runs {tmp_path}/runs/commonality/{c}-{n}"
             assert len(of(lines, "train_connect.py", tree, f"--per-class {n}")) == 2
             assert of(lines, "train_connect.py", tree)[0].count("--per-class") == 1
-            assert f"--commonality {c}" in of(lines, "extract_features.py", tree)[0]
+            assert f"--option commonality={c}" in of(lines, "extract_features.py", tree)[0]
     inputs = [tmp_path / "runs" / "commonality" / t / "synth" / "inputs" for t in ("0-2", "0-8", "1-2")]
     assert inputs[0].resolve() == inputs[1].resolve() != inputs[2].resolve()
 

@@ -80,7 +80,7 @@ def test_tables_of_records_read_back_are_those_of_method_json(task, setting, tmp
 
 
 def test_a_record_cell_by_cell(tmp_path):
-    r = record(1 / 3, counts=(10, 10, 40), paired="by class: rgb", epochs=4)
+    r = record(1 / 3, counts=(10, 10, 40), paired="class", epochs=4)
     r["metrics"].update(
         agreement={"before": part(label_accuracy=0.5), "after": part(), "after_own": part(label_accuracy=None)},
         trust={"gain": 0.123456789, "error": 0.5, "right": 2 / 3, "right_alone": 0.25, "trusted": False},

@@ -36,7 +36,7 @@ def test_several_data_sets_and_modalities_are_columns():
     [
         ({"labels": 0.02}, "semi, 2% labels"),
         ({"per_class": 4}, "semi, 4 labels per class"),
-        ({"paired": "by class: rgb"}, "semi, 10% labels, paired by class"),
+        ({"paired": "class", "paired_by_class": ["rgb"]}, "semi, 10% labels, paired by class"),
     ],
 )
 def test_unlike_runs_are_not_averaged(other, name):
@@ -47,7 +47,7 @@ def test_unlike_runs_are_not_averaged(other, name):
 
 
 def test_the_perceptors_pairs_by_class_are_said_with_the_perceptor():
-    one = record(0.5, paired="true; bind by class: imu, rgb") | {"perceptor_paired_by_class": ["imu", "rgb"]}
+    one = record(0.5) | {"perceptor_paired_by_class": ["imu", "rgb"]}
     notes = " ".join(tables.tables([one])[0]["notes"])
     assert "perceptor's pairs drawn by class: imu, rgb" in notes and "pairs: true instances;" in notes
     assert scores.condition(one) == "semi, 10% labels"

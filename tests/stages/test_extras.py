@@ -131,7 +131,7 @@ def alone(tmp_path_factory):
         "video": extract("video"),
         "spectrogram": stage("extract_features.py", "--oom", "audio", "--im", "language", data="synth"),
         "resampling": ("cox_oom.perceptors.preprocess:resample", [[0.0] * 441, 44100, 16000]),
-        "mosei": root("mosei", "--mosei-classes", "emotion"),
+        "mosei": root("mosei", "--option", "classes=emotion"),
         "nyud": root("nyud"),
         "synth as a folder": ("cox_oom.data.synth:main", [[str(place / "synth")]]),
         "hf": extract("language", "--perceptor", f"hf:{place}"),

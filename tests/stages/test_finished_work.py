@@ -170,7 +170,7 @@ def test_changed_data_are_noticed_along_the_chain(runs, folder, tmp_path, edit):
         ("train_connect", "--labels 0.3"),
         ("train_connect", "--width 32"),
         ("train_explore", "--epochs 3"),
-        ("train_explore", "--gate 0"),
+        ("train_explore", "--temper 0.7"),
     ],
 )
 def test_other_flags_are_refused_without_force(runs, folder, name, flag):

@@ -16,7 +16,6 @@ from cox_oom.run import number
 BAD = [
     ("extract_features", "--batch-size 0", "from 1"),
     ("extract_features", "--frames 1.5", "whole number from 1"),
-    ("extract_features", "--commonality 1.1", "from 0 to 1"),
     ("extract_features", "--workers -1", "from 0"),
     ("train_connect", "--labels 0", "above 0, at most 1"),
     ("train_connect", "--labels 1.5", "at most 1"),
@@ -77,7 +76,7 @@ def test_help_shows_defaults_and_what_comes_next(capsys):
 
 def test_every_number_among_the_flags_has_a_range():
     """`int` and `float` themselves take any number: a row has number(...), but for seeds and a switch of two values."""
-    free = {"--seed", "--data-seed"}
+    free = {"--seed"}
     for module in STAGES.values():
         for name, _, kind, *_ in (*module.EVERYDAY, *module.RARE):
             assert kind not in (int, float) or name in free, f"{module.__name__}: {name}"

@@ -21,7 +21,7 @@ def test_oom_without_shared_rows_needs_pair_by_class(tmp_path):
     out = stage("train_connect", own, runs, "--pair-by-class")
     assert "--pair-by-class" in out
     connect = files.load(run_dir(runs) / "connect.pt")
-    assert connect["meta"]["paired"] == "by class: language, rgb"
+    assert connect["meta"]["paired"] == "class" and connect["meta"]["paired_by_class"] == ["language", "rgb"]
     label = {r[0]: r[2] for r in read_manifest(own)}
     for m in ("rgb", "language"):
         positions, im = connect["pairs"][m]
