@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 import pybind11
+import setuptools
 import torch
-from setuptools import setup
 from torch.utils import cpp_extension
 
 CSRC = Path("csrc")  # relative: setuptools refuses absolute source paths
@@ -114,4 +114,15 @@ def extensions():
     return found
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension})
+class WithoutMetadata(setuptools.Distribution):
+    """For a setuptools that cannot read pyproject.toml: building in place needs nothing of it."""
+
+    def parse_config_files(self, *args, **kwargs):
+        pass
+
+
+old = int(setuptools.__version__.split(".")[0]) < 77
+if old and "build_ext" not in sys.argv:
+    raise SystemExit(f"setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'")
+setuptools.setup(ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension},
+                 distclass=WithoutMetadata if old else setuptools.Distribution)

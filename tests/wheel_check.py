@@ -1,6 +1,8 @@
 """Install the wheel where nothing else is, without a compiler, and run the operators' tests on it.
 
-    make wheel-check        builds dist/* first
+    make wheel-check                        builds dist/* first
+    OTHER/python tests/wheel_check.py       the same wheel with the torch of another environment, which has pytest and
+                                            hypothesis
 
 The environment is new and holds the wheel, what the wheel requires, pytest and hypothesis. These are links to what
 this Python has, so that nothing is downloaded. The tests are copied to another folder, so that the working tree's
@@ -53,9 +55,9 @@ def check(right, what):
         raise SystemExit(f"error: {what}")
 
 
-def only(pattern):
-    found = sorted((ROOT / "dist").glob(pattern))
-    check(len(found) == 1, f"dist/{pattern}: {len(found)} files, one is wanted; run: make wheel")
+def only(folder, pattern):
+    found = sorted(folder.glob(pattern))
+    check(len(found) == 1, f"{folder}/{pattern}: {len(found)} files, one is wanted; run: make wheel")
     return found[0]
 
 
@@ -106,9 +108,10 @@ def link(distributions, site):
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--dist", type=Path, default=ROOT / "dist", help="folder of the wheel and the source distribution")
     p.add_argument("--tests", default="tests/ops", help="what pytest runs on the installed wheel")
     args, start = p.parse_args(argv), time.time()
-    wheel, source = only("cox_oom-*.whl"), only("cox_oom-*.tar.gz")
+    wheel, source = only(args.dist, "cox_oom-*.whl"), only(args.dist, "cox_oom-*.tar.gz")
     needs = look_into(wheel, source)
     with tempfile.TemporaryDirectory() as place:
         place = Path(place).resolve()

@@ -24,7 +24,7 @@ void each_block(int64_t n, F&& f) {
 // A view without gradient: threads of a kernel do not know that gradients are dealt with elsewhere.
 inline Tensor detached(const Tensor& t) {
   std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -39,8 +39,8 @@ inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& to) {
   for (int64_t k = 0; k == 0 || k < inner; k += kInner) {
     const int64_t n = std::min(kInner, inner - k);
     const Tensor ak = part(a, 1, k, n), bk = part(b, 0, k, n);
-    STABLE_TORCH_ERROR_CODE_CHECK(k == 0 ? aoti_torch_cpu_mm_out(to.get(), ak.get(), bk.get())
-                                         : aoti_torch_cpu_addmm_out(to.get(), to.get(), ak.get(), bk.get(), 1, 1));
+    TORCH_ERROR_CODE_CHECK(k == 0 ? aoti_torch_cpu_mm_out(to.get(), ak.get(), bk.get())
+                                  : aoti_torch_cpu_addmm_out(to.get(), to.get(), ak.get(), bk.get(), 1, 1));
   }
 }
 

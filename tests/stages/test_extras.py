@@ -195,6 +195,17 @@ def test_every_other_library_is_known_and_imported_where_it_is_used():
                 assert not top or module in DRAWING, f"{path} imports {name} at the top"
 
 
+def test_without_an_installation_the_version_says_so():
+    code = (
+        "from importlib import metadata\n"
+        "def version(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+        "import cox_ops, cox_oom; print(cox_ops.__version__, cox_oom.__version__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0+not.installed"] * 2
+
+
 def test_the_extras_are_those_of_the_distribution():
     try:
         needs = metadata.requires("cox-oom")
