@@ -18,7 +18,7 @@ READY := $(if $(filter .venv/bin/python,$(PYTHON)),$(STAMP))
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 TORCH := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 # What can be tested of the operators where only torch, numpy, pytest and hypothesis are installed.
-OP_TESTS := $(patsubst bench/bench_%.py,tests/ops/test_%.py,$(wildcard bench/bench_*.py)) tests/ops/test_ops_registration.py
+OP_TESTS := $(filter-out tests/ops/test_cuda.py,$(wildcard tests/ops/test_*.py))
 COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
@@ -62,6 +62,7 @@ test: $(READY)  ## every test
 	$(PYTHON) -m pytest tests -q
 
 lint: $(READY)  ## ruff and mypy, with the settings in pyproject.toml
+	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
@@ -104,7 +105,7 @@ emulate: export COX_ADVERSARIAL ?= 20
 emulate: export COX_EMULATED = 1
 emulate: $(READY)  ## run the CUDA kernels' source on the CPU and test it; no GPU, no nvcc needed
 	$(PYTHON) -m pytest $(OP_TESTS) -q -m "not cuda and not slow" -k "not memory and not threads and not isa"
-	COX_CUDA_SCREEN=1 $(PYTHON) -m pytest tests/ops/test_nearest_anchor.py -q -m "not cuda and not slow" -k "not memory"
+	COX_CUDA_SCREEN=1 $(PYTHON) -m pytest tests/ops/test_nearest_anchor*.py -q -m "not cuda and not slow" -k "not memory"
 
 gpu-check: $(READY)  ## on a GPU machine, no network, under 10 minutes: build, test, time and sanitize the CUDA operators
 	$(PYTHON) bench/gpu_check.py --commit $(COMMIT)

@@ -124,5 +124,8 @@ class WithoutMetadata(setuptools.Distribution):
 old = int(setuptools.__version__.split(".")[0]) < 77
 if old and "build_ext" not in sys.argv:
     raise SystemExit(f"setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'")
-setuptools.setup(ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension},
-                 distclass=WithoutMetadata if old else setuptools.Distribution)
+setuptools.setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    distclass=WithoutMetadata if old else setuptools.Distribution,
+)

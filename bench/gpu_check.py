@@ -28,7 +28,8 @@ SANITIZED = "strided or near_copies or ties_to_the_lowest"  # of the tests, by n
 def steps(python, commit):
     """(name, command, environment, seconds at most) in order. COX_CUDA_SCREEN=1: the bf16 screen, which is off by
     default."""
-    tests = [f"tests/ops/test_{op}.py" for op in OPS] + ["tests/ops/test_ops_registration.py", "tests/ops/test_cuda.py"]
+    names = [*OPS, "nearest_anchor_adversarial", "ops_registration", "cuda"]
+    tests = [f"tests/ops/test_{name}.py" for name in names]
     pytest = [python, "-m", "pytest", "-q", "--maxfail=10"]
     bench = [python, "-m", "pytest", "-q", "--benchmark-columns=median,iqr", f"--benchmark-json={RAW}"]
     write = [python, "bench/write_results.py", RAW, "--commit", commit, "--gpu"]
@@ -40,7 +41,7 @@ def steps(python, commit):
     screen = {"COX_CUDA_SCREEN": "1"}
     yield (
         "tests, bf16 screen",
-        [*pytest, "tests/ops/test_nearest_anchor.py", "tests/ops/test_cuda.py", "-m", "cuda"],
+        [*pytest, *(t for t in tests if "nearest_anchor" in t or "cuda" in t), "-m", "cuda"],
         screen,
         120,
     )
