@@ -1,11 +1,13 @@
 """Pairs: the true ones are found, others drawn within a class on demand alone, and this is said."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from worlds import assert_same, read_manifest, refused, run_dir, stage, write_folder, write_manifest
 
+import evaluate
 from cox_oom import files
 from cox_oom.files import Place
 
@@ -29,7 +31,9 @@ def test_oom_without_shared_rows_needs_pair_by_class(tmp_path):
         for j, i in zip(positions.tolist(), im.tolist()):
             assert label[connect["labelled"][j]] == label[connect["mapped_ids"][m][i]]
     stage("train_explore", own, runs)
-    assert files.load(run_dir(runs) / "cox.pt")["meta"]["paired"] == "by class: language, rgb"
+    evaluate.main(["--data", str(own), "--runs", str(runs)])
+    record = json.loads((run_dir(runs) / "cox.json").read_text())
+    assert record["paired"] == "class" and record["paired_by_class"] == ["language", "rgb"]
 
 
 @pytest.mark.parametrize("flags", ["", "--pair-by-class"])
@@ -89,7 +93,11 @@ def test_pairs_by_class_in_bind_are_said_in_the_results(bind_by_class, tmp_path)
     runs = Path(shutil.copytree(runs, tmp_path / "runs"))
     stage("train_connect", own, runs, "--labels 0.4")
     stage("train_explore", own, runs)
-    assert "class" in files.load(run_dir(runs) / "cox.pt")["meta"]["paired"]
+    evaluate.main(["--data", str(own), "--runs", str(runs), "--table"])
+    record = json.loads((run_dir(runs) / "cox.json").read_text())
+    assert record["paired"] == "true" and record["perceptor_paired_by_class"] == ["language", "rgb"]
+    table = (runs / "toy" / "report" / "table.md").read_text()
+    assert "perceptor's pairs drawn by class: language, rgb" in table
 
 
 def test_an_oom_modality_without_labelled_training_rows(tmp_path):
