@@ -120,4 +120,4 @@ def test_heads_judge_as_their_posteriors_do(free):
     torch.testing.assert_close(confidence.double(), p.amax(-1).mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(anchors.posteriors_of(z, weight, bias).double(), p, atol=1e-5, rtol=0)
     if shares is not None:
-        torch.testing.assert_close(p.mean(1), shares.double().expand(3, 4), atol=1e-3, rtol=0)
+        torch.testing.assert_close(p.mean(1), shares.double().expand(3, 4), atol=1e-2, rtol=0)

@@ -29,7 +29,7 @@ class Blocked:
 LIBRARIES, COMMANDS, DRAWING = json.loads(sys.argv[1])
 sys.meta_path.insert(0, Blocked())
 import cox_ops, cox_oom
-from cox_oom import files
+from cox_oom import run
 for module in pkgutil.walk_packages(cox_oom.__path__, "cox_oom."):
     if module.name not in DRAWING:
         importlib.import_module(module.name)
