@@ -59,20 +59,7 @@ def read(
     labels = [label for _, _, label, _, _ in rows]
     cells = {m: [places[m] for *_, places in rows] for m in LIGHTS}
     cells["language"] = official.sentences(NAME, template, [CLASSES[k] for k in labels], ids, seed)
-    parts = [part for part, _ in images.values()]
-    facts = [
-        f"{parts.count('train'):,} train and {parts.count('test'):,} test images: {labels.count(1):,} person "
-        f"crops, {labels.count(0):,} background crops",
-        official.oracle_fact(template),
-    ]
-    for count, words in (
-        (len(images) - len(files), "images have no annotation: left out"),
-        (len(stems) - len(files), "annotations have no image: left out"),
-        (empty, "images show no person: no row"),
-        (crowded, "persons leave no free place of their size in the image: no background crop"),
-    ):
-        if count:
-            facts.append(f"{count:,} {words}")
+    facts = [*_facts(images, labels, len(stems), len(files), empty, crowded), official.oracle_fact(template)]
 
     def fetch(modality, row, sample):
         file, place = cells[modality][row].split("::")
@@ -94,6 +81,22 @@ def read(
         files=files,
         facts=facts,
     )
+
+
+def _facts(images, labels, stems, files, empty, crowded):
+    """What a user should know of the rows, a line each."""
+    parts = [part for part, _ in images.values()]
+    counts = (
+        (len(images) - files, "images have no annotation: left out"),
+        (stems - files, "annotations have no image: left out"),
+        (empty, "images show no person: no row"),
+        (crowded, "persons leave no free place of their size in the image: no background crop"),
+    )
+    return [
+        f"{parts.count('train'):,} train and {parts.count('test'):,} test images: {labels.count(1):,} person "
+        f"crops, {labels.count(0):,} background crops",
+        *(f"{count:,} {words}" for count, words in counts if count),
+    ]
 
 
 def _image_pairs(sizes):

@@ -19,6 +19,7 @@ from cox_oom.data import Dataset, media, official
 from cox_oom.files import UserError, optional
 
 NAME = "mosei"
+TEMPLATES = {"sentiment7": "a person is speaking, the sentiment is {}."}
 OPTIONS = {
     "classes": "emotion (strongest of six, or neutral; needs the .csd), emotion6 (as the .csv has it) or "
     "sentiment7 (-3 to 3); default emotion",
@@ -61,10 +62,7 @@ def read(
     seed = official.number(NAME, "seed", seed, 0, 2**31)
     frames = official.number(NAME, "frames", frames, 1, 10_000)
     if template is None:
-        template = "the person speaking is {}."
-        if classes == "sentiment7":
-            template = "a person is speaking, the sentiment is {}."
-
+        template = TEMPLATES.get(classes, "the person speaking is {}.")
     table, csd = _annotations(root, classes)
     strengths = _csd(csd) if csd and (classes == "emotion" or not table) else None
     rows, folds, facts = _sentences(root, table, strengths)

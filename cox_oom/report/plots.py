@@ -152,24 +152,11 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
                 if values:
                     a, s = mean_sd(values)
                     at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]
-            ax.bar(
-                at,
-                mean,
-                width * 0.92,
-                yerr=sd if any(sd) else None,
-                color=colour[m],
-                label=m,
-                capsize=2,
-                error_kw={"lw": 0.8},
-            )
+            look = {"color": colour[m], "label": m, "capsize": 2, "error_kw": {"lw": 0.8}}
+            ax.bar(at, mean, width * 0.92, yerr=sd if any(sd) else None, **look)
+            digits, size = 0 if top > 10 else 1, 7 if widest < 6 else 5.5
             for x, a, s in zip(at, mean, sd):
-                ax.text(
-                    x,
-                    a + s + limit / 105,
-                    f"{a:.{0 if top > 10 else 1}f}",
-                    ha="center",
-                    fontsize=7 if widest < 6 else 5.5,
-                )
+                ax.text(x, a + s + limit / 105, f"{a:.{digits}f}", ha="center", fontsize=size)
         several = len({d for d, _ in columns}) > 1
         ax.set_xticks(range(len(line)), [f"{d}\n{o}" if several else o for d, o in line])
         ax.set_xlim(-0.6, widest - 0.4)

@@ -42,11 +42,11 @@ PROVENANCE = ("commonality", "data_seed", "fingerprint", "args", "seconds", "con
 
 
 LINE = tuple(
-    "data perceptor oom setting method seed labels per_class n_labelled paired perceptor_paired_by_class condition "
-    "commonality data_seed fingerprint seconds connect_seconds added".split()
+    "data perceptor oom setting method seed labels per_class n_labelled paired paired_by_class perceptor_paired_by_class "
+    "condition commonality data_seed fingerprint seconds connect_seconds added".split()
 )
 FLAGS = ("connect_args", "args")
-WORDS = ("data", "perceptor", "oom", "setting", "method", "paired", "condition", "fingerprint", "added", "fallback")
+WORDS = ("data", "perceptor", "oom", "setting", "method", "paired", "condition", "fingerprint", "added")
 EXACT = {
     "accuracy",
     "share",
@@ -217,7 +217,7 @@ def csv_metrics(r):
     left_out |= {"hungarian_accuracy", "nmi"} if r["setting"] == "semi" else set()
     out = flat({k: v for k, v in m.items() if k not in left_out})
     out = {k: v for k, v in out.items() if not k.endswith(".gap")}  # of two others
-    out.update(classes=classes(m), skewed=uneven or None, fallback=m.get("fallback"))
+    out.update(classes=classes(m), skewed=uneven or None, fallback=m.get("fallback") or None)
     if m.get("agreement"):
         out["agreement.after.accuracy"] = score(r, "unlabelled")
     found = [flat(ways) for ways in m.get("retrieval", {}).values()]
@@ -300,13 +300,13 @@ def read_records(path):
     flags = {k: flags_told(columns, [json.loads(row[k]) if k in row else None for row in rows]) for k in FLAGS}
     records = []
     for i, row in enumerate(rows):
-        by_class = row.pop("perceptor_paired_by_class", "").split()
+        lists = {k: row.pop(k).split() for k in ("perceptor_paired_by_class", "paired_by_class") if k in row}
+        why = {"fallback": json.loads(row.pop("fallback"))} if "fallback" in row else {}
         cells = {k: v if k in WORDS else number(v) for k, v in row.items() if k not in FLAGS}
         r = {k: cells.pop(k) for k in LINE if k in cells}
         r.pop("condition")
         r.update({k: flags[k][i] for k in FLAGS if flags[k][i] is not None})
-        r.update({"perceptor_paired_by_class": by_class} if by_class else {})
-        records.append({**r, "metrics": nested(cells)})
+        records.append({**r, **lists, "metrics": nested(cells) | why})
     return records
 
 

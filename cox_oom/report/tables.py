@@ -75,8 +75,7 @@ def retrieval_tables(records, columns):
     """The paper's Table 3 for both directions and levels, the mean over the columns, tests on category-level R@1."""
     records = [r for r in records if r["metrics"].get("retrieval")]
     columns = [c for c in columns if any((r["data"], r["oom"]) == c for r in records)]
-    blocks, keys = [], {"R@1": "r1", "R@5": "r5", "R@10": "r10", "median rank": "median_rank"}
-    wide, share = {}, {"R@1": "r1", "R@5": "r5"}
+    blocks, wide, share = [], {}, {"R@1": "r1", "R@5": "r5"}
     for level in ("category", "instance"):
         for way, words in (("out", "OOM → IM"), ("back", "IM → OOM")):
             mine = [r for r in records if score(r, f"retrieval.{way}.{level}.r1") is not None]
@@ -110,8 +109,19 @@ def retrieval_tables(records, columns):
         "connections, on their own features of the same labelled pairs, for as many steps; random is untrained, its "
         "connections too."
     )
+    return [
+        *blocks,
+        retrieval_means(records, columns, wide),
+        *tests_table(records, "retrieval.out.category.r1", "category-level R@1, OOM → IM"),
+        *tests_table(records, "retrieval.out.instance.r1", "instance-level R@1, OOM → IM"),
+    ]
+
+
+def retrieval_means(records, columns, metrics):
+    """R@k and median rank, the mean over the columns, for each direction and level in metrics {words: metric}."""
+    keys = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "median rank": "median_rank"}
     lines = []
-    for name, metric in wide.items():
+    for name, metric in metrics.items():
         for key in row_keys(records):
             by_column = {
                 k: [
@@ -131,18 +141,12 @@ def retrieval_tables(records, columns):
                         *(f"{mean_sd(v)[0] * (1 if k == 'median_rank' else 100):.1f}" for k, v in by_column.items()),
                     ]
                 )
-    summary = {
+    return {
         "title": "Retrieval, mean over the columns, %",
         "notes": [],
         "rows": lines,
         "header": ["setting", "direction", "method", "columns", *keys],
     }
-    return [
-        *blocks,
-        summary,
-        *tests_table(records, "retrieval.out.category.r1", "category-level R@1, OOM → IM"),
-        *tests_table(records, "retrieval.out.instance.r1", "instance-level R@1, OOM → IM"),
-    ]
 
 
 def chance_note(records, column, name, way, level):
@@ -441,7 +445,8 @@ def heads_table(records, columns):
 
 def fallback(metrics):
     """Why a run of COX went without correspondences, None where it had them (or was told to leave them out)."""
-    return explain(metrics["fallback"]).partition(": ")[0] if metrics.get("fallback") else None
+    distrust = {} if metrics.get("trust", {}).get("trusted", True) else {"code": "not_trusted"}
+    return explain(metrics.get("fallback") or distrust).partition(": ")[0] or None
 
 
 def column_notes(records, columns):
@@ -485,34 +490,37 @@ def column_notes(records, columns):
                         f"runs: "
                         f"{'; '.join(f'{reason} ({n})' if len(why) > 1 else reason for reason, n in why.items())}."
                     )
-            added = sorted({r["method"] for r in rows if r.get("added")}, key=order)
-            if added:
-                sources = sorted({r["added"] for r in rows if r.get("added")})
-                blind = sum(not flags(r) for r in rows if r.get("added"))
-                notes.append(
-                    f"{c[0]} {c[1]}, {k}: {', '.join(added)} added from {', '.join(sources)}"
-                    + (f"; the flags of {blind} of these runs were not recorded." if blind else ".")
-                )
-            # random has no training
-            told = [r for r in rows if flags(r)]
-            groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]
-            for method in dict.fromkeys(r["method"] for r in told):
-                same = [r for r in told if r["method"] == method]
-                own = set().union(*map(flags, same)) - {*SHARED}
-                groups.append((f"the seeds of {method}", same, own))
-            for who, mine, names_of in groups:
-                for flag in sorted(names_of):
-                    values = sorted({json.dumps(flags(r).get(flag)) for r in mine})
-                    if len(values) > 1:
-                        notes.append(
-                            f"Not alike: {c[0]} {c[1]}, {k}: {who} differ in "
-                            f"--{flag.replace('_', '-')} ({', '.join(values)})."
-                        )
+            notes += [f"{said[0]}{c[0]} {c[1]}, {k}: {said[1]}" for said in [*added_notes(rows), *unlike_notes(rows)]]
     semi = [k for k in conditions if not k.startswith("unsup")]
     if len(semi) > 1:
         notes.append(
             f"Runs with different labels or pairing are not averaged, they have rows of their own: {'; '.join(semi)}."
         )
+    return notes
+
+
+def added_notes(rows):
+    """[("", words)] where runs of a column were added from elsewhere."""
+    added = [r for r in rows if r.get("added")]
+    if not added:
+        return []
+    sources, blind = sorted({r["added"] for r in added}), sum(not flags(r) for r in added)
+    words = f"{', '.join(sorted({r['method'] for r in added}, key=order))} added from {', '.join(sources)}"
+    return [("", words + (f"; the flags of {blind} of these runs were not recorded." if blind else "."))]
+
+
+def unlike_notes(rows):
+    """[("Not alike: ", words)] for every flag in which the runs of a column differ that should not."""
+    told, notes = [r for r in rows if flags(r)], []
+    groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]  # random has no training
+    for method in dict.fromkeys(r["method"] for r in told):
+        same = [r for r in told if r["method"] == method]
+        groups.append((f"the seeds of {method}", same, set().union(*map(flags, same)) - {*SHARED}))
+    for who, mine, names_of in groups:
+        for flag in sorted(names_of):
+            values = sorted({json.dumps(flags(r).get(flag)) for r in mine})
+            if len(values) > 1:
+                notes.append(("Not alike: ", f"{who} differ in --{flag.replace('_', '-')} ({', '.join(values)})."))
     return notes
 
 

@@ -84,7 +84,7 @@ def test_a_record_cell_by_cell(tmp_path):
     r["metrics"].update(
         agreement={"before": part(label_accuracy=0.5), "after": part(), "after_own": part(label_accuracy=None)},
         trust={"gain": 0.123456789, "error": 0.5, "right": 2 / 3, "right_alone": 0.25, "trusted": False},
-        fallback="few",
+        fallback={"code": "few_pairs", "pairs": 3, "least": 8, "im": ["rgb"]},
         warm_accuracy=0.1,
     )
     r.update(

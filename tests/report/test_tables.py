@@ -51,7 +51,7 @@ def test_the_perceptors_pairs_by_class_are_said_with_the_perceptor():
     notes = " ".join(tables.tables([one])[0]["notes"])
     assert "perceptor's pairs drawn by class: imu, rgb" in notes and "pairs: true instances;" in notes
     assert scores.condition(one) == "semi, 10% labels"
-    assert scores.pairing("by class: a; bind by class: b").endswith("within the class (a)")
+    assert scores.pairing({"paired": "class", "paired_by_class": ["a"]}).endswith("within the class (a)")
 
 
 def test_unlike_flags_are_said():
@@ -125,9 +125,7 @@ def test_the_table_has_the_tests_and_tags_have_rows():
 
 def test_why_cox_left_correspondences_out_stands_under_the_table():
     records = [record(0.5, seed=s) for s in range(3)] + [record(0.4, method="erm", seed=s) for s in range(3)]
-    records[1]["metrics"]["fallback"] = (
-        "3 labelled items have a pair in all of rgb, 8 are needed: COX goes by labels and agreement"
-    )
+    records[1]["metrics"]["fallback"] = {"code": "few_pairs", "pairs": 3, "least": 8, "im": ["rgb"]}
 
     def say():
         return [n for n in tables.column_notes(records, [("toy", "sonar")]) if "without correspondences" in n]
@@ -140,7 +138,7 @@ def test_why_cox_left_correspondences_out_stands_under_the_table():
     records.append(record(0.4, method="cox-without-emergent"))
     (note,) = say()
     assert note.endswith(
-        "cox without correspondences in 2 of 3 runs: they do worse on held-out pairs than labels alone (1); "
+        "cox without correspondences in 2 of 3 runs: correspondences do worse on held-out pairs than labels alone (1); "
         "3 labelled items have a pair in all of rgb, 8 are needed (1)."
     )
     records[2]["metrics"]["trust"] = {"trusted": True}
