@@ -42,8 +42,8 @@ PROVENANCE = ("commonality", "data_seed", "fingerprint", "args", "seconds", "con
 
 
 LINE = tuple(
-    "data perceptor oom setting method seed labels per_class n_labelled paired paired_by_class perceptor_paired_by_class "
-    "condition commonality data_seed fingerprint seconds connect_seconds added".split()
+    "data perceptor oom setting method seed labels per_class n_labelled paired paired_by_class "
+    "perceptor_paired_by_class condition commonality data_seed fingerprint seconds connect_seconds added".split()
 )
 FLAGS = ("connect_args", "args")
 WORDS = ("data", "perceptor", "oom", "setting", "method", "paired", "condition", "fingerprint", "added")
