@@ -3,13 +3,23 @@
 Shapes: U unlabelled OOM items, N labelled IM items, K IM modalities, B a batch, C classes.
 """
 
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import cox_ops
+from cox_oom.connect import Bridge
+from cox_oom.correspond import Teacher
 from cox_oom.heads import match_shares
+from cox_oom.labels import Items
+
+if TYPE_CHECKING:
+    from cox_oom.methods import Plan  # it imports this module
 
 SHARE = 0.1  # of the OOM items: how many become emergent pairs (S), or anchors without labels (T)
 
@@ -17,7 +27,9 @@ SHARE = 0.1  # of the OOM items: how many become emergent pairs (S), or anchors 
 
 
 @torch.no_grad()
-def judge(z, heads, shares):
+def judge(
+    z: Tensor, heads: Sequence[tuple[Tensor, Tensor]], shares: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Agreement of heads on features z (U, d): mask (U,), label (U,) (-1: disagreement), confidence (U,).
 
     heads [(weight (C, d), bias (C,))] of K linear classifiers; `shares` (C,) or None: every head is held to these class
@@ -30,12 +42,14 @@ def judge(z, heads, shares):
 
 
 @torch.no_grad()
-def posteriors_of(z, weight, bias):
+def posteriors_of(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Posteriors (K, U, C) of linear heads, weight (K, C, d) and bias (K, C), on features z (U, d)."""
     return (z @ weight.mT + bias[:, None]).softmax(-1)
 
 
-def emergent_pairs(z, mapped, y_im, mask, label, count, named):
+def emergent_pairs(
+    z: Tensor, mapped: Tensor, y_im: Tensor, mask: Tensor, label: Tensor, count: int, named: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Eq. 15: the `count` items of z (U, d) that lie nearest to one IM item in all its mappings (K, N, d) become its
     pairs.
 
@@ -51,20 +65,20 @@ def emergent_pairs(z, mapped, y_im, mask, label, count, named):
     return mask, label, {"item": best, "im": nearest[best], "label": label_im[best]}
 
 
-def surest(confidence, count, mask=None):
+def surest(confidence: Tensor, count: int, mask: Tensor | None = None) -> Tensor:
     """The (at most) `count` items of greatest confidence (U,) in the mask (U,)."""
     best = cox_ops.top_anchors(confidence, count, largest=True, mask=mask)
     return best[best >= 0]
 
 
-def surest_classes(posteriors, count):
+def surest_classes(posteriors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Anchors by class posteriors (U, C): mask (U,) of the `count` items surest of their class, class (U,) of every
     item."""
     confidence, label = posteriors.max(-1)
     return torch.zeros_like(label, dtype=torch.bool).index_fill_(0, surest(confidence, count), True), label
 
 
-def no_pairs(device="cpu"):
+def no_pairs(device: str = "cpu") -> dict[str, Tensor]:
     """Emergent pairs before the first choice: none."""
     return {k: torch.empty(0, dtype=torch.long, device=device) for k in ("item", "im", "label")}
 
@@ -78,22 +92,22 @@ class Anchors:
     mean posterior by their class (NaN rows: no anchor); mean_anchor_logp (C,); emergent {item, im, label: (S,)}:
     places of items, their common IM items, labels."""
 
-    agreement: dict
-    mask: torch.Tensor = None
-    label: torch.Tensor = None
-    posteriors: torch.Tensor = None
-    class_posteriors: torch.Tensor = None
-    mean_anchor_logp: torch.Tensor = None
-    emergent: dict = field(default_factory=no_pairs)
-    heads: tuple = ()
+    agreement: dict[str, Tensor]
+    mask: Tensor
+    label: Tensor
+    posteriors: Tensor | None = None
+    class_posteriors: Tensor | None = None
+    mean_anchor_logp: Tensor | None = None
+    emergent: dict[str, Tensor] = field(default_factory=no_pairs)
+    heads: tuple[Tensor, ...] = ()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.mask.float().mean():.1%} of the unlabelled are anchors, {len(self.emergent['item'])} emergent pairs"
         )
 
 
-def agreement(z, head, bridge, items, args):
+def agreement(z: Tensor, head: nn.Linear, bridge: Bridge, items: Items, args: Namespace) -> Anchors:
     """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d): the heads
     h*_k on mapped items judge, and the learner's own."""
     z = z[items.unlabelled.to(z.device)]
@@ -103,12 +117,14 @@ def agreement(z, head, bridge, items, args):
     return Anchors({**seen, "prediction": head(z).argmax(1).cpu()}, mask, label, heads=(weight, bias))
 
 
-def shares_of(items, args):
+def shares_of(items: Items, args: Namespace) -> Tensor | None:
     """The class frequencies (C,) to which heads are held, None with --shares free."""
     return items.frequencies.to(args.device) if args.shares == "known" else None
 
 
-def choose(z, head, bridge, teacher, items, args, plan):
+def choose(
+    z: Tensor, head: nn.Linear, bridge: Bridge, teacher: Teacher | None, items: Items, args: Namespace, plan: "Plan"
+) -> Anchors:
     """The Anchors under the learner's features z (M, d): as many as the heads and the nearest IM items agree on, those
     that the teacher is surest of; without a teacher those that the heads agree on (COX) or the learner's head is surest
     of (selftrain)."""
@@ -139,7 +155,7 @@ def choose(z, head, bridge, teacher, items, args, plan):
     return chosen
 
 
-def statistics(logits, mask, label):
+def statistics(logits: Tensor, mask: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """What Eq. 13 matches to, of the learner's logits (U, C): class_posteriors (C, C), the anchors' mean posterior by
     their class (NaN rows: no anchor), and mean_anchor_logp (C,)."""
     p = logits.softmax(-1).detach()
@@ -150,7 +166,7 @@ def statistics(logits, mask, label):
 # ------------------------------------------------------------------------------------ losses on A and D (Eq. 13)
 
 
-def losses(logits, anchors, j, kl):
+def losses(logits: Tensor, anchors: Anchors, j: Tensor, kl: str) -> tuple[Tensor, Tensor | None]:
     """Eqs. 13-15 on a batch, logits (B, C) of the items j (B,): the anchors' labels on A, and what the rest is drawn
     to on D.
 
@@ -162,16 +178,19 @@ def losses(logits, anchors, j, kl):
     agree, disagree = (ce * a).mean(), None
     if not a.all() and anchors.mask.any():
         if kl == "expected":
+            assert anchors.posteriors is not None  # as of the other parts below: `choose` leaves them all
             disagree = F.cross_entropy(logits[~a], anchors.posteriors[:, j[~a]].mean(0))
         elif kl == "matched":
+            assert anchors.posteriors is not None and anchors.class_posteriors is not None
             disagree = kl_matched(logits[~a], matched_target(anchors.posteriors[:, j[~a]], anchors.class_posteriors))
         else:
+            assert anchors.mean_anchor_logp is not None
             disagree = kl_literal(logits[~a], anchors.mean_anchor_logp)
         disagree = (~a).float().mean() * disagree
     return agree, disagree
 
 
-def matched_target(head_posteriors, class_posteriors, smooth=0.01):
+def matched_target(head_posteriors: Tensor, class_posteriors: Tensor, smooth: float = 0.01) -> Tensor:
     """The anchor posterior that a disagreement item is matched to, through the classes its heads name (Eqs. 13, 15).
 
     head_posteriors (K, B, C): h*_k(c | x_d); class_posteriors (C, C): row c is the mean posterior of the anchors of
@@ -188,13 +207,13 @@ def matched_target(head_posteriors, class_posteriors, smooth=0.01):
     return (1 - smooth) * target + smooth / target.shape[-1]
 
 
-def kl_matched(logits, target):
+def kl_matched(logits: Tensor, target: Tensor) -> Tensor:
     """Mean KL(h(x_d) ‖ target), gradient through h alone. logits, target (B, C)."""
     logp = logits.log_softmax(-1)
     return (logp.exp() * (logp - target.clamp(min=1e-12).log())).sum(-1).mean()
 
 
-def kl_literal(logits, mean_anchor_logp):
+def kl_literal(logits: Tensor, mean_anchor_logp: Tensor) -> Tensor:
     """Eq. 13 as printed, every item to every anchor: mean over d and a of KL(p_d ‖ p_a). It separates, so that it costs
     (|D| + |A|)·C: mean_anchor_logp (C,) is the mean over all anchors of log p_a."""
     logp = logits.log_softmax(-1)

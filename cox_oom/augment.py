@@ -5,13 +5,16 @@ the same reading, "strong" beyond (for consistency and pseudo-label losses). Ima
 sign or scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep
 their axis. Randomness comes from torch's global generator of x's device."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from cox_oom.learner import MASKED_BYTE
+from cox_oom.learner import MASKED_BYTE, Learner
 
 
-def batch(file, rows, device):
+def batch(file: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor | None]:
     """Rows (B,) of an inputs file -> (x (B, …) normalised float32, or bytes for text; lengths (B,) or None) on
     device."""
     x = file["x"][rows].to(device, non_blocking=True)
@@ -24,7 +27,9 @@ def batch(file, rows, device):
     return x, lengths
 
 
-def augment(kind, x, lengths=None, strength="weak"):
+def augment(
+    kind: str, x: Tensor, lengths: Tensor | None = None, strength: str = "weak"
+) -> tuple[Tensor, Tensor | None]:
     strong = strength == "strong"
     if kind == "text":
         return drop_words(x, 0.3 if strong else 0.1), lengths
@@ -39,7 +44,7 @@ def augment(kind, x, lengths=None, strength="weak"):
 
 
 @torch.no_grad()
-def embed(learner, file, rows, device, views=0):
+def embed(learner: Learner, file: dict[str, Any], rows: Tensor, device: str, views: int = 0) -> Tensor:
     """Features of rows (R,) of an inputs file: (1 + views, R, d), the plain items and `views` weakly augmented ones."""
     learner.eval()
     out = []
@@ -52,12 +57,12 @@ def embed(learner, file, rows, device, views=0):
     return torch.stack(out)
 
 
-def noise(like, *shape):
+def noise(like: Tensor, *shape: int) -> Tensor:
     """Uniform in -1…1."""
     return torch.rand(shape, device=like.device) * 2 - 1
 
 
-def affine(x, strong):
+def affine(x: Tensor, strong: bool) -> Tensor:
     """Rotation, scale, shear and shift of images (B, C, H, W), borders continued."""
     n = len(x)
     turn, scale, shear, move = (0.30, 0.25, 0.20, 0.25) if strong else (0.10, 0.10, 0.05, 0.15)
@@ -73,11 +78,11 @@ def affine(x, strong):
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def cutout(x, largest=0.5):
+def cutout(x: Tensor, largest: float = 0.5) -> Tensor:
     """A rectangle of up to `largest` of each side set to zero, the mean after normalising; the same in all frames."""
     h, w = x.shape[-2:]
 
-    def span(size):
+    def span(size: int) -> Tensor:
         half = torch.rand(len(x), 1, device=x.device) * largest / 2 * size
         centre = torch.rand(len(x), 1, device=x.device) * size
         at = torch.arange(size, device=x.device) + 0.5
@@ -87,7 +92,7 @@ def cutout(x, largest=0.5):
     return x.masked_fill(hole.view(len(x), *(1,) * (x.dim() - 3), h, w), 0.0)
 
 
-def augment_series(x, lengths, strong):
+def augment_series(x: Tensor, lengths: Tensor | None, strong: bool) -> tuple[Tensor, Tensor | None]:
     """Gain and offset, a little noise; where the time axis is free (lengths given) another speed and start; strong:
     spans of time and of many channels dropped."""
     n, c, t = x.shape
@@ -107,7 +112,7 @@ def augment_series(x, lengths, strong):
     return x, lengths
 
 
-def span_mask(n, size, valid, largest, device):
+def span_mask(n: int, size: int, valid: Tensor, largest: float, device: torch.device) -> Tensor:
     """(n, size) bool: one span of up to `largest` of the valid part."""
     width = torch.rand(n, 1, device=device) * largest * valid
     start = torch.rand(n, 1, device=device) * (valid - width)
@@ -115,7 +120,7 @@ def span_mask(n, size, valid, largest, device):
     return (at > start) & (at < start + width)
 
 
-def replay(x, lengths, speed, shift):
+def replay(x: Tensor, lengths: Tensor, speed: float, shift: float) -> tuple[Tensor, Tensor]:
     """Series (B, C, T) played at 1 ± `speed`, starting up to `shift` of their length later or earlier."""
     n, c, t = x.shape
     rate = 1 + speed * noise(x, n, 1)
@@ -129,7 +134,7 @@ def replay(x, lengths, speed, shift):
     return (take(low) * (1 - part) + take(low + 1) * part) * inside, last.long().clamp(min=1, max=t)
 
 
-def drop_words(x, p):
+def drop_words(x: Tensor, p: float) -> Tensor:
     """Whole words of text (B, T) replaced by the masked byte with probability p; padding stays."""
     word = (x == ord(" ")).long().cumsum(1)
     drop = torch.rand(len(x), int(word.max()) + 1, device=x.device).gather(1, word) < p

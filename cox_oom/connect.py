@@ -5,17 +5,22 @@ Equations and sections: "Towards Out-of-Modal Generalization without Instance-le
 """
 
 import copy
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import cox_ops
 from cox_oom.augment import embed
 from cox_oom.files import UserError
 from cox_oom.heads import Head, deviation, fit_head
-from cox_oom.seed import features_of, split_rows, state_of
+from cox_oom.labels import Items, Start
+from cox_oom.learner import Learner
+from cox_oom.seed import Seed, features_of, split_rows, state_of
 
 
 class Connection(nn.Module):
@@ -24,7 +29,10 @@ class Connection(nn.Module):
     encode: MLP z_im (B, d_im) -> mean and log-variance of v (B, latent); decode: MLP v -> (B, d).
     """
 
-    def __init__(self, *, d_im, d, hidden=256, latent=64, dropout=0.1):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, d_im: int, d: int, hidden: int = 256, latent: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(d_im))
         self.register_buffer("std", torch.ones(d_im))
@@ -33,12 +41,12 @@ class Connection(nn.Module):
         )
         self.decode = nn.Sequential(nn.Linear(latent, hidden), nn.GELU(), nn.Linear(hidden, d))
 
-    def standardise(self, z_im):
+    def standardise(self, z_im: Tensor) -> None:
         """Take mean and standard deviation from the whole bank z_im (N, d_im)."""
         self.mean.copy_(z_im.mean(0))
         self.std.copy_(deviation(z_im))
 
-    def forward(self, z_im):
+    def forward(self, z_im: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z_im (B, d_im) -> (mapped (B, d), mean, log-variance); v is sampled in training, its mean otherwise."""
         mean, logvar = self.encode((z_im - self.mean) / self.std).chunk(2, -1)
         logvar = logvar.clamp(-8, 8)
@@ -46,25 +54,48 @@ class Connection(nn.Module):
         return self.decode(v), mean, logvar
 
 
-def connection_loss(connection, z_im, z, y=None, head=None, *, beta=1e-4, w_ce=0.0):
+def connection_loss(
+    connection: Connection,
+    z_im: Tensor,
+    z: Tensor,
+    y: Tensor | None = None,
+    head: nn.Linear | None = None,
+    *,
+    beta: float = 1e-4,
+    w_ce: float = 0.0,
+) -> Tensor:
     """L_con of one modality (Eq. 9) on pairs z_im (B, d_im), z (B, d): reconstruction, optional CE of the OOM head on
     the reconstruction, beta x KL(v ‖ N(0, I)). z is detached: the connection must not move the learner, or it can
     collapse."""
     mapped, mean, logvar = connection(z_im)
     loss = F.mse_loss(mapped, z.detach())
     if w_ce:
+        assert head is not None and y is not None
         loss = loss + w_ce * F.cross_entropy(head(mapped), y)
     return loss + beta * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
 
 
 @torch.no_grad()
-def map_items(connection, z_im, batch=65536):
+def map_items(connection: Connection, z_im: Tensor, batch: int = 65536) -> Tensor:
     """v[k]: every IM item mapped into the OOM feature space, (N, d_im) -> (N, d)."""
     connection.eval()
     return torch.cat([connection(b)[0] for b in z_im.split(batch)]) if len(z_im) else z_im.new_zeros(0, 0)
 
 
-def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=256, beta=1e-4, w_ce=0.0, generator=None):
+def train_connection(
+    connection: Connection,
+    optimizer: torch.optim.Optimizer,
+    z_im: Tensor,
+    z: Tensor,
+    y: Tensor,
+    head: nn.Linear,
+    *,
+    steps: int,
+    batch: int = 256,
+    beta: float = 1e-4,
+    w_ce: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> float:
     """`steps` steps of L_con on pairs z_im (P, d_im) and z (V, P, d), V views of the OOM items. Returns the last
     loss."""
     connection.train()
@@ -81,7 +112,7 @@ def train_connection(connection, optimizer, z_im, z, y, head, *, steps, batch=25
     return loss.item()
 
 
-def common_items(ids, device="cpu"):
+def common_items(ids: dict[str, list[str]], device: str = "cpu") -> tuple[list[str], dict[str, Tensor]]:
     """The items that every IM modality shows, of {modality: ids [N_k]}: ids [N] in order, {modality: their rows
     (N,)}."""
     common = sorted(set.intersection(*map(set, ids.values())))
@@ -96,7 +127,17 @@ class Bridge:
     common: the ids [N] of the items that every modality shows, `rows` {modality: their places in z_im (N,)}.
     """
 
-    def __init__(self, seed, names=None, *, device, lr, weight_decay, start=True, heads=True):
+    def __init__(
+        self,
+        seed: Seed,
+        names: Sequence[str] | None = None,
+        *,
+        device: str,
+        lr: float,
+        weight_decay: float,
+        start: bool = True,
+        heads: bool = True,
+    ) -> None:
         """The connections go on from stage 2's, `start` False: from random weights; with `heads` its heads h*_k too."""
         connect, self.settings = seed.connect, seed.connect["meta"]["args"]
         self.names, self.classes = list(names or connect["im"]), len(seed.oom["class_names"])
@@ -119,19 +160,29 @@ class Bridge:
         self.common, self.rows = common_items({m: connect["mapped_ids"][m] for m in self.names}, device)
 
     @property
-    def y_common(self):
+    def y_common(self) -> Tensor:
         """Labels (N,) of the common items."""
         return self.y_im[self.names[0]][self.rows[self.names[0]]]
 
-    def common_banks(self):
+    def common_banks(self) -> dict[str, Tensor]:
         """{modality: features (N, d_k)} of the common items."""
         return {m: self.z_im[m][self.rows[m]] for m in self.names}
 
-    def common_mapped(self):
+    def common_mapped(self) -> Tensor:
         """The common items in the learner's space, by each connection: (K, N, d)."""
         return torch.stack([self.v[m][self.rows[m]] for m in self.names])
 
-    def train(self, m, im_pair, z_pair, y, head, *, steps, generator):
+    def train(
+        self,
+        m: str,
+        im_pair: Tensor,
+        z_pair: Tensor,
+        y: Tensor,
+        head: nn.Linear,
+        *,
+        steps: int,
+        generator: torch.Generator,
+    ) -> None:
         """`steps` of L_con for modality m on pairs im_pair (P, d_k), z_pair (P, d), y (P,); then its items are mapped
         anew."""
         train_connection(
@@ -148,7 +199,17 @@ class Bridge:
         )
         self.v[m] = map_items(self.connections[m], self.z_im[m])
 
-    def follow(self, z, items, emergent, head, *, steps, generator, train=True):
+    def follow(
+        self,
+        z: Tensor,
+        items: Items,
+        emergent: dict[str, Tensor],
+        head: nn.Linear,
+        *,
+        steps: int,
+        generator: torch.Generator,
+        train: bool = True,
+    ) -> None:
         """Follow the learner, whose features of all items z (M, d) have moved: train every connection on the known
         and the emergent pairs (Eqs. 4-9), and fit the heads h*_k to mapped IM items and labelled OOM items. `train`
         False: the connections stay untrained, and the heads see mapped items alone (ablation)."""
@@ -163,14 +224,14 @@ class Bridge:
             own = items.labelled if train else items.labelled[:0]
             self.heads[m] = fit_head(torch.cat([self.v[m], z[own]]), torch.cat([self.y_im[m], y[own]]), self.classes)
 
-    def parts(self):
+    def parts(self) -> dict[str, Any]:
         """{name: module or optimizer} for a checkpoint."""
         return {
             **{f"connection {m}": self.connections[m] for m in self.names},
             **{f"connection optimizer {m}": self.optimizers[m] for m in self.names},
         }
 
-    def saved(self):
+    def saved(self) -> dict[str, Any]:
         """What METHOD.pt keeps of it."""
         return {
             "im": self.names,
@@ -179,7 +240,7 @@ class Bridge:
             "mapped": {m: t.cpu() for m, t in self.v.items()},
         }
 
-    def remap(self):
+    def remap(self) -> None:
         """Map the IM items by the connections as they are now."""
         self.v = {m: map_items(self.connections[m], self.z_im[m]) for m in self.names}
 
@@ -191,13 +252,15 @@ class Bridge:
 class Known:
     """The labelled training items of one IM modality: features z (N, d_k), labels y (N,), ids [N], the IM head h_k."""
 
-    z: torch.Tensor
-    y: torch.Tensor
-    ids: list
+    z: Tensor
+    y: Tensor
+    ids: list[str]
     head: Head
 
 
-def known_side(ims, classes, device, generator):
+def known_side(
+    ims: dict[str, dict[str, Any]], classes: int, device: str, generator: torch.Generator
+) -> dict[str, Known]:
     """{modality: Known} of the banks; prints how well a head does on a fifth of the items that it has not seen."""
     known = {}
     for m in sorted(ims):
@@ -217,7 +280,15 @@ def known_side(ims, classes, device, generator):
     return known
 
 
-def pairs_of(learner, head, oom, train, start, known, args):
+def pairs_of(
+    learner: Learner,
+    head: nn.Linear,
+    oom: dict[str, Any],
+    train: Tensor,
+    start: Start,
+    known: dict[str, Known],
+    args: Namespace,
+) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], Tensor | None, Tensor | None]:
     """What a connection is trained on: {modality: IM features (P, d_k), OOM features (V, P, d) in V views, labels
     (P,)}, and the labelled OOM items' own z (L, d), y (L,). unsup: class centroids in the place of pairs."""
     if args.setting == "semi":
@@ -239,7 +310,16 @@ def pairs_of(learner, head, oom, train, start, known, args):
     return {m: (torch.stack([k.z[k.y == c].mean(0) for c in classes]), z, y) for m, k in known.items()}, None, None
 
 
-def connect(m, known, pair, head, z_oom, args, generator, chance):
+def connect(
+    m: str,
+    known: Known,
+    pair: tuple[Tensor, Tensor, Tensor],
+    head: nn.Linear,
+    z_oom: Tensor,
+    args: Namespace,
+    generator: torch.Generator,
+    chance: torch.Generator,
+) -> tuple[Connection, torch.optim.Optimizer, Tensor, list[dict[str, Any]]]:
     """Stage 2's connection of modality m, trained on `pair` (IM features, views of OOM features, labels), its
     optimizer, its items v (N, d) mapped, and Fig. 5's curve at seven points: MMD of mapped and OOM items, and the
     head fitted to mapped items alone. chance: a generator for the sample of the MMD, so that this changes no run."""

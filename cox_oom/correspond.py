@@ -3,16 +3,23 @@
 Shapes: M OOM items, N labelled IM items, C classes, d and p dimensions of whitened vectors.
 """
 
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cox_oom.augment import batch
+from cox_oom.connect import Bridge
 from cox_oom.heads import fit_head, match_shares, move_head
+from cox_oom.labels import Items
+from cox_oom.seed import Seed
 
 
-def plain_vectors(file, rows, side=16, steps=64, most=8192):
+def plain_vectors(file: dict[str, Any], rows: Tensor, side: int = 16, steps: int = 64, most: int = 8192) -> Tensor:
     """Rows (R,) of an inputs file as vectors (R, p) that no label has bent: images and frames at most `side` x
     `side`, a series with lengths played over `steps` steps, one without averaged down to them where it has over
     `most` numbers, text as the logarithm of its counts of byte pairs (hashed to 512)."""
@@ -28,13 +35,13 @@ def plain_vectors(file, rows, side=16, steps=64, most=8192):
         elif file["kind"] == "series" and x[0].numel() > most:
             x = F.adaptive_avg_pool1d(x, min(steps, x.shape[-1]))
         elif file["kind"] != "series" and max(x.shape[-2:]) > side:
-            size = tuple(min(side, s) for s in x.shape[-2:])
-            x = F.adaptive_avg_pool2d(x.flatten(1, -3), size)
+            h, w = (min(side, s) for s in x.shape[-2:])
+            x = F.adaptive_avg_pool2d(x.flatten(1, -3), (h, w))
         out.append(x.flatten(1))
     return torch.cat(out)
 
 
-def principal(x, components):
+def principal(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """Leading principal components of x (N, p): scores (N, <= components) with orthonormal columns, singular values;
     float64."""
     x = x.to(torch.float64, copy=True)
@@ -47,12 +54,12 @@ def principal(x, components):
     return u[:, :keep], s[:keep]
 
 
-def whiten(x, components):
+def whiten(x: Tensor, components: int) -> Tensor:
     """Leading principal components (N, <= components) of x (N, p), each of unit variance."""
     return (principal(x, components)[0] * len(x) ** 0.5).float()
 
 
-def shared_vectors(banks, components=80, ridge=0.1, most=200):
+def shared_vectors(banks: Sequence[Tensor], components: int = 80, ridge: float = 0.1, most: int = 200) -> Tensor:
     """IM items as vectors (N, <= components) of what their modalities have in common: banks [(N, d_k)] of K modalities.
 
     MAXVAR generalised canonical correlation (Kettenring, Biometrika 1971): principal components of the whitened banks
@@ -69,23 +76,23 @@ def shared_vectors(banks, components=80, ridge=0.1, most=200):
 
 
 def correspond(
-    z,
-    y_z,
-    partner,
-    x,
-    y,
-    shares,
+    z: Tensor,
+    y_z: Tensor,
+    partner: Tensor,
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor,
     *,
-    held=True,
-    rounds=6,
-    weight=0.3,
-    ridge=200.0,
-    offset=0.25,
-    floor=0.3,
-    prior=2.0,
-    freedom=5.0,
-    chunk=1024,
-):
+    held: bool = True,
+    rounds: int = 6,
+    weight: float = 0.3,
+    ridge: float = 200.0,
+    offset: float = 0.25,
+    floor: float = 0.3,
+    prior: float = 2.0,
+    freedom: float = 5.0,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor]:
     """Class posteriors (M, C) and expected IM vectors (M, p) of OOM items z (M, d) by soft correspondence with
     labelled IM items x (N, p), y (N,).
 
@@ -150,7 +157,7 @@ def correspond(
     return posterior, expected + x_mean
 
 
-def coarse_and_fine(raw, learned, p, q=20):
+def coarse_and_fine(raw: Tensor, learned: Tensor, p: int, q: int = 20) -> list[Tensor]:
     """Views [(M, d)] of items for `class_posteriors`: the first of their whitened components, raw (M, 2p) beside
     learned (M, 2q), p and q of them but for half or twice as many of one. Nobody knows how many tell most; the mean
     over them does well."""
@@ -163,27 +170,33 @@ class Source:
     known; items x (N, p) of classes y (N,); the class frequencies `shares` (C,), to which they are held or (`held`
     False) not."""
 
-    partner: torch.Tensor
-    x: torch.Tensor
-    y: torch.Tensor
-    shares: torch.Tensor
+    partner: Tensor
+    x: Tensor
+    y: Tensor
+    shares: Tensor
     held: bool = True
     offset: float = 0.25
 
 
-def class_posteriors(views, y_z, source, shares, *, temper=0.4, rounds=6):
+def class_posteriors(
+    views: Sequence[Tensor], y_z: Tensor, source: Source, shares: Tensor | None, *, temper: float = 0.4, rounds: int = 6
+) -> tuple[Tensor, Tensor]:
     """Class posteriors (M, C) for training by, and expected IM vectors (M, p): the mean (of the posteriors a
     geometric one) over `views` [(M, d)] of the same items, each by `correspond` with a Source; the posteriors held to
     the class frequencies `shares` (C,) (None: free), then tempered; a labelled item (y_z >= 0) has its label."""
     each = [correspond(z, y_z, **vars(source), rounds=rounds) for z in views]
-    logits = sum(q.clamp(min=1e-6).log() for q, _ in each)[y_z < 0] / len(each)
+    log_q: Any = sum(q.clamp(min=1e-6).log() for q, _ in each)  # sum may be the int 0, says its type
+    logits: Tensor = log_q[y_z < 0] / len(each)
     logits = logits if shares is None else logits + match_shares(logits, shares)
     out = F.one_hot(y_z.clamp(min=0), logits.shape[1]).to(logits)
     out[y_z < 0] = (temper * logits).softmax(-1)
-    return out, sum(x for _, x in each) / len(each)
+    expected: Any = sum(x for _, x in each)
+    return out, expected / len(each)
 
 
-def known_items(ids, y_z, ids_im, banks, y, shares, least=8):
+def known_items(
+    ids: list[str], y_z: Tensor, ids_im: list[str], banks: dict[str, Tensor], y: Tensor, shares: Tensor, least: int = 8
+) -> tuple[Source | None, dict[str, Any]]:
     """The Source of the labelled IM items that all modalities show, ids_im [N], banks {modality: (N, d_k)}, y (N,),
     and their pairs among the labelled OOM items ids [M], y_z (M,), at the class frequencies `shares` (C,); and facts
     of it: how many `pairs`, the classes `lacking` on the IM side. None where there are fewer than `least` pairs:
@@ -209,7 +222,7 @@ def known_items(ids, y_z, ids_im, banks, y, shares, least=8):
     ), {"pairs": pairs, "least": least, "lacking": lacking}
 
 
-def labels_alone(y_z, shares):
+def labels_alone(y_z: Tensor, shares: Tensor) -> Source:
     """The Source without IM items, the control of known_items: classes of one spread from labels (M,) (-1: none) and
     readings, at the class frequencies `shares` (C,). The IM side's, as for COX: a gain over the control is then more
     than a prior."""
@@ -217,7 +230,16 @@ def labels_alone(y_z, shares):
     return Source(y_z, torch.zeros(len(shares), 1, device=y_z.device), classes, shares, offset=1.0)
 
 
-def held_out_gain(z, y_z, one, other, *, rounds=6, folds=4, tempers=(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)):
+def held_out_gain(
+    z: Tensor,
+    y_z: Tensor,
+    one: Source,
+    other: Source,
+    *,
+    rounds: int = 6,
+    folds: int = 4,
+    tempers: Sequence[float] = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0),
+) -> dict[str, Any]:
     """What the Source `one` tells of held-out labels beyond `other`: the mean `gain` in nats, its standard `error`,
     how many both get `right` (`right_alone`), and whether one can be `trusted`: not worse by two errors.
 
@@ -248,25 +270,38 @@ class Teacher:
     """What names the readings for the learner: `posteriors` (M, C) and `expected` IM vectors (M, p) of all items, by
     a Source and two kinds of view, the raw readings (M, 2 `components`) and the learner's features."""
 
-    def __init__(self, source, raw, components, y, shares, *, temper, rounds, cross):
+    def __init__(
+        self,
+        source: Source,
+        raw: Tensor,
+        components: int,
+        y: Tensor,
+        shares: Tensor | None,
+        *,
+        temper: float,
+        rounds: int,
+        cross: bool,
+    ) -> None:
         self.source, self.raw, self.components, self.y, self.shares = source, raw, components, y, shares
         self.temper, self.rounds = temper, rounds
         self.width = source.x.shape[1] if cross else 0  # p; 0: there are no IM vectors to expect
 
-    def look(self, z):
+    def look(self, z: Tensor) -> None:
         """Take in the learner's features z (M, d) as they are now."""
         views = coarse_and_fine(self.raw, whiten(z, 40), self.components)
         self.posteriors, self.expected = class_posteriors(
             views, self.y, self.source, self.shares, temper=self.temper, rounds=self.rounds
         )
 
-    def refit(self, head, z, share):
+    def refit(self, head: nn.Linear, z: Tensor, share: float) -> None:
         """Move the learner's head by `share` to the optimal classifier of the posteriors of all items, z (M, d)."""
         self.look(z)
         move_head(head, fit_head(z, self.posteriors, self.posteriors.shape[1], weight_decay=1e-2), share)
 
 
-def teacher_of(seed, items, bridge, args, trust=None):
+def teacher_of(
+    seed: Seed, items: Items, bridge: Bridge, args: Namespace, trust: dict[str, Any] | None = None
+) -> tuple[Teacher, dict[str, Any]]:
     """The Teacher of a run, and facts of it: {"trust": held_out_gain's, "fallback": why COX has no correspondences}.
 
     COX's is told by the IM items, where there are pairs enough and they do not do worse on held-out pairs than labels
@@ -275,7 +310,8 @@ def teacher_of(seed, items, bridge, args, trust=None):
     components = max(10, min(50, len(items.rows) // 20))
     raw = whiten(plain_vectors(seed.oom, items.rows), 2 * components).to(args.device)
     shares = items.frequencies.to(args.device)
-    alone, source, facts = labels_alone(y, shares), None, {"trust": {}, "fallback": {}}
+    alone, source = labels_alone(y, shares), None
+    facts: dict[str, Any] = {"trust": {}, "fallback": {}}
     if args.method == "cox" and bridge.common:
         source, found = known_items(items.ids, y, bridge.common, bridge.common_banks(), bridge.y_common, shares)
         for c in found["lacking"]:
@@ -302,7 +338,7 @@ def teacher_of(seed, items, bridge, args, trust=None):
             facts["fallback"] = {"code": "not_trusted"}
     cross = bool(facts["trust"].get("trusted"))
     return Teacher(
-        source if cross else alone,
+        source if cross and source else alone,
         raw,
         components,
         y,
@@ -313,7 +349,7 @@ def teacher_of(seed, items, bridge, args, trust=None):
     ), facts
 
 
-def explain(fallback):
+def explain(fallback: dict[str, Any]) -> str:
     """A fallback in words: why COX goes without correspondences; "" where it has them."""
     return {
         "few_pairs": "{pairs} labelled items have a pair in all of {names}, {least} are needed: "

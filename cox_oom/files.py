@@ -38,8 +38,11 @@ import shutil
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +65,7 @@ class MissingLibrary(UserError):
     """A library of LIBRARIES is not installed. No file is at fault, so none is left out for it."""
 
 
-def optional(name, what):
+def optional(name: str, what: str) -> Any:
     """Import a library of LIBRARIES and return it. `what` needs it: "reading images". Raises MissingLibrary.
 
     It is called where the library is used, so that every module can be imported without it.
@@ -79,12 +82,12 @@ def optional(name, what):
 # ---------------------------------------------------------------------------------------------------------- paths
 
 
-def data_name(data):
+def data_name(data: str) -> str:
     """The name of a data set in paths and tables: the name itself, or the last part of a folder's path."""
     return Path(data).resolve().name if os.path.isdir(data) else data.strip("/").split("/")[-1]
 
 
-def perceptor_name(perceptor):
+def perceptor_name(perceptor: str) -> str:
     """What --perceptor says, as the name of a folder: hf:google/vit -> hf_google_vit. Such a name stays as it is."""
     name = re.sub(r"[^\w.,=+-]", "_", perceptor)
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(perceptor.encode()).hexdigest()[:16]}"
@@ -97,56 +100,60 @@ class Place:
     runs: str
     data: str
     perceptor: str = "bind"
-    oom: str = None
+    oom: str | None = None
     setting: str = "semi"
     seed: int = 0
 
     @classmethod
-    def of(cls, args):
+    def of(cls, args: Namespace) -> "Place":
         """From a stage's flags; those that it lacks keep their defaults."""
         return cls(**{f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)})
 
     @property
-    def base(self):
+    def base(self) -> Path:
         return Path(self.runs) / data_name(self.data)
 
-    def inputs(self, modality):
+    def inputs(self, modality: str) -> Path:
         return self.base / "inputs" / f"{modality}.pt"
 
-    def banks(self, trained=False):
+    def banks(self, trained: bool = False) -> Path:
         """Folder of the banks of a pretrained perceptor, one for all OOM modalities; of the encoders trained here
         (bind, or `trained`), one for each."""
         folder = self.base / perceptor_name(self.perceptor)
         return folder / f"no-{self.oom}" / "banks" if trained or self.perceptor == "bind" else folder / "banks"
 
-    def bank(self, modality, trained=False):
+    def bank(self, modality: str, trained: bool = False) -> Path:
         return self.banks(trained) / f"{modality}.pt"
 
     @property
-    def choice(self):
+    def choice(self) -> Path:
         """The file that says which banks stages 2 to 4 take."""
         return self.banks(trained=True).parent / "im.pt"
 
     @property
-    def folder(self):
+    def folder(self) -> Path:
         """What stages 2 to 4 write for this seed."""
         return self.base / perceptor_name(self.perceptor) / f"oom-{self.oom}" / self.setting / f"seed{self.seed}"
 
     @property
-    def connect(self):
+    def connect(self) -> Path:
         return self.folder / "connect.pt"
 
-    def method(self, method, tag=""):
+    def method(self, method: str, tag: str = "") -> Path:
         """METHOD.pt, or METHOD-TAG.pt."""
         return self.folder / f"{'-'.join(filter(None, (method, tag)))}.pt"
 
-    def media(self, modality):
+    def media(self, modality: str) -> Path:
         return self.base / "log" / f"media-{modality}.csv"
 
-    def command(self, script, **more):
+    def command(self, script: str, **more: Any) -> str:
         """A stage's command line, as messages advise it: `more` are further flags, the stages' defaults are left
         out."""
-        flags = {"data": self.data, "oom": self.oom, "perceptor": None if self.perceptor == "bind" else self.perceptor}
+        flags: dict[str, Any] = {
+            "data": self.data,
+            "oom": self.oom,
+            "perceptor": None if self.perceptor == "bind" else self.perceptor,
+        }
         flags |= {"setting": self.setting, "seed": self.seed} if script.startswith("train") else {}
         flags |= {**more, "runs": None if str(self.runs) == "runs" else self.runs}
         return " ".join(
@@ -157,19 +164,19 @@ class Place:
 # ---------------------------------------------------------------------------------------------------- write and read
 
 
-def digest(obj):
+def digest(obj: Any) -> str:
     """sha256 (16 hex digits) of a nest of dicts, lists, tensors and plain values, independent of torch.save's bytes.
 
     Every part is fed with its length or an end mark, so that no two nests give the same bytes.
     """
     h = hashlib.sha256()
 
-    def feed(o):
+    def feed(o: Any) -> None:
         if isinstance(o, torch.Tensor):
             h.update(f"{o.dtype}{tuple(o.shape)}".encode())
             flat = o.detach().cpu().contiguous().reshape(-1)
             flat = flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat
-            h.update(memoryview(np.ascontiguousarray(flat.numpy())).cast("B"))
+            h.update(np.ascontiguousarray(flat.numpy()).data.cast("B"))
         elif isinstance(o, dict):
             h.update(f"{{{len(o)}:".encode())
             for k in sorted(o):
@@ -186,7 +193,7 @@ def digest(obj):
     return h.hexdigest()[:16]
 
 
-def not_finite(obj, name=""):
+def not_finite(obj: Any, name: str = "") -> str | None:
     """The dotted name of the first floating tensor in a nest that has NaN or infinite values, else None."""
     if isinstance(obj, torch.Tensor):
         return name if obj.is_floating_point() and not torch.isfinite(obj).all() else None
@@ -194,7 +201,7 @@ def not_finite(obj, name=""):
     return next((bad for k, v in parts if (bad := not_finite(v, f"{name}.{k}" if name else str(k)))), None)
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     """Whether a process of this number runs on this machine."""
     try:
         os.kill(pid, 0)
@@ -205,7 +212,7 @@ def alive(pid):
     return True
 
 
-def writable(folder):
+def writable(folder: str | Path) -> None:
     """Make a folder to write to, before anything is computed for it. UserError where that is not allowed."""
     folder = Path(folder)
     try:
@@ -213,10 +220,10 @@ def writable(folder):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as e:
-        raise UserError(f"{folder} cannot be written to ({os.strerror(e.errno)}); name another folder") from None
+        raise UserError(f"{folder} cannot be written to ({os.strerror(e.errno or 0)}); name another folder") from None
 
 
-def write_atomic(path, write):
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then rename: `path` is either whole or absent, whenever the process dies.
 
     The temporary file has the same name in a folder of this process's, because torch.save writes a file's name into the
@@ -236,7 +243,8 @@ def write_atomic(path, write):
             os.fsync(f.fileno())
         os.replace(folder / path.name, path)
     except (OSError, RuntimeError) as e:  # RuntimeError: torch.save on a full disk
-        reason = os.strerror(e.errno) if getattr(e, "errno", None) else str(e).split("\n")[0][:80]
+        errno = getattr(e, "errno", None)
+        reason = os.strerror(errno) if errno else str(e).split("\n")[0][:80]
         free = shutil.disk_usage(path.parent).free / 1e6
         raise UserError(
             f"{path} cannot be written ({reason}; {free:.0f} MB are free); make room, or write elsewhere"
@@ -245,7 +253,19 @@ def write_atomic(path, write):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=False, dated=True, **facts):
+def save(
+    path: str | Path,
+    obj: dict[str, Any],
+    *,
+    stage: str,
+    data: str,
+    fingerprint: str,
+    args: dict[str, Any],
+    made_from: dict[str, str] | None = None,
+    quiet: bool = False,
+    dated: bool = True,
+    **facts: Any,
+) -> str:
     """Write `obj` (dict of tensors and plain types) with its meta. Returns the digest of the content.
 
     dated=False leaves argv and time out: the same content gives the same bytes.
@@ -275,7 +295,7 @@ def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=Fal
     return meta["digest"]
 
 
-def load(path, *, first="", keys=()):
+def load(path: str | Path, *, first: str = "", keys: Iterable[str] = ()) -> dict[str, Any]:
     """Read a file written by `save` (memory-mapped, weights_only). `first` says which command makes it.
 
     Raises UserError where it is missing, damaged, not one of ours, or lacks one of `keys`.
@@ -299,7 +319,9 @@ def load(path, *, first="", keys=()):
     return obj
 
 
-def check_chain(path, meta, made_from, fingerprint=None):
+def check_chain(
+    path: str | Path, meta: dict[str, Any], made_from: dict[str, str], fingerprint: str | None = None
+) -> None:
     """Refuse `path` (its meta) if it was made from other data or from files that have changed since.
 
     made_from: {"inputs/rgb": digest, …} of the files as they are now.
@@ -319,7 +341,7 @@ def check_chain(path, meta, made_from, fingerprint=None):
             )
 
 
-def finished(path, args, made_from, fingerprint, force):
+def finished(path: str | Path, args: dict[str, Any], made_from: dict[str, str], fingerprint: str, force: bool) -> bool:
     """True where `path` is this very work, done already. UserError where it is other work in the same place."""
     path = Path(path)
     if force or not path.exists():

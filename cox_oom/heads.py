@@ -5,35 +5,48 @@ Shapes: N items, M OOM items, C classes, d features.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
 class Head(nn.Module):
     """A linear classifier on standardised features: h_k on z_im[k], h*_k on mapped items, h on z (Section 4.1)."""
 
-    def __init__(self, d, classes):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, d: int, classes: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("std", torch.ones(d))
         self.linear = nn.Linear(d, classes)
 
-    def forward(self, z):
+    def forward(self, z: Tensor) -> Tensor:
         return self.linear((z - self.mean) / self.std)
 
-    def folded(self):
+    def folded(self) -> tuple[Tensor, Tensor]:
         """(weight (C, d), bias (C,)) of the same function of plain features."""
         weight = self.linear.weight / self.std
         return weight, self.linear.bias - weight @ self.mean
 
 
-def deviation(z):
+def deviation(z: Tensor) -> Tensor:
     """Standard deviation (d,) of each feature of z (N, d); 1 where a feature is constant up to the rounding of its
     mean."""
     std = z.std(0, correction=0)
     return torch.where(std > 1e-5 * z.abs().amax(0), std, torch.ones_like(std))
 
 
-def fit_head(z, y, classes, *, steps=200, lr=0.02, weight_decay=1e-3, batch=8192, generator=None):
+def fit_head(
+    z: Tensor,
+    y: Tensor,
+    classes: int,
+    *,
+    steps: int = 200,
+    lr: float = 0.02,
+    weight_decay: float = 1e-3,
+    batch: int = 8192,
+    generator: torch.Generator | None = None,
+) -> Head:
     """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C).
 
     Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
@@ -45,11 +58,12 @@ def fit_head(z, y, classes, *, steps=200, lr=0.02, weight_decay=1e-3, batch=8192
     head.std.copy_(deviation(z))
     head.to(z.device)
     x = (z - head.mean) / head.std
+    opt: torch.optim.Optimizer
 
-    def loss_of(i):
+    def loss_of(i: Tensor | slice) -> Tensor:
         return F.cross_entropy(head.linear(x[i]), y[i]) + weight_decay * head.linear.weight.square().sum()
 
-    def step(i):
+    def step(i: Tensor | slice) -> Tensor:
         opt.zero_grad()
         loss = loss_of(i)
         loss.backward()
@@ -72,7 +86,7 @@ def fit_head(z, y, classes, *, steps=200, lr=0.02, weight_decay=1e-3, batch=8192
 
 
 @torch.no_grad()
-def move_head(linear, head, share):
+def move_head(linear: nn.Linear, head: Head, share: float) -> None:
     """Move a Linear (d, C) by `share` of the way to what a Head computes: their logits are averaged, the layer stays
     one."""
     weight, bias = head.folded()
@@ -80,7 +94,7 @@ def move_head(linear, head, share):
     linear.bias.lerp_(bias, share)
 
 
-def match_shares(logits, shares, rounds=10):
+def match_shares(logits: Tensor, shares: Tensor, rounds: int = 10) -> Tensor:
     """Biases (C,) under which the mean posterior of logits (M, C) is `shares` (C,): a few rounds of Sinkhorn's scaling.
 
     The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too

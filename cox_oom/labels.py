@@ -3,16 +3,26 @@
 Shapes: M OOM training items, L of them labelled, U not, N IM items, C classes.
 """
 
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from cox_oom.augment import embed
 from cox_oom.files import UserError
-from cox_oom.seed import split_rows
+from cox_oom.learner import Learner
+from cox_oom.seed import Seed, split_rows
+
+if TYPE_CHECKING:
+    from cox_oom.connect import Known  # it imports this module
 
 
-def choose_labelled(labels, count, per_class, generator, paired=None):
+def choose_labelled(
+    labels: Tensor, count: float, per_class: int, generator: torch.Generator, paired: Tensor | None = None
+) -> Tensor:
     """Positions (L,) of a class-balanced draw from labels (M,), -1: none. `count` in all, or `per_class` of each.
 
     Of each class the same number, one at least; what a class is short of, the larger ones give. Within a class those
@@ -21,12 +31,14 @@ def choose_labelled(labels, count, per_class, generator, paired=None):
     order = torch.randperm(len(labels), generator=generator)
     if paired is not None:
         order = order[paired.sum(1)[order].argsort(descending=True, stable=True)]
+    else:
+        paired = torch.zeros(len(labels), 0, dtype=torch.bool)
     groups = [order[labels[order] == c] for c in labels[labels >= 0].unique().tolist()]
     quota = per_class or max(1, round(count / len(groups)))
     while not per_class and sum(min(len(g), quota + 1) for g in groups) <= count and quota < max(map(len, groups)):
         quota += 1
     drawn = [g[:quota].clone() for g in groups]
-    for k in range(paired.shape[1] if paired is not None else 0):
+    for k in range(paired.shape[1]):
         for g, own in zip(groups, drawn):
             spare, shown = g[quota:], paired[torch.cat(drawn)].sum(0)  # (K,): pairs with each modality
             spare = spare[paired[spare, k]]
@@ -38,7 +50,7 @@ def choose_labelled(labels, count, per_class, generator, paired=None):
     return torch.cat(drawn).sort().values
 
 
-def hold_out(labels, share):
+def hold_out(labels: Tensor, share: float) -> Tensor:
     """Mask (L,) of the items held out of labels (L,): of each class the first share of its items, one at least and not
     all; of a class of one item none."""
     held = torch.zeros(len(labels), dtype=torch.bool)
@@ -57,23 +69,25 @@ class Items:
     places; pairs {modality: (places (P,), items of the bank (P,))}; val (V,) rows that training does not see, y_val
     (V,); frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them."""
 
-    oom: dict
-    rows: torch.Tensor
-    ids: list
-    y: torch.Tensor
-    labelled: torch.Tensor
-    unlabelled: torch.Tensor
-    pairs: dict
-    val: torch.Tensor
-    y_val: torch.Tensor
-    frequencies: torch.Tensor
-    unseen: torch.Tensor
+    oom: dict[str, Any]
+    rows: Tensor
+    ids: list[str]
+    y: Tensor
+    labelled: Tensor
+    unlabelled: Tensor
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    val: Tensor
+    y_val: Tensor
+    frequencies: Tensor
+    unseen: Tensor
 
-    def steps(self, batch):
+    def steps(self, batch: int) -> int:
         """Steps of an epoch, the same for every method."""
         return max(1, round(len(self.rows) / batch))
 
-    def draw(self, steps, labelled_batch, batch, generator):
+    def draw(
+        self, steps: int, labelled_batch: int, batch: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """`steps` random batches: places i (labelled_batch,) of labelled items, and j (batch,) among the unlabelled
         ones."""
         for _ in range(steps):
@@ -81,7 +95,7 @@ class Items:
             j = torch.randint(max(1, len(self.unlabelled)), (batch,), generator=generator)
             yield (self.labelled[i] if len(self.labelled) else i), j
 
-    def embed(self, learner, device, labelled=True):
+    def embed(self, learner: Learner, device: str, labelled: bool = True) -> Tensor:
         """The learner's features z (M, d) of all items; zeros of the labelled ones where these are not asked for."""
         if labelled:
             return embed(learner, self.oom, self.rows, device)[0]
@@ -89,7 +103,7 @@ class Items:
         z[self.unlabelled.to(device)] = embed(learner, self.oom, self.rows[self.unlabelled], device)[0]
         return z
 
-    def validate(self, learner, head, device):
+    def validate(self, learner: Learner, head: nn.Linear, device: str) -> dict[str, float]:
         """{"val_accuracy": accuracy on the validation items}, {} where there are none."""
         if not len(self.val):
             return {}
@@ -97,7 +111,7 @@ class Items:
         return {"val_accuracy": (guess == self.y_val).float().mean().item()}
 
 
-def items(seed, all_labels=False):
+def items(seed: Seed, all_labels: bool = False) -> Items:
     """The Items of a Seed. `all_labels`: every label of the sensor is known, the upper limit.
 
     With stage 2's --holdout the items held out are those to validate on, else the rows of the split val.
@@ -128,7 +142,9 @@ def items(seed, all_labels=False):
     )
 
 
-def find_pairs(ids, labels, ids_im, y_im, draw, generator):
+def find_pairs(
+    ids: list[str], labels: Tensor, ids_im: list[str], y_im: Tensor, draw: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """The labelled OOM items' (L ids and labels) instances among N IM items: (positions (P,), IM rows (P,)).
 
     With `draw` every item gets a random IM item of its class: for data that share no instance.
@@ -144,7 +160,7 @@ def find_pairs(ids, labels, ids_im, y_im, draw, generator):
     return has, found[has]
 
 
-def class_frequencies(known, y, classes):
+def class_frequencies(known: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Frequencies (C,) of the classes among the IM side's labels `known` (N,), and which classes (C,) bool no
     labelled OOM item, y (L,), has though the IM side does: they are not expected of the sensor, 0. A class of y that
     the IM side lacks keeps its share of y. Without any y: the IM side's alone."""
@@ -162,18 +178,20 @@ class Start:
     (L, C), and the labelled ids, the ids held out and their rows, pairs {modality: [places (P,) among the labelled,
     items of the bank (P,)]}, the modalities whose pairs are drawn by class, and how clusters got their names."""
 
-    rows: torch.Tensor
-    y: torch.Tensor
-    pairs: dict
-    naming: dict
-    teacher: torch.Tensor = None
-    labelled: list = field(default_factory=list)
-    held: list = field(default_factory=list)
-    rows_held: torch.Tensor = None
-    by_class: list = field(default_factory=list)
+    rows: Tensor
+    y: Tensor
+    pairs: dict[str, list[Tensor]]
+    naming: dict[str, Any]
+    teacher: Tensor | None = None
+    labelled: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    rows_held: Tensor | None = None
+    by_class: list[str] = field(default_factory=list)
 
 
-def few(args, oom, train, known, generator):
+def few(
+    args: Namespace, oom: dict[str, Any], train: Tensor, known: dict[str, "Known"], generator: torch.Generator
+) -> Start:
     """Setting semi: the Start in which a class-balanced share of the OOM items, rows `train` (M,), keeps label and
     pair; known {modality: z (N, d_k), y, ids, head}: the IM side, whose heads are the teacher on the pairs."""
     ids_of = lambda rows: [oom["ids"][r] for r in rows.tolist()]

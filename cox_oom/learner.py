@@ -4,36 +4,38 @@ Shapes: B batch, width features of the learner.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 MASKED_BYTE = 1  # stands for a dropped byte of text; never part of real text
 
 
 class Attention(nn.Module):
-    def __init__(self, *, width, heads):
+    def __init__(self, *, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, t, mask):
+    def forward(self, t: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = rearrange(self.qkv(t), "b n (three h e) -> three b h n e", three=3, h=self.heads)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(rearrange(o, "b h n e -> b n (h e)"))
 
 
 class Block(nn.Module):
-    def __init__(self, *, width, heads, ratio=4):
+    def __init__(self, *, width: int, heads: int, ratio: int = 4) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width=width, heads=heads)
         self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
 
-    def forward(self, t, mask):
+    def forward(self, t: Tensor, mask: Tensor | None) -> Tensor:
         t = t + self.attention(self.norm1(t), mask)
         return t + self.mlp(self.norm2(t))
 
@@ -48,9 +50,21 @@ class Learner(nn.Module):
     mean of the valid tokens after a LayerNorm.
     """
 
-    def __init__(self, *, kind, shape, width=192, depth=12, heads=0, patch=16, slice=0):
+    def __init__(
+        self,
+        *,
+        kind: str,
+        shape: Sequence[int],
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 0,
+        patch: int = 16,
+        slice: int = 0,
+    ) -> None:
         super().__init__()
         self.kind, self.width = kind, width
+        self.step: tuple[int, ...]
+        self.embed: nn.Module
         if kind == "image":
             c, *size = shape
             self.step = (min(patch, size[0]), min(patch, size[1]))
@@ -73,7 +87,7 @@ class Learner(nn.Module):
         self.blocks = nn.ModuleList(Block(width=width, heads=heads or heads_of(width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x, lengths=None):
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         if self.kind == "text":
             t = self.embed(x.long())  # (B, T, width)
         else:
@@ -92,17 +106,19 @@ class Learner(nn.Module):
         return (self.norm(t) * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
 
 
-def heads_of(width):
+def heads_of(width: int) -> int:
     """Attention heads of a learner: 64 features each, two at least, fewer where they do not divide the width."""
     return next(n for n in range(max(2, width // 64), 0, -1) if width % n == 0)
 
 
-def slice_steps(steps, tokens=32):
+def slice_steps(steps: int, tokens: int = 32) -> int:
     """Steps of one time slice so that `steps` make at most `tokens` tokens."""
     return max(1, math.ceil(steps / tokens))
 
 
-def new_learner(oom, width, depth, patch, slice, device):
+def new_learner(
+    oom: dict[str, Any], width: int, depth: int, patch: int, slice: int, device: str
+) -> tuple[Learner, nn.Linear, dict[str, Any]]:
     """A Learner with random weights for an inputs file, its head, and what it is made from. A series of fixed length
     and at most 512 values, a feature vector or binned sensor, is one token where `slice` is 0."""
     shape = list(oom["x"].shape[1:])
@@ -113,7 +129,7 @@ def new_learner(oom, width, depth, patch, slice, device):
     return learner, nn.Linear(width, len(oom["class_names"])).to(device), arch
 
 
-def load_learner(arch, state, device):
+def load_learner(arch: dict[str, Any], state: dict[str, Any], device: str) -> tuple[Learner, nn.Linear]:
     """The Learner and its head (a Linear to the classes) with the weights in state {"learner", "head"}, on a device."""
     learner = Learner(**arch).to(device)
     head = nn.Linear(learner.width, len(state["head"]["bias"])).to(device)

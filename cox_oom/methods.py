@@ -6,23 +6,31 @@ shell files, in tables, plots and documents. `python -m cox_oom.methods --settin
 import argparse
 import copy
 import math
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from cox_oom import anchors
+from cox_oom.anchors import Anchors
 from cox_oom.augment import augment, batch
+from cox_oom.correspond import Teacher
 from cox_oom.files import UserError
+from cox_oom.labels import Items
+from cox_oom.learner import Learner
 from cox_oom.run import number
+from cox_oom.seed import Seed
 
 
 class Model(nn.Module):
     """What the optimizer moves and a checkpoint holds: the learner, its head, and perhaps a layer that predicts IM
     features (COX) and a method's own module."""
 
-    def __init__(self, learner, head, predict=None, extra=None):
+    def __init__(self, learner: Learner, head: nn.Linear, predict: nn.Linear | None = None, extra: Any = None) -> None:
         super().__init__()
         self.learner, self.head, self.predict, self.extra = learner, head, predict, extra
 
@@ -34,24 +42,26 @@ class Step:
     expects of them. `labelled`: is there any label at all."""
 
     kind: str
-    x: torch.Tensor
-    lengths: torch.Tensor
-    j: torch.Tensor
+    x: Tensor
+    lengths: Tensor | None
+    j: Tensor
     labelled: bool
-    anchors: object = None
-    expected: torch.Tensor = None
+    anchors: Anchors | None = None
+    expected: Tensor | None = None
 
 
 # ----------------------------------------------------------------------------------- what unlabelled items teach
 
 
-def explore(args, model, step):
+def explore(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """COX and selftrain: the anchors' labels on A, what the others are drawn to on D, IM features predicted (Eqs.
     13-15)."""
     z = model.learner(*augment(step.kind, step.x, step.lengths, "strong"))
     logits, found = model.head(z).float(), {}
     if model.predict:
+        assert step.expected is not None  # a layer that predicts has what to predict
         found["im"] = args.w_im * F.mse_loss(model.predict(z).float(), step.expected)
+    assert step.anchors is not None  # they are chosen before a step, where a method explores
     agree, disagree = anchors.losses(logits, step.anchors, step.j, args.kl)
     found["agree"] = args.w_agree * agree
     if args.w_disagree and disagree is not None:
@@ -59,13 +69,13 @@ def explore(args, model, step):
     return found
 
 
-def entropy(logits):
+def entropy(logits: Tensor) -> Tensor:
     """Mean entropy of the posteriors, logits (B, C)."""
     logp = logits.log_softmax(-1)
     return -(logp.exp() * logp).sum(-1).mean()
 
 
-def entmin(args, model, step):
+def entmin(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """EntMin (Grandvalet & Bengio, NeurIPS 2004): sharpens what labels have begun, so nothing where there is none."""
     if not step.labelled:
         return {}
@@ -75,12 +85,12 @@ def entmin(args, model, step):
     }
 
 
-def moco(args, model, step):
+def moco(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """Momentum contrast beside entropy."""
     return {**entmin(args, model, step), "contrast": model.extra.loss(model.learner, step.kind, step.x, step.lengths)}
 
 
-def ssl(args, model, step):
+def ssl(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """Consistency: KL of the posterior under Gaussian noise (text: another augmentation) to the item's own, without
     gradient."""
     x, lengths = augment(step.kind, step.x, step.lengths)
@@ -89,7 +99,7 @@ def ssl(args, model, step):
     return {"consistency": args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")}
 
 
-def fixmatch(args, model, step):
+def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FixMatch (Sohn et al., NeurIPS 2020): the class of the weak view teaches the strong one where it is sure
     enough."""
     with torch.no_grad():
@@ -102,7 +112,11 @@ def fixmatch(args, model, step):
 class MomentumContrast(torch.nn.Module):
     """MoCo (He et al., CVPR 2020): two views of an item against `queue` keys of earlier batches, from a slow copy."""
 
-    def __init__(self, learner, *, queue=2048, momentum=0.99, temperature=0.1):
+    queue: Tensor
+
+    def __init__(
+        self, learner: Learner, *, queue: int = 2048, momentum: float = 0.99, temperature: float = 0.1
+    ) -> None:
         super().__init__()
         self.project = torch.nn.Sequential(
             torch.nn.Linear(learner.width, 128), torch.nn.GELU(), torch.nn.Linear(128, 64)
@@ -112,7 +126,7 @@ class MomentumContrast(torch.nn.Module):
         self.momentum, self.temperature = momentum, temperature
         self.register_buffer("queue", F.normalize(torch.randn(queue, 64), dim=-1))
 
-    def loss(self, learner, kind, x, lengths):
+    def loss(self, learner: Learner, kind: str, x: Tensor, lengths: Tensor | None) -> Tensor:
         """InfoNCE of a batch; moves the slow copy and the queue on."""
         q = F.normalize(self.project(learner(*augment(kind, x, lengths, "strong"))).float(), dim=-1)
         with torch.no_grad():
@@ -143,10 +157,10 @@ class Method:
 
     loss: str
     colour: str
-    learn: object = None
-    start: object = None
-    flags: tuple = ()
-    grid: tuple = ()
+    learn: Callable[[Namespace, Model, Step], dict[str, Tensor]] | None = None
+    start: Callable[[Namespace, Learner, nn.Linear], nn.Module] | None = None
+    flags: tuple[tuple[Any, ...], ...] = ()
+    grid: tuple[str, ...] = ()
     labels: bool = False
     explores: bool = False
     trains: bool = True
@@ -154,7 +168,7 @@ class Method:
     few: bool = False
 
 
-def grid(form, *values):
+def grid(form: str, *values: object) -> tuple[str, ...]:
     """A form's flags with each of the values, e.g. grid("--lr {}", 1, 2); a tuple fills several places."""
     return tuple(form.format(*(v if isinstance(v, tuple) else (v,))) for v in values)
 
@@ -235,12 +249,12 @@ METHODS = {  # in the order of the tables' rows
 }
 
 
-def names(setting="semi", few=False):
+def names(setting: str = "semi", few: bool = False) -> list[str]:
     """The methods that a setting has, or the few of them that run.sh runs unasked."""
     return [m for m, row in METHODS.items() if (setting == "semi" or not row.labels) and (row.few or not few)]
 
 
-def table():
+def table() -> str:
     """The methods as a table in Markdown, for docs/method.md."""
     lines = ["| method | learns from | settings |", "|---|---|---|"]
     for m, row in METHODS.items():
@@ -248,7 +262,7 @@ def table():
     return "\n".join(lines)
 
 
-def flags():
+def flags() -> list[tuple[Any, ...]]:
     """Every method's flags as rows of a run.Parser: (name, default, type, help)."""
     return list(dict.fromkeys(flag for row in METHODS.values() for flag in row.flags))
 
@@ -265,19 +279,19 @@ class Plan:
     and a checkpoint is written."""
 
     explores: bool
-    without: set
+    without: set[str]
     soft: bool
     named: bool
     epochs: int
     refreshes: range
 
 
-def refreshes(args):
+def refreshes(args: dict[str, Any]) -> range:
     """The epochs (range) at which COX chooses anchors anew; args {"epochs", "refreshes"}."""
     return range(0, args["epochs"], max(1, math.ceil(args["epochs"] / args["refreshes"])))
 
 
-def plan(args, seed):
+def plan(args: Namespace, seed: Seed) -> Plan:
     """The Plan of a run on a Seed; args.kl and args.w_disagree are settled by it."""
     row, at_stage_2 = METHODS[args.method], seed.connect["meta"]["args"]["without"]
     args.without = sorted(set(args.without))
@@ -301,7 +315,16 @@ def plan(args, seed):
     )
 
 
-def terms(args, plan, model, items, chosen, teacher, i, j):
+def terms(
+    args: Namespace,
+    plan: Plan,
+    model: Model,
+    items: Items,
+    chosen: Anchors | None,
+    teacher: Teacher | None,
+    i: Tensor,
+    j: Tensor,
+) -> dict[str, Tensor]:
     """The loss of a step, {name: term}: of the labelled items at places i (B,) and of the j-th unlabelled ones
     (B',)."""
     oom, found = items.oom, {}
@@ -309,7 +332,7 @@ def terms(args, plan, model, items, chosen, teacher, i, j):
         x, lengths = augment(oom["kind"], *batch(oom, items.rows[i], args.device))
         z = model.learner(x, lengths)
         found["labelled"] = F.cross_entropy(model.head(z).float(), items.y[i].to(args.device))
-        if model.predict:
+        if model.predict and teacher:
             found["im"] = args.w_im * F.mse_loss(model.predict(z).float(), teacher.expected[i])
     learn = METHODS[args.method].learn
     if learn and "exploration" not in plan.without:
@@ -320,14 +343,14 @@ def terms(args, plan, model, items, chosen, teacher, i, j):
             j.to(args.device),
             len(items.labelled) > 0,
             chosen,
-            teacher.expected[place] if model.predict else None,
+            teacher.expected[place] if model.predict and teacher else None,
         )
         for name, term in learn(args, model, step).items():
             found[name] = found[name] + term if name in found else term
     return found
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m cox_oom.methods", description="prints the names of the methods")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"])
     p.add_argument("--few", action="store_true", help="those that run.sh runs unasked")

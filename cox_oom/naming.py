@@ -4,21 +4,27 @@ By the IM heads in a random space (Eq. 14 as printed), by clusters of the raw re
 or by a few labelled items whose names spread along the graph of the readings.
 """
 
+from argparse import Namespace
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import cox_ops
 from cox_oom.anchors import SHARE, surest
 from cox_oom.augment import batch, embed
+from cox_oom.connect import Known
 from cox_oom.files import UserError, optional
 from cox_oom.labels import Start, choose_labelled
+from cox_oom.learner import Learner
 from cox_oom.seed import split_rows
 
 NAMING = "naming classes without labels"  # what needs scipy here
 
 
-def graph(x, *, components=50, neighbours=10):
+def graph(x: Tensor, *, components: int = 50, neighbours: int = 10) -> Any:
     """The normalised kNN graph of items x (M, ...), in the `components` leading principal components: scipy sparse
     (M, M), M x neighbours entries."""
     sparse = optional("scipy.sparse", NAMING)
@@ -35,7 +41,9 @@ def graph(x, *, components=50, neighbours=10):
     return (scale @ joined @ scale).tocsr()
 
 
-def spectral(x, count, *, components=50, neighbours=10, seed=0):
+def spectral(
+    x: Tensor, count: int, *, components: int = 50, neighbours: int = 10, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """`count` clusters of items x (M, ...): (cluster (M,) int64, embedding (M, count) float32, centroids (count,
     count)).
 
@@ -50,7 +58,7 @@ def spectral(x, count, *, components=50, neighbours=10, seed=0):
     else:
         vectors = np.linalg.eigh(joined.toarray())[1][:, -count:]
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    best = None
+    best: Any = None
     for _ in range(10):  # k-means from ten starts
         centroids, label = kmeans2(vectors, count, minit="++", seed=rng, missing="warn")
         spread = ((vectors - centroids[label]) ** 2).sum()
@@ -58,12 +66,21 @@ def spectral(x, count, *, components=50, neighbours=10, seed=0):
     return torch.from_numpy(best[1]).long(), torch.from_numpy(vectors).float(), torch.from_numpy(best[2]).float()
 
 
-def _wide(x, components):
+def _wide(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
     _, s, v = torch.pca_lowrank(x, q=min(components, *x.shape), center=False, niter=4)
     return s.flip(0), v.flip(1)
 
 
-def spread_names(x, items, labels, count, *, alpha=0.99, components=50, neighbours=10):
+def spread_names(
+    x: Tensor,
+    items: Tensor,
+    labels: Tensor,
+    count: int,
+    *,
+    alpha: float = 0.99,
+    components: int = 50,
+    neighbours: int = 10,
+) -> tuple[Tensor, Tensor]:
     """Class names carried from few labelled items (rows of x, labels (n,)) along the kNN graph of all items x (M,
     ...): (class (M,), confidence (M,) in 0...1). Label spreading (Zhou et al. 2004), every class given the same total
     mass; an item that no name reaches has confidence 0."""
@@ -79,7 +96,7 @@ def spread_names(x, items, labels, count, *, alpha=0.99, components=50, neighbou
     return torch.from_numpy(mass.argmax(1)).long(), torch.from_numpy(confidence).float()
 
 
-def geometry(x, labels, count):
+def geometry(x: Tensor, labels: Tensor, count: int) -> Tensor:
     """Distances (count, count) between the class means of x (N, ...), standardised off the diagonal; NaN for a class
     without items."""
     x = x.reshape(len(x), -1).float()
@@ -90,7 +107,9 @@ def geometry(x, labels, count):
     return ((d - seen.mean()) / seen.std(correction=0).clamp(min=1e-12)).masked_fill(~off, 0.0)
 
 
-def name_by_geometry(ours, theirs, *, null=20, restarts=10, seed=0):
+def name_by_geometry(
+    ours: Tensor, theirs: Tensor, *, null: int = 20, restarts: int = 10, seed: int = 0
+) -> tuple[Tensor, float, Tensor]:
     """Naming of clusters by the distances among them: (class (count,) of each cluster, correlation, correlations
     (null,)).
 
@@ -104,8 +123,8 @@ def name_by_geometry(ours, theirs, *, null=20, restarts=10, seed=0):
     count = len(a)
     up = np.triu_indices(count, 1)
 
-    def search(a):
-        best = (-2.0, None)
+    def search(a: np.ndarray) -> tuple[float, np.ndarray]:
+        best: tuple[float, Any] = (-2.0, None)
         for _ in range(restarts):
             found = quadratic_assignment(a, b, options={"maximize": True, "P0": "randomized", "rng": rng})
             found = quadratic_assignment(
@@ -127,7 +146,7 @@ def name_by_geometry(ours, theirs, *, null=20, restarts=10, seed=0):
     return torch.from_numpy(names).long(), agreement, torch.tensor(shuffled)
 
 
-def literal_space(z, d_im, seed):
+def literal_space(z: Tensor, d_im: int, seed: int) -> Tensor:
     """The learner's features (M, d) in a bank's space (M, d_im) at Eq. 14's start: standardised, then mapped at random.
 
     The heads h_k know only their bank's space and nothing relates the two yet: a random orthogonal map serves.
@@ -139,7 +158,9 @@ def literal_space(z, d_im, seed):
     return F.normalize(mapped, dim=-1)
 
 
-def name_by_items(oom, rows, classes, per_class, generator):
+def name_by_items(
+    oom: dict[str, Any], rows: Tensor, classes: int, per_class: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, dict[str, Any], str]:
     """A class for each of the OOM rows (M,) from the labels of `per_class` of them a class: (class (M,), how doubtful
     it is (M,), how it was found, that in words)."""
     x, y = batch(oom, rows, "cpu")[0], oom["labels"][rows]
@@ -156,7 +177,9 @@ def name_by_items(oom, rows, classes, per_class, generator):
     return label, 1 - confidence, {"by": "items", "items": [oom["ids"][r] for r in rows[items].tolist()]}, said
 
 
-def name_by_clusters(oom, rows, inputs, classes, seed):
+def name_by_clusters(
+    oom: dict[str, Any], rows: Tensor, inputs: dict[str, dict[str, Any]], classes: int, seed: int
+) -> tuple[Tensor, Tensor, dict[str, Any], str]:
     """The same without labels: spectral clusters, named by the classes' geometry in the IM modalities' inputs or
     banks {m: file}; doubtful is what lies far from its cluster's centre."""
     if len(rows) < classes:
@@ -200,7 +223,9 @@ def name_by_clusters(oom, rows, inputs, classes, seed):
     return of_cluster[label], distance, {"by": "geometry", "agreement": float(agreement), "null": null, "p": p}, said
 
 
-def name_by_heads(args, oom, rows, known, learner):
+def name_by_heads(
+    args: Namespace, oom: dict[str, Any], rows: Tensor, known: dict[str, Known], learner: Learner
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """The same as Eq. 14 is printed: the class on which the IM heads agree about a random learner's features;
     doubtful is what they are not confident of, and infinitely so what they do not agree on."""
     z = embed(learner, oom, rows, args.device)[0]  # (M, d)
@@ -220,7 +245,15 @@ def name_by_heads(args, oom, rows, known, learner):
     return anchors, label, {}
 
 
-def none(args, oom, train, known, learner, inputs, generator):
+def none(
+    args: Namespace,
+    oom: dict[str, Any],
+    train: Tensor,
+    known: dict[str, Known],
+    learner: Learner,
+    inputs: dict[str, dict[str, Any]],
+    generator: torch.Generator,
+) -> Start:
     """Setting unsup: the Start in which no OOM item, rows `train` (M,), has a label or a pair; it is warmed up on
     anchors whose classes --init and --name-with say. inputs {modality: inputs file, or bank of a pretrained
     perceptor}."""

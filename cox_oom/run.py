@@ -8,16 +8,20 @@ import os
 import re
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from cox_oom.files import UserError, data_name, finished, load, save, writable
 
 PARTS = ("connection", "exploration", "warmup", "emergent")  # what an ablation can leave out of COX
 
 
-def script(main, argv=None):
+def script(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
     """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2."""
     try:
         main(argv)
@@ -32,7 +36,7 @@ def script(main, argv=None):
 # --------------------------------------------------------------------------------------------------------- flags
 
 
-def leave_out(text):
+def leave_out(text: str) -> list[str]:
     """--without's comma-separated list, sorted."""
     found = sorted({p for p in text.split(",") if p})
     if set(found) - set(PARTS):
@@ -42,7 +46,7 @@ def leave_out(text):
     return found
 
 
-def known_device(text):
+def known_device(text: str) -> str:
     """The name of a device that torch has here."""
     try:
         torch.empty(0, device=text)
@@ -52,7 +56,9 @@ def known_device(text):
     return text
 
 
-def number(kind, low, high=math.inf, ends="[]"):
+def number(
+    kind: type[int] | type[float], low: float, high: float = math.inf, ends: str = "[]"
+) -> Callable[[str], float]:
     """The type of an int or float (`kind`) from `low` to `high`; `ends` as an interval is written: "(]" leaves low
     out."""
     bounds = f"from {low}" if ends[0] == "[" else f"above {low}"
@@ -64,7 +70,7 @@ def number(kind, low, high=math.inf, ends="[]"):
         else f", {'below' if ends[1] == ')' else 'at most'} {high}"
     )
 
-    def check(text):
+    def check(text: str) -> float:
         try:
             n = kind(text)
         except ValueError:
@@ -99,19 +105,20 @@ class Parser(argparse.ArgumentParser):
     A type is what argparse calls on the text, a tuple of choices, or None for a switch.
     """
 
-    def __init__(self, doc, then):
+    def __init__(self, doc: str, then: str) -> None:
         super().__init__(
             description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, add_help=False
         )
-        self.rare, self.then = [], then
+        self.rare: list[argparse.Action] = []
+        self.then = then
         self.add_argument("-h", "--help", action="help", help="show the everyday flags")
         self.add_argument("--help-all", action="help", help="show all flags")
 
-    def common(self, *names):
+    def common(self, *names: str) -> None:
         """Add flags of COMMON."""
         self.rows([(name, *COMMON[name]) for name in names])
 
-    def rows(self, rows, rare=False):
+    def rows(self, rows: Iterable[tuple[Any, ...]], rare: bool = False) -> None:
         """Add flags; `rare` ones are shown by --help-all alone. A fifth entry of a row holds further arguments for
         argparse."""
         for name, default, kind, text, *more in rows:
@@ -120,41 +127,43 @@ class Parser(argparse.ArgumentParser):
             action = self.add_argument(name, help=text, **how, **(more[0] if more else {}))
             self.rare += [action] if rare else []
 
-    def parse_args(self, argv=None, namespace=None):
+    def parse_args(self, argv: Any = None, namespace: Any = None) -> Any:
         hide = self.rare if "--help-all" not in (sys.argv[1:] if argv is None else argv) else []
         for action in hide:
             action.help = argparse.SUPPRESS
         self.epilog = (f"--help-all shows {len(hide)} more flags. " if hide else "") + self.then
         return super().parse_args(argv, namespace)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix(
             "argument "
         )
         self.exit(2, f"error: {message} (--help-all shows every flag)\n")
 
 
-def cosine(lr, done):
+def cosine(lr: float, done: float) -> float:
     """A learning rate after the share `done` of all steps: from lr down to 0."""
     return lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def descend(optimizer, terms, lr):
+def descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], lr: float) -> None:
     """One step down the sum of the terms {name: loss}, at a learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
-    sum(terms.values()).backward()
+    loss: Any = sum(terms.values())  # sum may be the int 0, says its type
+    loss.backward()
     optimizer.step()
 
 
-def add(sums, terms):
+def add(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
     """Add the terms of a step {name: loss}, and their sum as "loss", to sums: float64 on the device, no host waits."""
-    for name, term in {"loss": sum(terms.values()), **terms}.items():
+    loss: Any = sum(terms.values())
+    for name, term in {"loss": loss, **terms}.items():
         sums[name] = sums.get(name, 0.0) + term.detach().double()
 
 
-def means(sums, steps):
+def means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
     """{name: mean over the steps} of what `add` summed; a term that some steps lack counts 0 in them."""
     names = list(sums)
     return dict(zip(names, (torch.stack([sums[n] for n in names]) / steps).tolist())) if names else {}
@@ -169,8 +178,11 @@ class Work:
     args: the stage's flags; those that shape the file are kept in its meta, and other ones are refused where it is
     done. oom: the OOM inputs; made_from: the digests of all files that it is made from."""
 
-    def __init__(self, stage, path, args, oom, made_from):
-        self.path, self.force, self.begun, self.saved = Path(path), args.force, time.time(), {}
+    def __init__(
+        self, stage: str, path: str | Path, args: Namespace, oom: dict[str, Any], made_from: dict[str, str]
+    ) -> None:
+        self.path, self.force, self.begun = Path(path), args.force, time.time()
+        self.saved: dict[str, Any] = {}
         self.checkpoint_path, self.log_path = (
             self.path.with_suffix(".checkpoint.pt"),
             self.path.with_suffix(".log.jsonl"),
@@ -185,10 +197,10 @@ class Work:
         }
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         return time.time() - self.begun
 
-    def done(self):
+    def done(self) -> bool:
         """True where the file is there, made by the same flags from the same files; else the last checkpoint of this
         very work is read, if there is one."""
         facts = self.facts
@@ -204,11 +216,11 @@ class Work:
         return False
 
     @property
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """The plain state in the last checkpoint of this very work; {} where there is none."""
         return self.saved.get("state", {})
 
-    def checkpoint(self, state, parts, generator):
+    def checkpoint(self, state: dict[str, Any], parts: dict[str, Any], generator: torch.Generator) -> None:
         """Write the plain `state`, the state of `parts` {name: module or optimizer} and the random generators: a
         stopped run goes on from here, on the CPU to the same bits."""
         save(
@@ -226,7 +238,7 @@ class Work:
             quiet=True,
         )
 
-    def resume(self, parts, generator):
+    def resume(self, parts: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Restore `parts` and the random generators from the last checkpoint of this very work. Returns its plain
         state."""
         if self.saved:
@@ -240,12 +252,12 @@ class Work:
             print(f"  going on from {unit} {self.state[unit]} ({self.checkpoint_path})")
         return self.state
 
-    def log(self, **line):
+    def log(self, **line: Any) -> None:
         """One line of JSON at the end of the log."""
         with open(self.log_path, "a", encoding="utf-8") as f:
             f.write(json.dumps({**line, "seconds": round(self.seconds, 1)}) + "\n")
 
-    def save(self, obj, **facts):
+    def save(self, obj: dict[str, Any], **facts: Any) -> None:
         """Write the file; the checkpoint goes."""
         save(self.path, obj, **self.facts, **facts, seconds=round(self.seconds, 1))
         self.checkpoint_path.unlink(missing_ok=True)

@@ -1,20 +1,23 @@
 """What a stage reads of the earlier ones: inputs and banks of stage 1, connect.pt of stage 2, checked along the
 chain."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from cox_oom.files import SPLITS, Place, UserError, check_chain, load
 
 
-def split_rows(file, splits=("train", "val")):
+def split_rows(file: dict[str, Any], splits: Sequence[str] = ("train", "val")) -> Tensor:
     """Index (n',) of the rows of an inputs or bank file that lie in `splits`. Training never asks for "test"."""
     wanted = torch.tensor([SPLITS.index(s) for s in splits])
     return torch.isin(file["split"], wanted).nonzero().squeeze(1)
 
 
-def load_inputs(place, modality):
+def load_inputs(place: Place, modality: str) -> dict[str, Any]:
     """The inputs file of a modality."""
     return load(
         place.inputs(modality),
@@ -23,7 +26,7 @@ def load_inputs(place, modality):
     )
 
 
-def load_banks(place):
+def load_banks(place: Place) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The IM feature banks of an OOM modality: ({modality: file}, {"banks/<modality>": digest, …}). Stage 1's im.pt
     says which; without it all but the OOM's."""
     first = place.command("extract_features.py")
@@ -55,9 +58,10 @@ def load_banks(place):
     return banks, made_from
 
 
-def load_sources(place):
+def load_sources(place: Place) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, str]]:
     """What stage 1 left: the OOM inputs, the IM banks {modality: file}, the digests of all; UserError where a bank
     was made from other inputs than those in place."""
+    assert place.oom is not None  # stages 2 to 4 have --oom
     oom = load_inputs(place, place.oom)
     ims, made_from = load_banks(place)
     in_place = {f"inputs/{m}": load(place.inputs(m))["meta"]["digest"] for m in ims if place.inputs(m).exists()}
@@ -66,12 +70,12 @@ def load_sources(place):
     return oom, ims, {**made_from, f"inputs/{place.oom}": oom["meta"]["digest"]}
 
 
-def state_of(module):
+def state_of(module: nn.Module) -> dict[str, Tensor]:
     """A module's state as it is saved, on the CPU."""
     return {k: t.detach().cpu().clone() for k, t in module.state_dict().items()}
 
 
-def features_of(bank, ids):
+def features_of(bank: dict[str, Any], ids: list[str]) -> Tensor:
     """Features (n, d_k) of a bank's items by their ids [n]."""
     at = {i: r for r, i in enumerate(bank["ids"])}
     return bank["features"][torch.tensor([at[i] for i in ids], dtype=torch.long)]
@@ -83,15 +87,16 @@ class Seed:
     all."""
 
     place: Place
-    oom: dict
-    ims: dict
-    connect: dict
-    made_from: dict
+    oom: dict[str, Any]
+    ims: dict[str, dict[str, Any]]
+    connect: dict[str, Any]
+    made_from: dict[str, str]
 
 
-def load_seed(place, keys=()):
+def load_seed(place: Place, keys: Iterable[str] = ()) -> Seed:
     """The Seed of a place, `keys` in its connect.pt; UserError where a file is missing or connect.pt was made from
     others."""
+    assert place.oom is not None  # stages 2 to 4 have --oom
     oom = load_inputs(place, place.oom)
     ims, made_from = load_banks(place)
     made_from[f"inputs/{place.oom}"] = oom["meta"]["digest"]

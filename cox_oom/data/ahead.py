@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def decoded(dataset, modality, rows, then, *, workers, ahead=64, sample=None):
         workers = 0
     chunk = CHUNK.get(dataset.modalities[modality], 8)
     places = [list(range(k, min(k + chunk, len(work)))) for k in range(0, len(work), chunk)]
-    chunks = ([work[i] for i in chunk_places] for chunk_places in places)
+    chunks: Any = ([work[i] for i in chunk_places] for chunk_places in places)
     if workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or transformers' tokenizers complain of the fork
         chunks = DataLoader(

@@ -100,7 +100,7 @@ def _row_error(manifest, row, what, mend):
 
 def _check_rows(manifest, rows, modalities):
     """UserError for an empty or repeated id, an unknown split, an empty row; where no row is of train or of test."""
-    lines = {}  # id -> line
+    lines: dict[str, int] = {}  # id -> line
     for row in rows:
         line, cells = row
         if not cells["id"]:

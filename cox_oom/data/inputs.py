@@ -1,6 +1,7 @@
 """Raw items to the tensors that the learner trains on."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,9 @@ class _Moments:
     """Streaming mean and variance, merged item by item in float64 (Chan, Golub, LeVeque 1983)."""
 
     def __init__(self):
-        self.count, self.mean, self.m2 = 0, None, None
+        self.count = 0
+        self.mean: Any = None  # tensors, from the first item on
+        self.m2: Any = None
 
     def add(self, x, axes):
         """Takes in an item x; mean and variance are over its `axes`, which stay as axes of length 1."""
@@ -238,8 +241,8 @@ def _series(items, train, limit, per_position=True):
     mean, std = moments.result()
     if per_position:
         mean, std = mean[0], std[0]
-    lengths = None if drop_lengths else torch.tensor(lengths, dtype=torch.int64)
-    return {"kind": "series", "x": x, "lengths": lengths, "mean": mean, "std": std}
+    kept = None if drop_lengths else torch.tensor(lengths, dtype=torch.int64)
+    return {"kind": "series", "x": x, "lengths": kept, "mean": mean, "std": std}
 
 
 def _texts(raws, count):
@@ -249,5 +252,5 @@ def _texts(raws, count):
     for i, b in enumerate(data):
         x[i, : len(b)] = torch.tensor(list(b), dtype=torch.uint8)
     lengths = [len(b) for b in data]
-    lengths = None if min(lengths) == x.shape[1] else torch.tensor(lengths, dtype=torch.int64)
-    return {"kind": "text", "x": x, "lengths": lengths, "mean": None, "std": None}
+    kept = None if min(lengths) == x.shape[1] else torch.tensor(lengths, dtype=torch.int64)
+    return {"kind": "text", "x": x, "lengths": kept, "mean": None, "std": None}

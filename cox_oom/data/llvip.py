@@ -101,7 +101,7 @@ def _facts(images, labels, stems, files, empty, crowded):
 
 def _image_pairs(sizes):
     """{stem: (train or test, {modality: path})} of the images among the paths in sizes."""
-    images = {}
+    images: dict[str, Any] = {}
     for path in sizes:
         light, part, *rest = path.split("/")
         for modality, folder in LIGHTS.items():
@@ -165,7 +165,7 @@ def _image(path):
 def _boxes(path, images):
     """(width, height, [(x0, y0, x1, y1)]) of a VOC annotation: the persons, within the image, x1 and y1 exclusive."""
     try:
-        tree = ET.parse(path).getroot()
+        tree: Any = ET.parse(path).getroot()  # what lacks a part is caught below
         size = tree.find("size")
         if size is None:
             optional("PIL", "reading images")

@@ -6,6 +6,7 @@ The loaders raise MediaError with the bare reason; the reader that knows file an
 import bisect
 import math
 import os
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +184,7 @@ def _clip(path, start, end):
         fps = float(stream.average_rate or stream.guessed_rate or 25)
         begin, tick = _begin(container), float(stream.time_base or 0)
         # not every container knows its number of frames: count the packets, which needs no decoding
-        stamps = [packet.pts for packet in container.demux(stream) if packet.size]
+        stamps: Any = [packet.pts for packet in container.demux(stream) if packet.size]
     n = len(stamps)
     if not n:
         raise MediaError("contains no video frames")
@@ -202,7 +203,7 @@ def _frames(path, indices, stamps):
     images, i = {}, -1
     with av.open(path) as container:
         stream = container.streams.video[0]
-        place = {s: k for k, s in enumerate(stamps)} if stamps else None
+        place = {s: k for k, s in enumerate(stamps)} if stamps else {}
         if stamps and min(indices) > 250:  # to the key frame before: the clip lies deep in a long video
             container.seek(stamps[min(indices)], stream=stream, backward=True)
         for frame in container.decode(stream):

@@ -203,7 +203,7 @@ def _media(sizes):
 
 def _cells(rows, transcripts, segments, videos, sounds):
     """{modality: n cells}: a sentence's segment, else the full file and seconds; its transcript or None."""
-    cells = {"video": [], "audio": [], "language": []}
+    cells: dict[str, list] = {"video": [], "audio": [], "language": []}
     for video, _, start, end, *_ in rows:
         clip = _same(transcripts.get(video, ()), start, end)  # (number of the segment, not of the row; words)
         time = f"::{max(0.0, start):.3f}-{end:.3f}"
@@ -311,7 +311,7 @@ def _folds(path):
 
 def _transcripts(root):
     """{video: [(start, end, (segment, words))]} of all lines video___segment___start___end___words below root."""
-    out = {}
+    out: dict[str, list] = {}
     for path in official.tree(root, (".txt",)):
         if "Transcript" not in path.split("/"):
             continue

@@ -116,7 +116,8 @@ def _annotations(root):
 
 def _videos(files):
     """({video: category 0...19}, {video: split}, {video: its captions by sen_id}) of the official json files."""
-    videos, captions = {}, {}
+    videos: dict[str, Any] = {}
+    captions: dict[str, Any] = {}
     for path in files:
         try:
             table = json.loads(official.read_text(path))

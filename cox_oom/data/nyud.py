@@ -135,7 +135,8 @@ def _folders(root, base, depth):
         raise UserError(f"--data nyud: the option depth={depth} needs {MAT}; leave it out for exported images")
     sizes = official.tree(os.path.join(root, base), (".png", ".jpg"))
     prefix = f"{base}/" if base else ""
-    ids, scenes, split, cells = [], [], [], {"rgb": [], "depth": []}
+    ids, scenes, split = [], [], []
+    cells: dict[str, list] = {"rgb": [], "depth": []}
     for path in sizes:
         part, *middle, name = path.split("/")
         if part not in ("train", "test") or len(middle) != 1 or not name.startswith("rgb_"):

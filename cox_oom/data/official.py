@@ -7,6 +7,7 @@ names and the folder lacks becomes a fact and `Dataset.absent`, and loading it a
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from tqdm import tqdm
 
@@ -106,7 +107,7 @@ def tree(root, extensions):
 
 def by_stem(files, extensions=None):
     """{file name without folder and extension: path}, the first of each; of some extensions only where given."""
-    out = {}
+    out: dict[str, str] = {}
     for path in files:
         stem, extension = os.path.splitext(path.rsplit("/", 1)[-1])
         if extensions is None or extension.lower() in extensions:
@@ -202,7 +203,8 @@ def hold_out(name, split, labels, share, seed=0):
     share = number(name, "val", share, 0, 0.5, float)
     if not share:
         return split
-    groups, split = {}, list(split)
+    groups: dict[Any, list[int]] = {}
+    split = list(split)
     for row, (part, label) in enumerate(zip(split, labels)):
         if part == "train" and label >= 0:
             groups.setdefault(label, []).append(row)

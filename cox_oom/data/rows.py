@@ -67,6 +67,8 @@ def columns(data, rows):
 class Progress(ahead.Items):
     """ahead.Items that move a progress bar: few items in memory at a time, however large the modality."""
 
+    bar: tqdm
+
     def __getitem__(self, i):
         item = super().__getitem__(i)
         self.bar.update()

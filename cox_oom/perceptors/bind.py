@@ -8,6 +8,7 @@ seen.
 
 import math
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,7 @@ class Encoder(nn.Module):
         elif kind == "series" and not lengths and math.prod(shape) <= 2048:
             flat = math.prod(shape)
         else:
-            conv = {"series": nn.Conv1d, "image": nn.Conv2d, "video": nn.Conv3d}[kind]
+            conv: Any = {"series": nn.Conv1d, "image": nn.Conv2d, "video": nn.Conv3d}[kind]
             channels, *size = shape
             while max(size) > 4 and len(layers) < 18:
                 wide = width if layers else width // 2

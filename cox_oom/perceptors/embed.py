@@ -6,6 +6,7 @@ items of equal shape, however many workers there are and wherever a run was stop
 """
 
 import shutil
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -58,7 +59,8 @@ class Prepare:
 
 def one_part(model, role, rows, stream, bar, batch_size, device, complain):
     """{"features" (n, d), "rows" (n), "complaints"} of the next len(rows) items of the stream."""
-    waiting, out, kept, complaints = {}, [], [], []  # waiting: {shape: [(row, item)]}
+    waiting: dict[Any, list] = {}  # {shape: [(row, item)]}
+    out, kept, complaints = [], [], []
     for row, (_, item, complaint) in zip(rows, stream):
         bar.update()
         if complaint:

@@ -8,6 +8,7 @@ no say in the numbers; where a processor would cut an audio at random, its middl
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +125,7 @@ class Model:
     def trial(self, role, name):
         """The size of a role's vectors, by its smallest item; says why where there are none."""
         try:
-            item = TRIAL[role]
+            item: Any = TRIAL[role]
             if role == "video":
                 item = item.expand(len(self.sample(role)(100, 25.0)), -1, -1, -1)
             batch = {k: v[None] for k, v in self.prepare(role, item).items()}

@@ -12,6 +12,7 @@ docs/perceptors.md has the numbers of the comparison with the official code.
 import functools
 import json
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -373,13 +374,13 @@ def tower_files(folder):
 
 def find_text(place):
     """The first folder of any tower that is there; where none is, the UserError about the first one, the image's."""
-    error = None
+    errors = []
     for role in FOLDERS:
         try:
             return find(role, place)
         except UserError as e:
-            error = error or e
-    raise error
+            errors.append(e)
+    raise errors[0]
 
 
 def read_config(folder):
@@ -429,7 +430,8 @@ def merge_lora(state, alpha, path=""):
 
     The sum is made in float32. path: their file, for the UserError about an update that is not whole.
     """
-    plain, lora = {}, {}
+    plain: dict[str, Any] = {}
+    lora: dict[str, dict[str, Any]] = {}
     for key, value in state.items():
         key = key.replace(".base_model.model.", ".").replace(".base_layer.", ".")
         match = re.fullmatch(r"(.+)\.lora_([AB])\.default\.weight", key)

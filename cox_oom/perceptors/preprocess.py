@@ -44,7 +44,7 @@ def resize(x, size=224, antialias=True, mode="bicubic"):
     uint8 with antialias goes through Pillow, bit for bit as the image processors that work on Pillow images; everything
     else through torch (bicubic coefficient -0.5 with antialias as in Pillow, -0.75 without), uint8 rounded at the end.
     """
-    h, w = resized(*x.shape[-2:], size)
+    h, w = resized(x.shape[-2], x.shape[-1], size)
     if (h, w) == tuple(x.shape[-2:]):
         return x
     planes = x.reshape(-1, *x.shape[-2:])
@@ -122,7 +122,7 @@ def mel_filters(mels, size, rate, low=20.0):
     """(size / 2, mels) float64: Kaldi's triangles, evenly spaced in mel between `low` and half the rate."""
     mel = 1127 * torch.log1p(torch.arange(size // 2, dtype=torch.float64) * rate / size / 700)[:, None]
     ends = [1127 * math.log1p(f / 700) for f in (low, rate / 2)]
-    edges = torch.linspace(*ends, mels + 2, dtype=torch.float64)
+    edges = torch.linspace(ends[0], ends[1], mels + 2, dtype=torch.float64)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     return torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
 
@@ -185,8 +185,8 @@ def find_vocabulary(place=None):
     Looked for in this order: `place` (a file or folder, or several: the weights' folder), the installed packages
     open_clip and clip (nothing of them is imported), ~/.cache/clip, any CLIP in Hugging Face's cache.
     """
-    places = [] if place is None else [place] if isinstance(place, (str, os.PathLike)) else list(place)
-    places = [Path(p).expanduser() for p in places]
+    given = [] if place is None else [place] if isinstance(place, (str, os.PathLike)) else list(place)
+    places = [Path(p).expanduser() for p in given]
     for package in ("open_clip", "clip"):
         spec = importlib.util.find_spec(package)
         places += [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []

@@ -1,6 +1,9 @@
 """What the test items say of a run: the record that METHOD.json holds."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cox_oom.augment import embed
 from cox_oom.connect import Bridge, map_items
@@ -9,11 +12,11 @@ from cox_oom.heads import Head
 from cox_oom.learner import Learner
 from cox_oom.methods import METHODS, refreshes
 from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
-from cox_oom.seed import features_of, split_rows
+from cox_oom.seed import Seed, features_of, split_rows
 
 
 @torch.no_grad()
-def features(state, oom, rows, device):
+def features(state: dict[str, Any], oom: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor]:
     """Features (R, d) and class (R,) of OOM rows by the learner and head in a connect.pt or METHOD.pt."""
     learner = Learner(**state["arch"]).to(device)  # its head is applied on the CPU
     learner.load_state_dict(state["learner"])
@@ -21,7 +24,7 @@ def features(state, oom, rows, device):
     return z, (z @ state["head"]["weight"].T + state["head"]["bias"]).argmax(1)
 
 
-def apply_head(state, z):
+def apply_head(state: dict[str, Tensor], z: Tensor) -> Tensor:
     """Class (n,) that a saved Head names for features z (n, d)."""
     head = Head(z.shape[1], len(state["linear.bias"]))
     head.load_state_dict(state)
@@ -29,7 +32,7 @@ def apply_head(state, z):
         return head(z).argmax(1)
 
 
-def labelled_rows(file, split):
+def labelled_rows(file: dict[str, Any], split: str) -> Tensor:
     """Rows of a split of an inputs or bank file that have a label."""
     rows = split_rows(file, (split,))
     return rows[file["labels"][rows] >= 0]
@@ -38,7 +41,7 @@ def labelled_rows(file, split):
 # --------------------------------------------------------------------------------------------------------- retrieval
 
 
-def own_pairs(run, seed, m, device):
+def own_pairs(run: dict[str, Any], seed: Seed, m: str, device: str) -> tuple[Tensor, Tensor, Tensor] | None:
     """What a method that trains no connection is given for one: (IM features, its own OOM features, labels) of the
     labelled pairs; aligned: of all pairs; without any pair: of class centroids under the method's own guesses, None
     where none of the classes that it names has an item in m."""
@@ -60,7 +63,7 @@ def own_pairs(run, seed, m, device):
     return centroid(z_im, y_im), centroid(z, guess), y
 
 
-def mapped_test_items(run, seed, device):
+def mapped_test_items(run: dict[str, Any], seed: Seed, device: str) -> dict[str, tuple[Tensor, Tensor, list[str]]]:
     """IM test items in the OOM feature space, by a run's connections: {modality: (v (n, d), labels (n,), ids [n])};
     without the modalities that have no labelled test item, or (unsup) no item of a class that the run names.
 
@@ -97,7 +100,7 @@ def mapped_test_items(run, seed, device):
 # ------------------------------------------------------------------------------------------------------------ records
 
 
-def judge_connections(seed, test, device):
+def judge_connections(seed: Seed, test: Tensor, device: str) -> dict[str, Any]:
     """What the test items say of stage 2: accuracy of the IM heads, of the warm-started learner, and Fig. 5's of the
     heads on v[k]."""
     connect, oom, im_heads = seed.connect, seed.oom, {}
@@ -117,7 +120,7 @@ def judge_connections(seed, test, device):
     return {"im_head_accuracy": im_heads, "warm_accuracy": accuracy(guess, oom["labels"][test]), "connection": curve}
 
 
-def agreements(run, oom):
+def agreements(run: dict[str, Any], oom: dict[str, Any]) -> dict[str, Any] | None:
     """Fig. 6 of a run, None where it has none: of its unlabelled training items, by their hidden labels."""
     if run["meta"]["args"]["method"] in ("random", "aligned") or not len(run["unlabelled"]):
         return None
@@ -130,7 +133,9 @@ def agreements(run, oom):
     }
 
 
-def metrics_of(run, seed, test, connections, device, task):
+def metrics_of(
+    run: dict[str, Any], seed: Seed, test: Tensor, connections: dict[str, Any], device: str, task: str
+) -> dict[str, Any]:
     """All metrics of a run; connections: what judge_connections found for its seed."""
     oom, names = seed.oom, run["class_names"]
     z, guess = features(run, oom, test, device)
@@ -151,7 +156,9 @@ def metrics_of(run, seed, test, connections, device, task):
     return metrics
 
 
-def record(run, seed, test, connections, device, task):
+def record(
+    run: dict[str, Any], seed: Seed, test: Tensor, connections: dict[str, Any], device: str, task: str
+) -> dict[str, Any]:
     """What METHOD.json holds."""
     meta, args, known, oom = run["meta"], run["meta"]["args"], seed.connect["meta"]["args"], seed.oom
     method = "-".join(filter(None, (args["method"], args.get("tag"))))

@@ -1,19 +1,21 @@
 """What a run's outputs amount to in numbers: accuracy, confusion, agreement, retrieval."""
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import cox_ops
 from cox_oom.files import optional
 
 
-def accuracy(guess, truth):
+def accuracy(guess: Tensor, truth: Tensor) -> float | None:
     """Share of equal entries, None where there are none."""
     return (guess == truth).double().mean().item() if len(truth) else None
 
 
-def class_metrics(guess, truth, class_names):
+def class_metrics(guess: Tensor, truth: Tensor, class_names: list[str]) -> dict[str, Any]:
     """Metrics of guess, truth (n,) int64; confusion: a row per true class. A class without
     test items is None in per_class and not in the balanced accuracy."""
     classes = len(class_names)
@@ -34,7 +36,7 @@ def class_metrics(guess, truth, class_names):
     }
 
 
-def nmi(confusion):
+def nmi(confusion: Tensor) -> float:
     """Normalised mutual information of counts (C, C): I / mean entropy, 0 where either is constant."""
     p = confusion.double() / confusion.sum()
     a, b = p.sum(1), p.sum(0)
@@ -43,12 +45,12 @@ def nmi(confusion):
     return max(0.0, 2 * (both - h(p)) / both) if min(h(a), h(b)) > 1e-12 else 0.0
 
 
-def agreement(agree, guess, truth, label=None):
+def agreement(agree: Tensor, guess: Tensor, truth: Tensor, label: Tensor | None = None) -> dict[str, float | None]:
     """Fig. 6 for items (M,), hidden labels `truth` (-1: none): share of A, accuracy of `guess` on A, on D and on
     both, of the items whose label is known; None where there are none."""
     known = truth >= 0
     a, d = agree & known, ~agree & known
-    found = {
+    found: dict[str, Any] = {
         "share": agree.double().mean().item(),
         "accuracy": accuracy(guess[known], truth[known]),
         "agree_accuracy": accuracy(guess[a], truth[a]),
@@ -60,7 +62,7 @@ def agreement(agree, guess, truth, label=None):
     return found if label is None else {**found, "label_accuracy": accuracy(label[a], truth[a])}
 
 
-def recall(rank, size):
+def recall(rank: Tensor, size: int) -> dict[str, float]:
     """R@1, R@5, R@10 and median rank of ranks (n,) from 1 among `size` candidates, and what chance gives."""
     share = {f"r{k}": (rank <= k).double().mean().item() for k in (1, 5, 10)}
     return {
@@ -73,7 +75,9 @@ def recall(rank, size):
     }
 
 
-def retrieval(query, gallery, classes):
+def retrieval(
+    query: tuple[Tensor, Tensor, list[str]], gallery: tuple[Tensor, Tensor, list[str]], classes: int
+) -> dict[str, Any]:
     """Metrics of retrieving with query items in a gallery, each (features (n, d), labels (n,), ids [n]).
 
     Category level: categories are ranked by their nearest item, a hit is the query's own. Instance level: items are

@@ -142,13 +142,14 @@ def method_bars(rows, metric="accuracy", words="test accuracy"):
     wide = legend_columns(figure, methods)
     figure.set_figheight(figure.get_figheight() + 0.15 * (math.ceil(len(methods) / wide) - 1))
     colour = colours(methods)
-    width, top = 0.85 / len(methods), 100 * max(score(r, metric) for r in rows)
+    width, top = 0.85 / len(methods), 100 * max(v for r in rows if (v := score(r, metric)) is not None)
     limit = 105 if top > 40 else 1.25 * top + 0.1
     for ax, line in zip(figure.subplots(len(lines), squeeze=False)[:, 0], lines):
         for i, m in enumerate(methods):
-            at, mean, sd = [], [], []
+            at, mean, sd = list[float](), list[float](), list[float]()
             for j, c in enumerate(line):
-                values = [100 * score(r, metric) for r in rows if (r["data"], r["oom"], r["method"]) == (*c, m)]
+                own = [r for r in rows if (r["data"], r["oom"], r["method"]) == (*c, m)]
+                values = [100 * v for r in own if (v := score(r, metric)) is not None]
                 if values:
                     a, s = mean_sd(values)
                     at, mean, sd = [*at, j + (i - (len(methods) - 1) / 2) * width], [*mean, a], [*sd, s or 0]

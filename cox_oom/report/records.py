@@ -18,7 +18,10 @@ ranks, tests and means."""
 
 import csv
 import json
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cox_oom import files
 from cox_oom.methods import METHODS
@@ -64,7 +67,7 @@ AGREEMENT = {"before": (*PART, "label_accuracy"), "after": PART, "after_own": (*
 PRINT = 8  # letters of a fingerprint that records.csv keeps
 
 
-def find(args, data, suffix):
+def find(args: Namespace, data: str, suffix: str) -> list[tuple[Path, str]]:
     """Files METHOD<suffix> of one data set that match the filters: [(folder, method)], sorted."""
     wanted = lambda chosen, value: not chosen or value in chosen
     perceptors = args.perceptor and [files.perceptor_name(p) for p in args.perceptor]
@@ -91,7 +94,7 @@ def find(args, data, suffix):
     return sorted(found, key=lambda f: (f[0].parent, int(f[0].name[4:]), order(f[1])))
 
 
-def what_first(args, data):
+def what_first(args: Namespace, data: str) -> str:
     """The line that is said where no run of `data` matches."""
     one = lambda chosen, other: chosen[0] if chosen else other
     place = files.Place(
@@ -114,7 +117,7 @@ def what_first(args, data):
     return f"no finished run in {base}{' matches ' + asked if asked else ''}; run first: {first}"
 
 
-def read_record(path):
+def read_record(path: Path) -> dict[str, Any] | None:
     """A METHOD.json, or None where it is missing or damaged."""
     try:
         record = json.loads(path.read_text())
@@ -123,11 +126,11 @@ def read_record(path):
         return None
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     files.write_atomic(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
-def flat(metrics, prefix=""):
+def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The scalar metrics of a record as {"agreement.before.gap": value}, without classes and curves."""
     out = {}
     for k, v in metrics.items():
@@ -138,7 +141,7 @@ def flat(metrics, prefix=""):
     return out
 
 
-def write_tables(out, records, blocks):
+def write_tables(out: Path, records: list[dict[str, Any]], blocks: list[dict[str, Any]]) -> None:
     """table.json, table.csv and table.md in the folder `out`."""
     short = [
         {"condition": condition(r), **{k: r[k] for k in COLUMNS}, **{k: r[k] for k in PROVENANCE if k in r}}
@@ -146,7 +149,7 @@ def write_tables(out, records, blocks):
     ]
     wide = [{**{k: r[k] for k in COLUMNS[:-1]}, **flat(r["metrics"])} for r in records]
 
-    def write_csv(tmp):
+    def write_csv(tmp: Path) -> None:
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             w = csv.DictWriter(f, list(dict.fromkeys(k for r in wide for k in r)))
             w.writeheader()
@@ -157,11 +160,11 @@ def write_tables(out, records, blocks):
     write_text(out / "table.md", markdown(blocks))
 
 
-def write_csv(path, rows):
+def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows [{column: value}]: columns in the order in which they come up, those that no row fills left out; a list's
     entries with a space between them, a dict as JSON, None as an empty cell."""
 
-    def text(v):
+    def text(v: Any) -> str:
         if isinstance(v, (list, tuple)):
             return " ".join(map(text, v))
         if isinstance(v, dict):
@@ -170,7 +173,7 @@ def write_csv(path, rows):
 
     filled = {k for row in rows for k, v in row.items() if v is not None}
 
-    def write(tmp):
+    def write(tmp: Path) -> None:
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             names = [k for k in dict.fromkeys(k for row in rows for k in row) if k in filled]
             w = csv.DictWriter(f, names, lineterminator="\n")
@@ -180,13 +183,13 @@ def write_csv(path, rows):
     files.write_atomic(path, write)
 
 
-def read_csv(path):
+def read_csv(path: str | Path) -> list[dict[str, str]]:
     """[{column: text}] of a table, without the empty cells."""
     with open(path, newline="", encoding="utf-8") as f:
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(f)]
 
 
-def number(text):
+def number(text: str) -> Any:
     """A number or truth value that write_csv wrote, a list where there are several."""
     if " " in text:
         return [number(t) for t in text.split(" ")]
@@ -198,19 +201,19 @@ def number(text):
         return float(text)
 
 
-def short(value):
+def short(value: Any) -> Any:
     """Of a number, or of each in a list, six significant digits."""
     if isinstance(value, list):
         return [short(v) for v in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def under(name, parts):
+def under(name: str, parts: Iterable[str]) -> bool:
     """Is a column one of `parts`, or below one of them."""
     return any(f"{name}.".startswith(f"{part}.") for part in parts)
 
 
-def csv_metrics(r):
+def csv_metrics(r: dict[str, Any]) -> dict[str, Any]:
     """A record's metrics as columns of records.csv: {name: number, list or code}."""
     m, uneven = r["metrics"], skewed(r)
     left_out = {"retrieval"} | (set() if uneven else {"balanced_accuracy"})
@@ -230,22 +233,24 @@ def csv_metrics(r):
     return {k: v if k.rpartition(".")[2] in EXACT else short(v) for k, v in out.items()}
 
 
-def column(r):
+def column(r: dict[str, Any]) -> tuple[str, str, str, str]:
     """The data set, OOM modality and condition of a record, whose flags differ little."""
     return r["data"], r["perceptor"], r["oom"], r["condition"] if "condition" in r else condition(r)
 
 
-def flag_lines(records, name):
+def flag_lines(records: list[dict[str, Any]], name: str) -> list[dict[str, Any] | None]:
     """What the lines of the records say of their flags, r[name]; None where they were not recorded."""
     told = [
         {k: v for k, v in r[name].items() if k not in LINE and v is not None} if r.get(name) else None for r in records
     ]
-    most, lines, seen = {}, [], set()
+    listed: dict[tuple, list[dict[str, Any]]] = {}
+    lines: list[dict[str, Any] | None] = []
+    seen: set[tuple] = set()
     for r, flags in zip(records, told):
         if flags is not None:
-            most.setdefault(column(r), []).append(flags)
-    most = {where: max(each, key=each.count) for where, each in most.items()}
-    base = next(iter(most.values()), {})
+            listed.setdefault(column(r), []).append(flags)
+    most = {where: max(each, key=each.count) for where, each in listed.items()}
+    base: dict[str, Any] = next(iter(most.values()), {})
     differs = lambda flags, others: {k: flags.get(k) for k in {**others, **flags} if flags.get(k) != others.get(k)}
     for r, flags in zip(records, told):
         line = flags if flags is None else differs(flags, most[column(r)])
@@ -256,9 +261,13 @@ def flag_lines(records, name):
     return lines
 
 
-def flags_told(columns, lines):
+def flags_told(
+    columns: Iterable[tuple[str, ...]], lines: Iterable[dict[str, Any] | None]
+) -> list[dict[str, Any] | None]:
     """The flags by records that flag_lines' lines, of these columns, tell."""
-    base, most, out = None, {}, []
+    base: Any = None
+    most: dict[tuple, dict[str, Any]] = {}
+    out: list[dict[str, Any] | None] = []
     for where, line in zip(columns, lines):
         if line is not None:
             base = line.get("*") if base is None else base
@@ -268,10 +277,11 @@ def flags_told(columns, lines):
     return out
 
 
-def write_records(path, records, keep=None):
+def write_records(path: str | Path, records: list[dict[str, Any]], keep: Sequence[str] | None = None) -> None:
     """records.csv of records, each what METHOD.json holds, with the metrics whose columns `keep` names, in its order;
     a name stands for the columns below it as well; None: all."""
-    flags, metrics, heads = {k: flag_lines(records, k) for k in FLAGS}, [], {}
+    flags, metrics = {k: flag_lines(records, k) for k in FLAGS}, []
+    heads: dict[tuple, dict[str, Any] | None] = {}
     for r in records:
         all_of = csv_metrics(r)
         mine = {k: v for k, v in all_of.items() if under(k, ["im_head_accuracy"])}
@@ -291,7 +301,7 @@ def write_records(path, records, keep=None):
     write_csv(path, rows)
 
 
-def read_records(path):
+def read_records(path: str | Path) -> list[dict[str, Any]]:
     """The records of a records.csv in the shape that tables, tests and scores take."""
     rows = read_csv(path)
     if not all({"data", "perceptor", "oom", "method", "seed", "condition"} <= set(row) for row in rows):
@@ -301,16 +311,16 @@ def read_records(path):
     records = []
     for i, row in enumerate(rows):
         lists = {k: row.pop(k).split() for k in ("perceptor_paired_by_class", "paired_by_class") if k in row}
-        why = {"fallback": json.loads(row.pop("fallback"))} if "fallback" in row else {}
+        why: dict[str, Any] = {"fallback": json.loads(row.pop("fallback"))} if "fallback" in row else {}
         cells = {k: v if k in WORDS else number(v) for k, v in row.items() if k not in FLAGS}
         r = {k: cells.pop(k) for k in LINE if k in cells}
         r.pop("condition")
         r.update({k: flags[k][i] for k in FLAGS if flags[k][i] is not None})
-        records.append({**r, **lists, "metrics": nested(cells) | why})
+        records.append({**r, **lists, "metrics": {**nested(cells), **why}})
     return records
 
 
-def nested(cells):
+def nested(cells: dict[str, Any]) -> dict[str, Any]:
     """The metrics of csv_metrics' columns as a record has them, None for what a level of retrieval or an agreement
     lacks."""
     parts = lambda name: {k.removeprefix(f"{name}."): v for k, v in cells.items() if k.startswith(f"{name}.")}
@@ -327,7 +337,7 @@ def nested(cells):
     if parts("retrieval"):
         level = lambda way: {k: parts(f"retrieval.{way}.{k}") or None for k in ("category", "instance")}
         out["retrieval"] = {"mean": {way: level(way) for way in ("out", "back")}}
-    curves = {}
+    curves: dict[str, dict[str, list]] = {}
     for k, v in parts("connection").items():
         modality, _, key = k.rpartition(".")
         curves.setdefault(modality, {})[key] = v if isinstance(v, list) else [v]

@@ -7,6 +7,7 @@ markdown(blocks).
 import collections
 import json
 import math
+from typing import Any
 
 from cox_oom.correspond import explain
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
@@ -75,7 +76,7 @@ def retrieval_tables(records, columns):
     """The paper's Table 3 for both directions and levels, the mean over the columns, tests on category-level R@1."""
     records = [r for r in records if r["metrics"].get("retrieval")]
     columns = [c for c in columns if any((r["data"], r["oom"]) == c for r in records)]
-    blocks, wide, share = [], {}, {"R@1": "r1", "R@5": "r5"}
+    blocks, wide, share = list[dict[str, Any]](), {}, {"R@1": "r1", "R@5": "r5"}
     for level in ("category", "instance"):
         for way, words in (("out", "OOM → IM"), ("back", "IM → OOM")):
             mine = [r for r in records if score(r, f"retrieval.{way}.{level}.r1") is not None]
@@ -154,7 +155,8 @@ def chance_note(records, column, name, way, level):
     some = [r for r in records if (r["data"], r["oom"]) == column]
     if not some:
         return ""
-    mean = lambda key: 100 * mean_sd([score(r, f"retrieval.{way}.{level}.{key}") for r in some])[0]
+    values = lambda key: [v for r in some if (v := score(r, f"retrieval.{way}.{level}.{key}")) is not None]
+    mean = lambda key: 100 * mean_sd(values(key))[0]
     say = lambda key: f"{float(f'{mean(key):.2g}'):g}%"  # 100, not 1e+02
     return f"{name}: chance R@1 {say('chance_r1')}, R@5 {say('chance_r5')}" + (
         f"; R@1 of who knows the class alone {say('class_r1')}." if level == "instance" else "."
@@ -346,7 +348,8 @@ def connections(records, columns):
 
 def connection_table(records, columns):
     """Fig. 5 in figures: the first and the last point of every connection, and the learner that it was made for."""
-    lines, falls, apart = [], 0, {}  # apart: head − learner in points, by data set
+    lines, falls = [], 0
+    apart: dict[str, list[float]] = {}  # head − learner in points, by data set
     name = dict(zip(columns, names(columns)))
     for one in connections(records, columns):
         c, (first, last) = one["column"], (mean_sd(v)[0] for v in one["mmd"])
@@ -402,7 +405,8 @@ def by_data(values, form):
 def gaps_left(records, columns):
     """Fig. 6's claim over the columns of COX: (their number, {data set: gap after over gap before, of those where the
     latter is 10 points or more})."""
-    found, left = 0, {}
+    found = 0
+    left: dict[str, list[float]] = {}
     for c in columns:
         for k in sorted({condition(r) for r in records}):
             a = [r["metrics"]["agreement"] for r in cell(records, (k, "cox"), c) if r["metrics"]["agreement"]]
@@ -417,7 +421,7 @@ def gaps_left(records, columns):
 def gap_note(records, columns):
     """gaps_left in words."""
     found, left = gaps_left(records, columns)
-    wide = sum(left.values(), [])
+    wide: list[float] = sum(left.values(), [])
     said = f"COX: the gap before exploration is 10 points or more in {len(wide)} of {found} columns"
     said += (
         f"; after it, it is at most half of that in {sum(x <= 0.5 + 1e-9 for x in wide)} of these, on average "
@@ -512,7 +516,7 @@ def added_notes(rows):
 def unlike_notes(rows):
     """[("Not alike: ", words)] for every flag in which the runs of a column differ that should not."""
     told, notes = [r for r in rows if flags(r)], []
-    groups = [("these runs", [r for r in told if r["method"] != "random"], SHARED)]  # random has no training
+    groups = [("these runs", [r for r in told if r["method"] != "random"], set(SHARED))]  # random has no training
     for method in dict.fromkeys(r["method"] for r in told):
         same = [r for r in told if r["method"] == method]
         groups.append((f"the seeds of {method}", same, set().union(*map(flags, same)) - {*SHARED}))
@@ -529,7 +533,9 @@ def against_chance(records):
     accuracy."""
     uneven = skewed(records[0])
     values = [r["metrics"]["balanced_accuracy" if uneven else "accuracy"] for r in records]
-    chance, items = 1 / classes(records[0]["metrics"]), records[0]["metrics"]["n_test"]
+    number, items = classes(records[0]["metrics"]), records[0]["metrics"]["n_test"]
+    assert number is not None  # every record says it, records.csv too
+    chance = 1 / number
     mean, sd = mean_sd(values)
     p = max(mean, chance)  # two seeds can be alike by luck: at least the items' error
     return mean, chance, max(math.sqrt(p * (1 - p) / items), (sd or 0.0) / math.sqrt(len(values)))

@@ -1,10 +1,15 @@
 """COX against every other method, paired by seed and column: the tests and their table. No files, no arguments."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from cox_oom.files import optional
 from cox_oom.report.scores import condition, mean_sd, order, score
 
 
-def tests(records, metric, rivals=("erm", "entmin", "moco")):
+def tests(
+    records: list[dict[str, Any]], metric: str, rivals: Sequence[str] = ("erm", "entmin", "moco")
+) -> list[dict[str, Any]]:
     """COX against each other method but `aligned`, paired by seed and column (data set, OOM modality, labels).
 
     [{setting, against, n, columns, ahead, mean, t_p, wilcoxon_p, columns_p, by_data}]: differences COX − other as
@@ -15,7 +20,7 @@ def tests(records, metric, rivals=("erm", "entmin", "moco")):
     stats = optional("scipy.stats", "testing differences between methods")
     out = []
     for setting in sorted({r["setting"] for r in records}):
-        values = {}
+        values: dict[str, dict[tuple[str, ...], float]] = {}
         for r in records:
             if r["setting"] == setting and (v := score(r, metric)) is not None:
                 values.setdefault(r["method"], {})[r["data"], r["oom"], condition(r), r["seed"]] = v
@@ -57,7 +62,7 @@ def tests(records, metric, rivals=("erm", "entmin", "moco")):
     return out
 
 
-def tests_table(records, metric, words):
+def tests_table(records: list[dict[str, Any]], metric: str, words: str) -> list[dict[str, Any]]:
     """[the block of tests(records, metric)], or [] where COX has nothing beside it."""
     found = tests(records, metric)
     datas = sorted({d for t in found for d in t["by_data"]})
