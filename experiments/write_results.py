@@ -12,6 +12,7 @@ from pathlib import Path
 import collect
 import commonality
 
+from cox_oom import methods
 from cox_oom.report import scores, tables
 from cox_oom.report.records import read_records, write_text
 from cox_oom.report.tests import tests
@@ -406,10 +407,10 @@ def results_page(folder):
     return re.sub(r"^{{(\w+)}}$", lambda m: "\n".join(lines[m[1]]), "".join(shown), flags=re.M)
 
 
-def put(page, lines):
+def put(page, lines, begin=BEGIN, end=END):
     """The lines between the page's two markers, in the place of what is there."""
-    head, rest = page.read_text().split(BEGIN)
-    write_text(page, head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+    head, rest = page.read_text().split(begin)
+    write_text(page, head + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1])
 
 
 def main(root=HERE.parent, folder=HERE / "results"):
@@ -419,6 +420,8 @@ def main(root=HERE.parent, folder=HERE / "results"):
             write_text(p.with_name("table.md"), tables.markdown(collect.blocks(experiment, read_records(p))))
     write_text(root / "docs" / "results.md", results_page(folder))
     put(root / "README.md", readme_lines(read(folder / "table2")))
+    if "<!-- methods:begin -->" in (method := root / "docs" / "method.md").read_text():
+        put(method, [methods.table()], "<!-- methods:begin -->", "<!-- methods:end -->")
     if paired := read(folder / "table2_paired"):
         put(root / "docs" / "method.md", test_lines(paired, "accuracy", "unlabelled"))
 

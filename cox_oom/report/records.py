@@ -316,7 +316,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         r = {k: cells.pop(k) for k in LINE if k in cells}
         r.pop("condition")
         r.update({k: flags[k][i] for k in FLAGS if flags[k][i] is not None})
-        records.append({**r, **lists, "metrics": {**nested(cells), **why}})
+        metrics = nested(cells)
+        metrics.update(why)
+        records.append(r | lists | {"metrics": metrics})
     return records
 
 
