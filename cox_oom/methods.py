@@ -109,6 +109,57 @@ def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     return {"pseudo": (F.cross_entropy(logits, pseudo, reduction="none") * (confidence >= args.threshold)).mean()}
 
 
+class FreeThresholds(torch.nn.Module):
+    """FreeMatch's running means over batches of unlabelled items (Wang et al., ICLR 2023, Eqs. 5 to 8): the confidence
+    tau (), the posterior of each class p (C,), how often each is named h (C,). They begin at 1 / C."""
+
+    tau: Tensor
+    p: Tensor
+    h: Tensor
+
+    def __init__(self, classes: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("tau", torch.tensor(1 / classes))
+        self.register_buffer("p", torch.full((classes,), 1 / classes))
+        self.register_buffer("h", torch.full((classes,), 1 / classes))
+
+    @torch.no_grad()
+    def update(self, posteriors: Tensor) -> None:
+        """Move all three on by the posteriors (B, C) of a batch."""
+        confidence, named = posteriors.max(-1)
+        frequency = torch.bincount(named, minlength=len(self.h)).to(posteriors) / len(named)
+        for mean, now in ((self.tau, confidence.mean()), (self.p, posteriors.mean(0)), (self.h, frequency)):
+            mean.lerp_(now, 1 - self.momentum)
+
+    def thresholds(self) -> Tensor:
+        """The least confidence (C,) of a pseudo-label of each class."""
+        return self.tau * self.p / self.p.max()
+
+    def fairness(self, posteriors: Tensor) -> Tensor:
+        """Eq. 11 on the strong views' posteriors (B', C) of the items that were taken: the sum over classes of
+        a log b, where a and b are the running and the batch's mean posterior, each over how often a class is named."""
+        named = torch.bincount(posteriors.argmax(-1), minlength=len(self.h)).to(posteriors) / len(posteriors)
+        a = self.p / self.h.clamp(min=1e-12)
+        b = torch.where(named > 0, posteriors.mean(0) / named.clamp(min=1e-12), torch.zeros_like(named))
+        return (a / a.sum() * (b / b.sum()).clamp(min=1e-12).log()).sum()
+
+
+def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
+    """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
+    confidence, and a term that keeps the classes of the taken items apart."""
+    with torch.no_grad():
+        weak = model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
+        model.extra.update(weak)
+        confidence, pseudo = weak.max(-1)
+        taken = confidence >= model.extra.thresholds()[pseudo]
+    logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
+    found = {"pseudo": (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
+    if taken.any():
+        found["fair"] = args.w_fair * model.extra.fairness(logits[taken].softmax(-1))
+    return found
+
+
 class MomentumContrast(torch.nn.Module):
     """MoCo (He et al., CVPR 2020): two views of an item against `queue` keys of earlier batches, from a slow copy."""
 
@@ -226,6 +277,26 @@ METHODS = {  # in the order of the tables' rows
         fixmatch,
         flags=(("--threshold", 0.95, number(float, 0, 1), "fixmatch: least confidence of a pseudo-label"),),
         grid=grid("--threshold {}", 0.95, 0.6, 0.7, 0.8, 0.9, 0.98),
+        labels=True,
+    ),
+    "freematch": Method(
+        "as fixmatch, with thresholds of the classes that follow the learner's confidence",
+        "#d4a5a5",
+        freematch,
+        start=lambda args, learner, head: FreeThresholds(head.out_features, args.free_momentum).to(args.device),
+        flags=(
+            ("--free-momentum", 0.99, number(float, 0, 1), "freematch: of its running means"),
+            ("--w-fair", 0.05, number(float, 0), "freematch: weight of its fairness term"),
+        ),
+        grid=grid(
+            "--free-momentum {} --w-fair {}",
+            (0.99, 0.05),
+            (0.99, 0),
+            (0.9, 0.05),
+            (0.9, 0),
+            (0.99, 0.01),
+            (0.999, 0.05),
+        ),
         labels=True,
     ),
     "selftrain": Method(
