@@ -69,6 +69,10 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if args.tag and not re.fullmatch(r"[\w-]+", args.tag):
         raise UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
+    for flag in methods.flags_of_others(
+        args.method
+    ):  # they shape nothing here, and a new method must not outdate a run
+        delattr(args, flag)
     return args
 
 

@@ -338,6 +338,11 @@ def flags() -> list[tuple[Any, ...]]:
     return list(dict.fromkeys(flag for row in METHODS.values() for flag in row.flags))
 
 
+def flags_of_others(method: str) -> list[str]:
+    """The names, as attributes of parsed arguments, of the flags that other methods have and this one has not."""
+    return [flag[0][2:].replace("-", "_") for flag in flags() if flag not in METHODS[method].flags]
+
+
 # ---------------------------------------------------------------------------------------------- a run's settings
 
 

@@ -20,6 +20,7 @@ import train_explore
 from cox_oom import files
 from cox_oom.files import Place, UserError
 from cox_oom.heads import fit_head
+from cox_oom.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"extract_features": extract_features, "train_connect": train_connect, "train_explore": train_explore}
@@ -30,7 +31,7 @@ FLAGS = {
     "train_explore": "--epochs 2 --batch 16 --labelled-batch 8 --connect-steps 2 --refreshes 2 --queue 64",
 }
 CLASSES = ("cup", "key", "pen")
-UNSUP_REFUSED = ("erm", "entmin", "fixmatch", "selftrain")
+UNSUP_REFUSED = tuple(m for m, row in METHODS.items() if row.labels)
 
 
 def write_folder(path, n=(60, 12, 30), separate=(), seed=0):

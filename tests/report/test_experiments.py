@@ -59,7 +59,9 @@ def test_table2_runs_every_column_method_and_seed_with_the_worlds_settings(sh):
     done, lines = sh("table2", DATA="some/digits synth")
     assert done.returncode == 0, done.stderr
     assert len(of(lines, "extract_features.py")) == 3 + 2  # digits: rgb pen audio; synth: rgb video here
-    assert len(of(lines, "train_connect.py")) == 2 * 5 and len(of(lines, "train_explore.py")) == 10 * 2 * 5
+    assert (
+        len(of(lines, "train_connect.py")) == 2 * 5 and len(of(lines, "train_explore.py")) == (len(names()) + 1) * 2 * 5
+    )
     (digits,) = of(lines, "train_connect.py", "--data some/digits", "--oom pen", "--seed 1")
     assert "--width 64 --depth 3 --patch 7 --slice 4" in digits and "--labels" not in digits
     assert "--labels 0.02" in of(lines, "train_connect.py", "--oom audio")[0]

@@ -74,6 +74,13 @@ def test_help_shows_defaults_and_what_comes_next(capsys):
     assert said.splitlines()[0].startswith("usage: ") and "Stage 3" in said
 
 
+def test_a_run_records_the_flags_of_its_own_method_alone():
+    """So that a new method with new flags does not outdate the runs of the others."""
+    given = train_explore.get_args("--data x --oom y --method fixmatch --queue 64 --threshold 0.5".split())
+    assert given.threshold == 0.5 and not hasattr(given, "queue") and hasattr(given, "kl")
+    assert train_explore.get_args("--data x --oom y --method moco --queue 64".split()).queue == 64
+
+
 def test_every_number_among_the_flags_has_a_range():
     """`int` and `float` themselves take any number: a row has number(...), but for seeds and a switch of two values."""
     free = {"--seed"}
