@@ -187,8 +187,15 @@ def test_bandwidth_errors():
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"bandwidths must be positive, got \[1.0, 0.0\]"):
         mmd(x, x, [1.0, 0.0])
+    with pytest.raises(ValueError, match=r"bandwidths must be positive, got \[nan\]"):
+        mmd(x, x, [float("nan")])
+    for wrong in (4.0, "ab", [None], [1.0, "a"]):
+        with pytest.raises(TypeError, match="^mmd: bandwidths must be a Tensor, a sequence of numbers or None, got .*$"):
+            mmd(x, x, wrong)
     if os.environ.get("COX_EMULATED") != "1":  # the CUDA kernels never look at values on the host
         with pytest.raises(RuntimeError, match="bandwidths must be positive, got -1"):
             mmd(x, x, torch.tensor([-1.0]))
+        with pytest.raises(RuntimeError, match="bandwidths must be positive, got nan"):
+            mmd(x, x, torch.tensor([1.0, float("nan")]))
     with pytest.raises(RuntimeError, match=r"at least one value, got float64 \(0\)"):
         mmd(x, x, [])

@@ -125,7 +125,7 @@ def test_forced_instruction_set():
 def test_missing_build_says_what_to_run(tmp_path):
     package = tmp_path / "cox_ops"
     package.mkdir()
-    for name in ("__init__.py", "ops.py", "ref.py"):
+    for name in ("__init__.py", "arguments.py", "ops.py", "ref.py"):
         (package / name).write_text((PACKAGE / name).read_text())
     # An editable install's finder would lend this package the built module of the installed one.
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]; import cox_ops"
