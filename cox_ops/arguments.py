@@ -46,3 +46,22 @@ def positive(op: str, bandwidths: Any, device: torch.device) -> Tensor:
     if not all(b > 0 for b in values):
         raise ValueError(f"{op}: bandwidths must be positive, got {values}")
     return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+def rescaled(x: Tensor, y: Tensor, bandwidths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same samples and bandwidths (B,) in a unit in which squares stay within the dtype; mmd is the same.
+
+    The unit is a power of two, so that nothing is rounded; 1 where nothing else is needed. By it the bandwidths come
+    about 1, or, without any, the largest absolute value. Bandwidths beyond 2**120 (float64: 2**1000) of it, or below
+    the inverse, are set to that. float16 stays as it is: float32 holds its squares.
+    """
+    near, most, widest = {torch.float16: (99, 0, 120), torch.float64: (400, 1000, 1000)}.get(x.dtype, (32, 126, 120))
+    largest = torch.cat([t.detach().abs().flatten() for t in (x, y)] + [x.new_zeros(1)]).amax().double().log2()
+    power = (largest if bandwidths is None else bandwidths.log2().mean() / 2).round()
+    limited = torch.maximum(power, largest.ceil() - 0.75 * most).clamp(-most, most)  # nothing may overflow by it
+    needed = power.isfinite() & (power.abs() > near) & (largest.abs() > near)
+    c = torch.pow(2.0, -torch.where(needed, limited, 0))
+    if bandwidths is not None:
+        scaled = bandwidths * c * c
+        bandwidths = torch.where(bandwidths > 0, scaled.clamp(2.0**-widest, 2.0**widest), bandwidths)
+    return x * c.to(x.dtype), y * c.to(x.dtype), bandwidths

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import integers, positive, tensors
+from .arguments import integers, positive, rescaled, tensors
 
 ops = torch.ops.cox_ops  # mypy: of type Any, as the operators that are found in it
 
@@ -299,7 +299,8 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Tensor | Sequence[float] | None = None
     in the squared units of the data (bandwidth = 2 sigma^2); they are constants, positive, a sequence or a
     vector (values of a CUDA tensor are not looked at). None: 1/4, 1/2, 1, 2 and 4 times the mean squared distance
     between two distinct points of the pooled sample, which has a closed form in O(N + M) time (1 where all points
-    coincide). NaN in the samples gives NaN. The value is >= 0 up to rounding. Kernel values are summed in float64 (on the CPU those of one
+    coincide). The data may be of any scale: where squares would leave the dtype, a unit is chosen in which they do
+    not. NaN in the samples gives NaN. The value is >= 0 up to rounding. Kernel values are summed in float64 (on the CPU those of one
     row and up to 1,024 others in float32 first). In float32 on the CPU, samples of more than 256 rows go through
     products of centred rows, unless a bandwidth is so small against the largest squared norm R^2 that a kernel value
     could be off by more than 5e-5: 2^-22 sqrt(D) R^2 > 5e-5 bandwidth. Such errors have either sign and
@@ -313,6 +314,7 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Tensor | Sequence[float] | None = None
     fits = x.dtype in FLOATS and x.dtype == y.dtype and x.dim() == y.dim() == 2 and x.shape[1] == y.shape[1]
     if not fits or len(x) == 0 or len(y) == 0 or (given is not None and given.numel() == 0):
         return ops.mmd(x, y, x.new_ones(1, dtype=torch.float64) if given is None else given)  # which says what is wrong
+    x, y, given = rescaled(x, y, given)
     if given is not None:
         return ops.mmd(x, y, given)
     scale = mean_squared_distance(x, y)
