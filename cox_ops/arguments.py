@@ -7,13 +7,15 @@ import numbers
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 
-def tensors(op: str, **named: Any) -> list[Any]:
+def tensors(op: str, *, differentiable: bool = True, **named: Any) -> list[Any]:
     """The tensors that were given, as the operator takes them. None stands for an optional one that was left out.
 
     TypeError where one is no tensor, RuntimeError where they lie on different devices, both with its name.
+    differentiable: whether derivatives are asked for that the operator lacks (`no_other_derivative`).
     """
     for name, t in named.items():
         if not isinstance(t, Tensor):
@@ -22,6 +24,8 @@ def tensors(op: str, **named: Any) -> list[Any]:
     for name, device in others:
         if device != at:
             raise RuntimeError(f"{op}: devices differ: {first} is on {at}, {name} on {device}")
+    if differentiable:
+        no_other_derivative(op, list(named.values()))
     return list(named.values())
 
 
@@ -30,6 +34,18 @@ def integers(op: str, **named: Any) -> None:
     for name, n in named.items():
         if not isinstance(n, (numbers.Integral, torch.SymInt)):
             raise TypeError(f"{op}: {name} must be an int, got {type(n).__name__}")
+
+
+def no_other_derivative(op: str, given: list[Tensor]) -> None:
+    """Refuse forward mode, which would give zeros in silence, and torch.func's reverse mode, which torch refuses in
+    words of its own. Where torch.compile traces, tangents cannot be seen: any level of forward mode is refused, and
+    without fullgraph the call goes on uncompiled, where they are looked at."""
+    if forward_ad._current_level >= 0 and (
+        torch.compiler.is_compiling() or any(forward_ad.unpack_dual(t).tangent is not None for t in given)
+    ):
+        raise NotImplementedError(f"{op} has no forward-mode derivative (torch.func.jvp, forward_ad); use backward()")
+    if not torch.compiler.is_compiling() and any(torch._C._functorch.is_gradtrackingtensor(t) for t in given):
+        raise NotImplementedError(f"{op} has no derivative in torch.func (grad, vjp, jacrev); use torch.autograd.grad")
 
 
 def positive(op: str, bandwidths: Any, device: torch.device) -> Tensor:

@@ -167,7 +167,7 @@ def top_anchors(
     """
     optional = {name: x for name, x in (("classes", classes), ("mask", mask)) if x is not None}
     integers("top_anchors", t=t, **({} if quota is None else {"quota": quota}))
-    tensors("top_anchors", score=score, **optional)
+    tensors("top_anchors", differentiable=False, score=score, **optional)
     return ops.top_anchors(score, t, largest=largest, classes=classes, quota=quota, mask=mask)
 
 
