@@ -15,6 +15,7 @@ def tensors(op: str, *, differentiable: bool = True, **named: Any) -> list[Any]:
     """The tensors that were given, as the operator takes them. None stands for an optional one that was left out.
 
     TypeError where one is no tensor, RuntimeError where they lie on different devices, both with its name.
+    Under torch.autocast of their device float16 and bfloat16 are cast to float32, as torch.cdist does.
     differentiable: whether derivatives are asked for that the operator lacks (`no_other_derivative`).
     """
     for name, t in named.items():
@@ -26,7 +27,9 @@ def tensors(op: str, *, differentiable: bool = True, **named: Any) -> list[Any]:
             raise RuntimeError(f"{op}: devices differ: {first} is on {at}, {name} on {device}")
     if differentiable:
         no_other_derivative(op, list(named.values()))
-    return list(named.values())
+    cast = at.type in ("cpu", "cuda") and torch.is_autocast_enabled(at.type)
+    half = (torch.float16, torch.bfloat16)
+    return [t.float() if cast and t.dtype in half else t for t in named.values()]
 
 
 def integers(op: str, **named: Any) -> None:
