@@ -61,7 +61,8 @@ def positive(op: str, bandwidths: Any, device: torch.device) -> Tensor:
     try:
         values = [float(b) for b in bandwidths]
     except (TypeError, ValueError):
-        raise TypeError(f"{op}: bandwidths must be a Tensor, a sequence of numbers or None, got {bandwidths!r}") from None
+        shown = " ".join(repr(bandwidths).split())[:80]
+        raise TypeError(f"{op}: bandwidths must be a Tensor, a sequence of numbers or None, got {shown}") from None
     if not all(b > 0 for b in values):
         raise ValueError(f"{op}: bandwidths must be positive, got {values}")
     return torch.tensor(values, dtype=torch.float64, device=device)

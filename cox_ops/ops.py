@@ -300,11 +300,11 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Tensor | Sequence[float] | None = None
     vector (values of a CUDA tensor are not looked at). None: 1/4, 1/2, 1, 2 and 4 times the mean squared distance
     between two distinct points of the pooled sample, which has a closed form in O(N + M) time (1 where all points
     coincide). The data may be of any scale: where squares would leave the dtype, a unit is chosen in which they do
-    not. NaN in the samples gives NaN. The value is >= 0 up to rounding. Kernel values are summed in float64 (on the CPU those of one
-    row and up to 1,024 others in float32 first). In float32 on the CPU, samples of more than 256 rows go through
-    products of centred rows, unless a bandwidth is so small against the largest squared norm R^2 that a kernel value
-    could be off by more than 5e-5: 2^-22 sqrt(D) R^2 > 5e-5 bandwidth. Such errors have either sign and
-    cancel in the means. Time O((N + M)^2 (D + B)), memory O((N + M) D). Differentiable once in x and y.
+    not. NaN in the samples gives NaN. The value is >= 0 up to rounding. Kernel values are summed in float64 (on the
+    CPU those of one row and up to 1,024 others in float32 first). In float32 on the CPU, samples of more than 256
+    rows go through products of centred rows, unless a bandwidth is so small against the largest squared norm R^2 that
+    a kernel value could be off by more than 5e-5: 2^-22 sqrt(D) R^2 > 5e-5 bandwidth. Such errors have either sign
+    and cancel in the means. Time O((N + M)^2 (D + B)), memory O((N + M) D). Differentiable once in x and y.
 
     >>> mmd(torch.zeros(3, 2), torch.zeros(5, 2))
     tensor(0.)

@@ -227,7 +227,9 @@ def test_bandwidth_errors():
     with pytest.raises(ValueError, match=r"bandwidths must be positive, got \[nan\]"):
         mmd(x, x, [float("nan")])
     for wrong in (4.0, "ab", [None], [1.0, "a"]):
-        with pytest.raises(TypeError, match="^mmd: bandwidths must be a Tensor, a sequence of numbers or None, got .*$"):
+        with pytest.raises(
+            TypeError, match="^mmd: bandwidths must be a Tensor, a sequence of numbers or None, got .*$"
+        ):
             mmd(x, x, wrong)
     if os.environ.get("COX_EMULATED") != "1":  # the CUDA kernels never look at values on the host
         with pytest.raises(RuntimeError, match="bandwidths must be positive, got -1"):
