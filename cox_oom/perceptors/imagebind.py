@@ -73,21 +73,24 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32, baseline=0.0
     for role in roles:
         if role not in MODALITIES:
             raise UserError(f"imagebind has no encoder for {role}; it has {', '.join(MODALITIES)}")
-    (path,) = weight_files(roles, weights).values()
-    encoders = encoders_of(path, files.read(path), {MODALITIES[role] for role in roles}, device, dtype)
+    read = weight_files(roles, weights)
+    path = next(iter(read.values()))
     vocabulary = preprocess.find_vocabulary(path.parent) if "text" in roles else None
+    if vocabulary:
+        preprocess.check_vocabulary(vocabulary, WORDS)
+    encoders = encoders_of(path, files.read(path), {MODALITIES[role] for role in roles}, device, dtype)
     return Perceptor(
         {role: encoders[MODALITIES[role]] for role in roles},
         Preparer(vocabulary, **camera),
-        {path.name: files.sha256(path)},
+        {name: files.sha256(p) for name, p in read.items()},
     )
 
 
 def weight_files(roles, weights=None):
-    """{name: path} of what `load` reads; its content is not looked at."""
+    """{name: path} of what `load` reads, the weights first; its content is not looked at."""
     defaults = [".checkpoints", files.torch_hub(), *files.huggingface_snapshots("nielsr/imagebind-huge")]
     path = files.find("imagebind", NAMES, weights, defaults, WHERE)
-    return {path.name: path}
+    return {path.name: path, **(preprocess.vocabulary_files(path.parent) if "text" in roles else {})}
 
 
 class Perceptor:
@@ -339,7 +342,7 @@ class Preparer:
         (1, 224, 224), imu (6, 2000); float32 but for texts.
         """
         if role == "text":
-            return preprocess.clip_tokens([item], CONTEXT, vocabulary=self.vocabulary)[0]
+            return preprocess.clip_tokens([item], CONTEXT, vocabulary=self.vocabulary, words=WORDS)[0]
         x = torch.as_tensor(item)
         if role in ("image", "thermal", "video") and x.dtype != torch.uint8:
             raise UserError(

@@ -165,6 +165,30 @@ def test_only_what_is_needed_is_loaded(tmp_path, checkpoint):
         imagebind.load(["touch"], weights=checkpoint)
 
 
+def test_the_vocabulary_is_among_the_weights_and_checked(tmp_path, checkpoint):
+    pytest.importorskip("tokenizers")
+    import tiny_languagebind
+
+    (tmp_path / "imagebind_huge.pth").symlink_to(checkpoint)
+    tiny_languagebind.vocabulary(tmp_path, 49408)
+    p = imagebind.load(["text", "imu"], weights=tmp_path)
+    names = ["imagebind_huge.pth", "vocab.json", "merges.txt"]
+    assert p.weights == {n: weights.sha256(tmp_path / n) for n in names}
+    assert list(imagebind.weight_files(["text"], tmp_path)) == names
+    assert (
+        list(imagebind.weight_files(["imu"], tmp_path))
+        == names[:1]
+        == list(imagebind.load(["imu"], weights=tmp_path).weights)
+    )
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "imagebind_huge.pth").symlink_to(checkpoint)
+    tiny_languagebind.vocabulary(cut, 49407)
+    with pytest.raises(UserError, match="49407 tokens and 48893 merges, not 49408 and 48894"):
+        imagebind.load(["text"], weights=cut)
+    imagebind.load(["imu"], weights=cut)
+
+
 def test_safetensors_and_other_outputs(tmp_path):
     """The same tensors in the mirror's format, 12 numbers a row."""
     save_file = pytest.importorskip("safetensors.torch").save_file
