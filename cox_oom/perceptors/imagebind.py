@@ -34,6 +34,15 @@ WHERE = (
 )
 
 HEADS = {"vision": 16, "text": 16, "audio": 12, "depth": 8, "thermal": 12, "imu": 8}  # not to be read from shapes
+# (width, blocks) as published. At that width so many blocks there must be; every other size is read from the tensors.
+PUBLISHED = {
+    "vision": (1280, 32),
+    "text": (1024, 24),
+    "audio": (768, 12),
+    "depth": (384, 12),
+    "thermal": (768, 12),
+    "imu": (512, 6),
+}
 STEM = {
     "vision": "rgbt_stem.proj.1",
     "audio": "rgbt_stem.proj",
@@ -241,7 +250,10 @@ def count_blocks(name, keys):
 def check(path, name, w):
     """UserError where w {key: tensor} is not exactly one whole encoder."""
     mend = "get the file again"
-    blocks = count_blocks(name, w)
+    norm, last = head_keys(name)
+    width, blocks = PUBLISHED[name]
+    if f"{norm}.weight" not in w or w[f"{norm}.weight"].numel() != width:
+        blocks = count_blocks(name, w)
     keys = layout(name, max(1, blocks)).keys()
     if missing := keys - w.keys():
         raise UserError(
@@ -252,7 +264,6 @@ def check(path, name, w):
             f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.key_list(strange)}; {mend}"
         )
     pre, trunk, _ = parts(name)
-    norm, last = head_keys(name)
     out, width = len(w[f"{last}.weight"]), w[f"{norm}.weight"].numel()
     hidden = w[f"{trunk}blocks.0.mlp.fc1.bias"].numel()
     kernel = w[f"{pre}{STEM[name]}.weight"].shape[1:] if name in STEM else ()

@@ -109,6 +109,21 @@ def test_published_layout_is_accounted_for():
     assert imagebind.encoders_of("x", tensors, set(), "cpu", torch.float32) == {}
 
 
+@pytest.mark.parametrize("name", sorted(imagebind.HEADS))
+def test_published_depths_are_whole(name):
+    """A file without an encoder's last block was read as one that is a block shorter; with one more it is no better."""
+    assert imagebind.PUBLISHED == {k: (width, blocks) for k, (width, blocks, *_) in tiny_weights.IMAGEBIND.items()}
+    width, blocks, *rest = tiny_weights.IMAGEBIND[name]
+    for change, says in ((-1, "keys of the"), (1, "keys do not belong to the")):
+        sizes = {**tiny_weights.IMAGEBIND, name: (width, blocks + change, *rest)}
+        shapes = tiny_weights.imagebind_shapes(sizes)
+        tensors = {k: torch.empty(s, device="meta") for k, s in shapes.items()}
+        tensors["modality_preprocessors.text.mask"] = torch.full((77, 77), -math.inf).triu(1)
+        count = abs(len(tiny_weights.imagebind_shapes()) - len(shapes))
+        with pytest.raises(UserError, match=f"{count} {says}.* {name} encoder.*blocks.{blocks + min(change, 0)}."):
+            imagebind.encoders_of("x", tensors, set(), "cpu", torch.float32)
+
+
 AUDIO = "modality_trunks.audio.blocks.1.attn.bias_k"
 
 
