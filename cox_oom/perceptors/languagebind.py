@@ -400,6 +400,13 @@ def read_config(folder):
         text = {**TEXT, **{k: v for k, v in text.items() if k in TEXT}}
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(f"{path}: cannot be read ({e}); get it again") from None
+    size = vision["image_size"]
+    if isinstance(size, list):  # as the official models leave it: both sides, or those of the audio tower's input
+        if size == [vision["num_mel_bins"], vision["target_length"]]:
+            size = [VISION["image_size"]]  # its grid follows from these two
+        if len(set(map(str, size))) != 1 or not isinstance(size[0], int):
+            raise UserError(f"{path}: image_size {size}; only square images are known here")
+        vision["image_size"] = size[0]
     return vision, text, c.get("projection_dim", 512)
 
 

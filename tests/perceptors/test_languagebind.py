@@ -189,6 +189,28 @@ def test_a_cut_vocabulary_ends_the_load(tmp_path, folder):
         languagebind.load(["text"], weights=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "role, size", [("image", [224, 224]), ("audio", [112, 1036]), ("audio", [224, 224]), ("video", [224, 224])]
+)
+def test_the_image_size_may_be_a_list(tmp_path, perceptor, role, size):
+    """The official constructors leave it so in their config: both sides, for audio those of the spectrogram."""
+    c = tiny.config(role, lora=2 if role == "video" else 0)
+    c["vision_config"]["image_size"] = size
+    write_tower(tmp_path / tiny.NAMES[role], c)
+    p = languagebind.load([role], weights=tmp_path)
+    assert torch.equal(p.encode(role, tiny.batch(role)), perceptor.encode(role, tiny.batch(role)))
+    assert torch.equal(p.prepare(role, tiny.item(role)), perceptor.prepare(role, tiny.item(role)))
+
+
+@pytest.mark.parametrize("size", [[224, 336], [], [224, 224, 3, 4], ["a", "a"], [112, 1036]])
+def test_other_lists_are_refused(tmp_path, size):
+    c = tiny.config("image")
+    c["vision_config"]["image_size"] = size
+    write_tower(tmp_path / "LanguageBind_Image", c)
+    with pytest.raises(UserError, match=r"config.json: image_size \[.*\]; only square images are known here"):
+        languagebind.load(["image"], weights=tmp_path)
+
+
 def test_workers_get_no_weights(perceptor):
     light = pickle.dumps(perceptor.preparer())
     assert len(light) < 5000
