@@ -76,7 +76,10 @@ def rescaled(x: Tensor, y: Tensor, bandwidths: Tensor | None) -> tuple[Tensor, T
     the inverse, are set to that. float16 stays as it is: float32 holds its squares.
     """
     near, most, widest = {torch.float16: (99, 0, 120), torch.float64: (400, 1000, 1000)}.get(x.dtype, (32, 126, 120))
-    largest = torch.cat([t.detach().abs().flatten() for t in (x, y)] + [x.new_zeros(1)]).amax().double().log2()
+    largest = x.new_zeros((), dtype=torch.float64)
+    if x.shape[1] > 0:
+        largest = torch.stack([torch.linalg.vector_norm(t.detach(), float("inf")) for t in (x, y)]).amax().double()
+    largest = largest.log2()
     power = (largest if bandwidths is None else bandwidths.log2().mean() / 2).round()
     limited = torch.maximum(power, largest.ceil() - 0.75 * most).clamp(-most, most)  # nothing may overflow by it
     needed = power.isfinite() & (power.abs() > near) & (largest.abs() > near)

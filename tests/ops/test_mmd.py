@@ -94,6 +94,7 @@ def test_bandwidths_beyond_the_dtype(device, N):
     x = torch.randn(N, 4, device=device)
     check(x, x + 1, [1e-45, 1e300])
     check(x, x + 1, [1.0, float("inf")])
+    check(x[:, :0], x[:, :0], [1e-45, 1.0])
     check(x * 1e30, x * 1e30 + 1e30, [1.0, 2.0])
     assert mmd(torch.full((3, 2), 1e-30, device=device), torch.full((N, 2), 1e-30, device=device)) == 0
 
