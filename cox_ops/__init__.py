@@ -19,6 +19,12 @@ try:
     from . import _C as _C  # registers the operators
 except ImportError as e:
     raise ImportError(f"cox_ops is not built for this Python ({e}); run: python setup.py build_ext --inplace") from None
+# An editable install of another checkout lends its binary to a checkout that has none.
+_here, _there = Path(__file__).resolve().parent, Path(str(_C.__file__)).parent.resolve()
+if _here != _there:
+    raise ImportError(
+        f"cox_ops is not built in {_here} (found was that of {_there}); run: python setup.py build_ext --inplace"
+    )
 
 # The CUDA operators are a library of their own: a CPU build of torch lacks the CUDA symbols they need.
 cuda_library: Path | None = None

@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import integers, positive, rescaled, tensors
+
 ops = torch.ops.cox_ops  # mypy: of type Any, as the operators that are found in it
+
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _acc(dtype: torch.dtype) -> torch.dtype:
@@ -42,7 +47,7 @@ def pairwise_distances(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
     >>> pairwise_distances(torch.tensor([[0., 0.]]), torch.tensor([[3., 4.], [0., 0.]]))
     tensor([[5., 0.]])
     """
-    return ops.pairwise_distances(x, y, squared)
+    return ops.pairwise_distances(*tensors("pairwise_distances", x=x, y=y), squared)
 
 
 @torch.library.register_fake("cox_ops::pairwise_distances")
@@ -93,7 +98,8 @@ def nearest_anchor(z: Tensor, v: Tensor, *, tile: int = 0) -> tuple[Tensor, Tens
     >>> nearest_anchor(z, v)
     (tensor([1., 1.]), tensor([0, 1]))
     """
-    return ops.nearest_anchor(z, v, tile)
+    integers("nearest_anchor", tile=tile)
+    return ops.nearest_anchor(*tensors("nearest_anchor", z=z, v=v), tile)
 
 
 @torch.library.register_fake("cox_ops::nearest_anchor")
@@ -159,6 +165,9 @@ def top_anchors(
     >>> top_anchors(torch.tensor([3., 1., 1., float("nan"), 2.]), 3)
     tensor([1, 2, 4])
     """
+    optional = {name: x for name, x in (("classes", classes), ("mask", mask)) if x is not None}
+    integers("top_anchors", t=t, **({} if quota is None else {"quota": quota}))
+    tensors("top_anchors", differentiable=False, score=score, **optional)
     return ops.top_anchors(score, t, largest=largest, classes=classes, quota=quota, mask=mask)
 
 
@@ -191,7 +200,7 @@ def modality_agreement(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     >>> modality_agreement(torch.tensor([[[0., 9.], [9., 0.]], [[0., 9.], [0., 9.]]]))[:2]
     (tensor([ True, False]), tensor([ 1, -1]))
     """
-    confidence, mask, label = ops.modality_agreement(logits)
+    confidence, mask, label = ops.modality_agreement(*tensors("modality_agreement", logits=logits))
     return mask, label, confidence
 
 
@@ -244,7 +253,7 @@ def heads_agreement(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
     >>> heads_agreement(z, weight, torch.tensor([[0., 0.], [0., -5.]]))[:2]
     (tensor([ True, False]), tensor([ 0, -1]))
     """
-    confidence, mask, label = ops.heads_agreement(z, weight, bias)
+    confidence, mask, label = ops.heads_agreement(*tensors("heads_agreement", z=z, weight=weight, bias=bias))
     return mask, label, confidence
 
 
@@ -288,25 +297,28 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Tensor | Sequence[float] | None = None
 
     x (N, D), y (M, D), N and M >= 1 -> scalar, float32 (float64 for float64 inputs). Note that bandwidths are
     in the squared units of the data (bandwidth = 2 sigma^2); they are constants, positive, a sequence or a
-    vector. None: 1/4, 1/2, 1, 2 and 4 times the mean squared distance between two distinct points of the
-    pooled sample, which has a closed form in O(N + M) time (1 where all points coincide). NaN in the samples
-    gives NaN. The value is >= 0 up to rounding. Kernel values are summed in float64 (on the CPU those of one
-    row and up to 1,024 others in float32 first). In float32 on the CPU, samples of more than 256 rows go through
-    products of centred rows, unless a bandwidth is so small against the largest squared norm R^2 that a kernel value
-    could be off by more than 5e-5: 2^-22 sqrt(D) R^2 > 5e-5 bandwidth. Such errors have either sign and
-    cancel in the means. Time O((N + M)^2 (D + B)), memory O((N + M) D). Differentiable once in x and y.
+    vector (values of a CUDA tensor are not looked at). None: 1/4, 1/2, 1, 2 and 4 times the mean squared distance
+    between two distinct points of the pooled sample, which has a closed form in O(N + M) time (1 where all points
+    coincide). The data may be of any scale: where squares would leave the dtype, a unit is chosen in which they do
+    not. NaN in the samples gives NaN. The value is >= 0 up to rounding. Kernel values are summed in float64 (on the
+    CPU those of one row and up to 1,024 others in float32 first). In float32 on the CPU, samples of more than 256
+    rows go through products of centred rows, unless a bandwidth is so small against the largest squared norm R^2 that
+    a kernel value could be off by more than 5e-5: 2^-22 sqrt(D) R^2 > 5e-5 bandwidth. Such errors have either sign
+    and cancel in the means. Time O((N + M)^2 (D + B)), memory O((N + M) D). Differentiable once in x and y.
 
     >>> mmd(torch.zeros(3, 2), torch.zeros(5, 2))
     tensor(0.)
     """
-    if bandwidths is None:
-        scale = mean_squared_distance(x, y)
-        bandwidths = torch.where(scale > 0, scale, 1) * scale.new_tensor([0.25, 0.5, 1, 2, 4])
-    elif not isinstance(bandwidths, torch.Tensor):
-        if not all(b > 0 for b in bandwidths):
-            raise ValueError(f"mmd: bandwidths must be positive, got {list(bandwidths)}")
-        bandwidths = torch.tensor(list(bandwidths), dtype=torch.float64, device=x.device)
-    return ops.mmd(x, y, bandwidths.detach().to(x.device, torch.float64))
+    x, y = tensors("mmd", x=x, y=y)
+    given = None if bandwidths is None else positive("mmd", bandwidths, x.device)
+    fits = x.dtype in FLOATS and x.dtype == y.dtype and x.dim() == y.dim() == 2 and x.shape[1] == y.shape[1]
+    if not fits or len(x) == 0 or len(y) == 0 or (given is not None and given.numel() == 0):
+        return ops.mmd(x, y, x.new_ones(1, dtype=torch.float64) if given is None else given)  # which says what is wrong
+    x, y, given = rescaled(x, y, given)
+    if given is not None:
+        return ops.mmd(x, y, given)
+    scale = mean_squared_distance(x, y)
+    return ops.mmd(x, y, torch.where(scale > 0, scale, 1) * scale.new_tensor([0.25, 0.5, 1, 2, 4]))
 
 
 def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:

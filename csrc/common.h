@@ -162,6 +162,12 @@ inline void check_nearest_anchor(const Tensor& z, const Tensor& v, int64_t tile)
   COX_CHECK(tile >= 0, op, ": expected tile >= 0, got ", tile);
 }
 
+// What nearest_anchor makes of its checked `tile`: more rows than there are change nothing but memory. Odd stays odd.
+inline int64_t tile_within(int64_t tile, const Tensor& z, const Tensor& v) {
+  const int64_t rows = z.size(0) > v.size(1) ? z.size(0) : v.size(1), most = rows + 2 + rows % 2;
+  return tile <= most ? tile : most + tile % 2;
+}
+
 inline void check_top_anchors(const Tensor& score, int64_t t, const std::optional<Tensor>& classes,
                               std::optional<int64_t> quota, const std::optional<Tensor>& mask) {
   const char* op = "top_anchors";

@@ -168,12 +168,15 @@ def write(folder, roles=tuple(NAMES), *, layout=dict, **kwargs):
 
 
 def vocabulary(folder, size):
-    """vocab.json and merges.txt of `size` tokens: bytes, the same as ends of words, some merges, start and end."""
+    """vocab.json and merges.txt of `size` tokens: bytes, the same as ends of words, merges, start and end."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    merges = [("t", "h"), ("th", "e</w>"), ("a", "n"), ("an", "d</w>"), ("i", "n"), ("in", "g</w>")][: size - 514]
+    merges = [("t", "h"), ("th", "e</w>"), ("a", "n"), ("an", "d</w>"), ("i", "n"), ("in", "g</w>")]
+    merges += [(a, b) for b in letters[128:] for a in letters[128:]][: max(0, size - 514 - len(merges))]  # of no text
+    merges += [(a, b + "</w>") for b in letters[128:] for a in letters[::]][: max(0, size - 514 - len(merges))]
+    merges = merges[: size - 514]
     names = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges)]
-    names += [f"<unused{i}>" for i in range(size - 2 - len(names))] + ["<|startoftext|>", "<|endoftext|>"]
+    names += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({n: i for i, n in enumerate(names)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
 

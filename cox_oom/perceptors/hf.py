@@ -42,6 +42,8 @@ AVERAGED = {
     }
 }
 PADDED = ("siglip", "siglip2")  # trained on texts padded to one length at their end, and the padding had its say
+# Of every from_pretrained. Without trust_remote_code transformers asks, and runs the model's own code after a "y".
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 LONGEST = 512  # tokens; what is longer is cut, sooner where the model takes fewer
 SECONDS = 10  # of audio, where the model's own processor names no length: its middle
 FRAMES = 8  # of a clip, where the model's config.json names no number
@@ -61,7 +63,7 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
     """
     folder, config, model_class = describe(weights)
     try:
-        model, info = model_class.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
+        model, info = model_class.from_pretrained(folder, **LOCAL, dtype=dtype, output_loading_info=True)
     except Exception as e:  # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
     missing = [*info["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"])]
@@ -90,7 +92,7 @@ def describe(weights):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
         return folder, config, getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
     except Exception as e:  # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
@@ -179,17 +181,16 @@ class Preparer:
     def tool(self, role, folder):
         import transformers
 
-        options = {"local_files_only": True}
         if self.kind in AVERAGED:
-            self.words = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            self.words = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
         if role == "text":
-            return transformers.AutoTokenizer.from_pretrained(folder, **options)
+            return transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
         if role == "audio":
-            return transformers.AutoFeatureExtractor.from_pretrained(folder, **options)
+            return transformers.AutoFeatureExtractor.from_pretrained(folder, **LOCAL)
         if role == "video" and (Path(folder) / "video_preprocessor_config.json").exists():
-            return transformers.AutoVideoProcessor.from_pretrained(folder, **options)
+            return transformers.AutoVideoProcessor.from_pretrained(folder, **LOCAL)
         optional("PIL", "preparing images")
-        return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+        return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
 
     def sample(self, role):
         """Which frames of a clip: evenly spaced, the first and the last among them."""

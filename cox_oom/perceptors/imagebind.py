@@ -34,6 +34,15 @@ WHERE = (
 )
 
 HEADS = {"vision": 16, "text": 16, "audio": 12, "depth": 8, "thermal": 12, "imu": 8}  # not to be read from shapes
+# (width, blocks) as published. At that width so many blocks there must be; every other size is read from the tensors.
+PUBLISHED = {
+    "vision": (1280, 32),
+    "text": (1024, 24),
+    "audio": (768, 12),
+    "depth": (384, 12),
+    "thermal": (768, 12),
+    "imu": (512, 6),
+}
 STEM = {
     "vision": "rgbt_stem.proj.1",
     "audio": "rgbt_stem.proj",
@@ -73,21 +82,24 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32, baseline=0.0
     for role in roles:
         if role not in MODALITIES:
             raise UserError(f"imagebind has no encoder for {role}; it has {', '.join(MODALITIES)}")
-    (path,) = weight_files(roles, weights).values()
-    encoders = encoders_of(path, files.read(path), {MODALITIES[role] for role in roles}, device, dtype)
+    read = weight_files(roles, weights)
+    path = next(iter(read.values()))
     vocabulary = preprocess.find_vocabulary(path.parent) if "text" in roles else None
+    if vocabulary:
+        preprocess.check_vocabulary(vocabulary, WORDS)
+    encoders = encoders_of(path, files.read(path), {MODALITIES[role] for role in roles}, device, dtype)
     return Perceptor(
         {role: encoders[MODALITIES[role]] for role in roles},
         Preparer(vocabulary, **camera),
-        {path.name: files.sha256(path)},
+        {name: files.sha256(p) for name, p in read.items()},
     )
 
 
 def weight_files(roles, weights=None):
-    """{name: path} of what `load` reads; its content is not looked at."""
+    """{name: path} of what `load` reads, the weights first; its content is not looked at."""
     defaults = [".checkpoints", files.torch_hub(), *files.huggingface_snapshots("nielsr/imagebind-huge")]
     path = files.find("imagebind", NAMES, weights, defaults, WHERE)
-    return {path.name: path}
+    return {path.name: path, **(preprocess.vocabulary_files(path.parent) if "text" in roles else {})}
 
 
 class Perceptor:
@@ -238,7 +250,10 @@ def count_blocks(name, keys):
 def check(path, name, w):
     """UserError where w {key: tensor} is not exactly one whole encoder."""
     mend = "get the file again"
-    blocks = count_blocks(name, w)
+    norm, last = head_keys(name)
+    width, blocks = PUBLISHED[name]
+    if f"{norm}.weight" not in w or w[f"{norm}.weight"].numel() != width:
+        blocks = count_blocks(name, w)
     keys = layout(name, max(1, blocks)).keys()
     if missing := keys - w.keys():
         raise UserError(
@@ -249,7 +264,6 @@ def check(path, name, w):
             f"{path}: {len(strange)} keys do not belong to the {name} encoder: {files.key_list(strange)}; {mend}"
         )
     pre, trunk, _ = parts(name)
-    norm, last = head_keys(name)
     out, width = len(w[f"{last}.weight"]), w[f"{norm}.weight"].numel()
     hidden = w[f"{trunk}blocks.0.mlp.fc1.bias"].numel()
     kernel = w[f"{pre}{STEM[name]}.weight"].shape[1:] if name in STEM else ()
@@ -339,7 +353,7 @@ class Preparer:
         (1, 224, 224), imu (6, 2000); float32 but for texts.
         """
         if role == "text":
-            return preprocess.clip_tokens([item], CONTEXT, vocabulary=self.vocabulary)[0]
+            return preprocess.clip_tokens([item], CONTEXT, vocabulary=self.vocabulary, words=WORDS)[0]
         x = torch.as_tensor(item)
         if role in ("image", "thermal", "video") and x.dtype != torch.uint8:
             raise UserError(

@@ -102,10 +102,11 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
         model[role], paths = load_tower(role, folder)
         hashes.update({f"{name}/{path.name}": files.sha256(path) for path in paths})
     vocabulary = None
-    if "text" in roles:
-        folders = [towers["text"][0], *(folder for folder, _ in towers.values())]
-        vocabulary = preprocess.find_vocabulary([*folders, *([weights] if weights else [])])
     facts = {role: read_config(folder)[0 if role != "text" else 1] for role, (folder, _) in towers.items()}
+    if "text" in roles:
+        vocabulary = preprocess.find_vocabulary(vocabulary_places(towers, weights))
+        preprocess.check_vocabulary(vocabulary, facts["text"]["vocab_size"])
+        hashes |= {n: files.sha256(p) for n, p in preprocess.vocabulary_files(vocabulary).items()}
     return LanguageBind(
         model.to(device=device, dtype=dtype).eval().requires_grad_(False),
         Preparer(facts, vocabulary),
@@ -148,7 +149,8 @@ class Preparer:
         """
         c = self.facts[role]
         if role == "text":
-            return preprocess.clip_tokens([item], c["max_position_embeddings"], "eot", self.vocabulary)[0]
+            length, words = c["max_position_embeddings"], c["vocab_size"]
+            return preprocess.clip_tokens([item], length, "eot", self.vocabulary, words)[0]
         item = torch.as_tensor(item)
         if role == "audio":
             return self.audio(item)
@@ -358,8 +360,14 @@ def find_all(roles, place):
 
 def weight_files(roles, weights=None):
     """{name: path} of what `load` reads; its content is not looked at."""
-    towers = find_all(roles, weights).values()
-    return {f"{name}/{path.name}": path for folder, name in towers for path in tower_files(folder)}
+    towers = find_all(roles, weights)
+    read = {f"{name}/{path.name}": path for folder, name in towers.values() for path in tower_files(folder)}
+    return read | (preprocess.vocabulary_files(vocabulary_places(towers, weights)) if "text" in roles else {})
+
+
+def vocabulary_places(towers, weights):
+    """Where CLIP's vocabulary is looked for first: in the text's folder, the others, the folder of the weights."""
+    return [towers["text"][0], *(folder for folder, _ in towers.values()), *([weights] if weights else [])]
 
 
 def tower_files(folder):
@@ -391,9 +399,16 @@ def read_config(folder):
         vision, text = c.get("vision_config") or {}, c.get("text_config") or {}
         vision = {**VISION, **EXTRA, **{k: v for k, v in vision.items() if k in {**VISION, **EXTRA}}}
         text = {**TEXT, **{k: v for k, v in text.items() if k in TEXT}}
-        return vision, text, c.get("projection_dim", 512)
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(f"{path}: cannot be read ({e}); get it again") from None
+    size = vision["image_size"]
+    if isinstance(size, list):  # as the official models leave it: both sides, or those of the audio tower's input
+        if size == [vision["num_mel_bins"], vision["target_length"]]:
+            size = [VISION["image_size"]]  # its grid follows from these two
+        if len(set(map(str, size))) != 1 or not isinstance(size[0], int):
+            raise UserError(f"{path}: image_size {size}; only square images are known here")
+        vision["image_size"] = size[0]
+    return vision, text, c.get("projection_dim", 512)
 
 
 def load_tower(role, folder):

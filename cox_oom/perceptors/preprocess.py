@@ -25,7 +25,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 SAMPLE_RATE = 16000  # Hz
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # CLIP's merges as OpenAI published them
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
-MERGES = 49152 - 256 - 2  # of the 262,144 in that file CLIP took these first ones
+WORDS = 49408  # of CLIP's vocabulary: 256 bytes, the same as ends of words, merges, start and end
+SINGLE = 2 * 256 + 2  # of these no merge makes; the 48,894 merges are the first ones of the 262,144 in that file
 
 
 # -------------------------------------------------------------------------------------------------------- images
@@ -155,15 +156,15 @@ def even_clips(duration, clip_seconds, count):
 # ------------------------------------------------------------------------------------------------------------ text
 
 
-def clip_tokens(texts, context=77, pad="zero", vocabulary=None):
+def clip_tokens(texts, context=77, pad="zero", vocabulary=None, words=WORDS):
     """texts -> int64 (B, context): CLIP's byte pairs between start and end token, filled with 0 or the end token.
 
     A text that is too long is cut, its end token stays; one that spells a special token out has its letters, so that no
-    text ends before its end. vocabulary: see `find_vocabulary`.
+    text ends before its end. vocabulary: see `find_vocabulary`; it must have `words` tokens, else UserError.
     """
     if pad not in ("zero", "eot"):
         raise ValueError(f"pad {pad!r}: zero or eot")
-    tokenizer = _tokenizer(find_vocabulary(vocabulary))
+    tokenizer = _tokenizer(find_vocabulary(vocabulary), words)
     sot, eot = tokenizer.token_to_id(SOT), tokenizer.token_to_id(EOT)
     out = torch.full((len(texts), context), 0 if pad == "zero" else eot, dtype=torch.int64)
     for row, text in zip(out, texts):
@@ -206,6 +207,17 @@ def find_vocabulary(place=None):
     )
 
 
+def vocabulary_files(place=None):
+    """{name: path} of what `clip_tokens` reads of the vocabulary that `find_vocabulary` finds."""
+    path = Path(find_vocabulary(place))
+    return {p.name: p for p in ([path / "vocab.json", path / "merges.txt"] if path.is_dir() else [path])}
+
+
+def check_vocabulary(path, words=WORDS):
+    """UserError where the vocabulary at `path` is not whole: wrong tokens would follow in silence."""
+    _tokenizer(path, words)
+
+
 def huggingface_cache():
     """Folder of Hugging Face's hub cache, by the environment variables that its library reads."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
@@ -213,7 +225,7 @@ def huggingface_cache():
 
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(path):
+def _tokenizer(path, words=WORDS):
     optional("tokenizers", "CLIP's tokenizer")
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
@@ -225,13 +237,15 @@ def _tokenizer(path):
             merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
         else:
             with gzip.open(path, "rt", encoding="utf-8") as f:
-                merges = [tuple(line.split()) for line in f.read().strip().split("\n")[1 : MERGES + 1]]
+                merges = [tuple(line.split()) for line in f.read().strip().split("\n")[1 : words - SINGLE + 1]]
             # ids: the 256 bytes (printable ones first), the same as ends of a word, the merges, start, end
             letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
             names = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), SOT, EOT]
             vocabulary = {name: i for i, name in enumerate(names)}
         if not {SOT, EOT} <= vocabulary.keys() or any(len(m) != 2 for m in merges):
             raise ValueError("it is not CLIP's")
+        if len(merges) != words - SINGLE or len(vocabulary) != words:
+            raise ValueError(f"{len(vocabulary)} tokens and {len(merges)} merges, not {words} and {words - SINGLE}")
         model = models.BPE(vocabulary, merges, unk_token=EOT, end_of_word_suffix="</w>")
     except Exception as e:  # tokenizers raises bare Exception
         reason = " ".join(str(e).split())

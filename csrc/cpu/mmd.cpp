@@ -93,7 +93,7 @@ std::vector<double> positive(const Tensor& bandwidths) {
   std::vector<double> b;
   for (int64_t i = 0; i < bandwidths.size(0); ++i) {
     b.push_back(data<double>(bandwidths)[i * bandwidths.stride(0)]);
-    COX_CHECK(!(b.back() <= 0), "mmd: bandwidths must be positive, got ", b.back());
+    COX_CHECK(b.back() > 0, "mmd: bandwidths must be positive, got ", b.back());
   }
   return b;
 }

@@ -655,6 +655,7 @@ class Search {
 
 std::tuple<Tensor, Tensor> nearest_anchor(Tensor z, Tensor v, int64_t tile) {
   check_nearest_anchor(z, v, tile);
+  tile = tile_within(tile, z, v);
   Tensor score = make(z, {z.size(0)}, acc_dtype(z.scalar_type()));
   Tensor index = make(z, {z.size(0)}, ScalarType::Long);
   if (z.size(0) > 0) {

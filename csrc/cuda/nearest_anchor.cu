@@ -220,6 +220,7 @@ void in_float32(const Tensor& zt, const Tensor& vt, int64_t tile, const Tensor& 
 
 std::tuple<Tensor, Tensor> nearest_anchor(Tensor z, Tensor v, int64_t tile) {
   check_nearest_anchor(z, v, tile);
+  tile = tile_within(tile, z, v);
   const DeviceGuard guard(z.get_device_index());
   Tensor score = make(z, {z.size(0)}, acc_dtype(z.scalar_type())), index = make(z, {z.size(0)}, ScalarType::Long);
   if (z.size(0) > 0) {

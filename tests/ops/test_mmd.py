@@ -68,6 +68,44 @@ def test_bandwidths_far_below_the_distances(device, bandwidths):
     check(outlier, outlier[:299] + 0.01, [0.5, 2.0])
 
 
+@pytest.mark.parametrize("N", [20, 300])  # directly, and by products
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30])
+def test_data_of_any_scale(device, dtype, scale, N):
+    """With the default bandwidths, with given ones, the gradient; also at scales whose squares leave float32."""
+    if dtype == torch.float16:
+        pytest.skip("float16 holds no such numbers")
+    x, y = (scale * (torch.randn(N, 5, dtype=torch.float64, device=device) + shift) for shift in (0, 0.5))
+    x, y = x.to(dtype), y.to(dtype)
+    one, two = x.double() / scale, y.double() / scale
+    mean = mean_squared_distance(one, two)
+    cases = [(None, [mean * f for f in (0.25, 0.5, 1, 2, 4)]), ([scale**2, 4 * scale**2], [1.0, 4.0])]
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+    for bandwidths, at_one in cases:
+        a, b = x.clone().requires_grad_(), one.clone().requires_grad_()
+        got, want = mmd(a, y, bandwidths), ref.mmd(b, two, at_one)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-12 if dtype == torch.float64 else 1e-6)
+        (got,), (want,) = torch.autograd.grad(got, a), torch.autograd.grad(want, b)
+        torch.testing.assert_close(got.double() * scale, want, rtol=0, atol=rounding * want.abs().max().item())
+
+
+@pytest.mark.parametrize("N", [20, 300])
+def test_bandwidths_beyond_the_dtype(device, N):
+    """1 / bandwidth is 0 or inf in float32."""
+    x = torch.randn(N, 4, device=device)
+    check(x, x + 1, [1e-45, 1e300])
+    check(x, x + 1, [1.0, float("inf")])
+    check(x[:, :0], x[:, :0], [1e-45, 1.0])
+    check(x * 1e30, x * 1e30 + 1e30, [1.0, 2.0])
+    assert mmd(torch.full((3, 2), 1e-30, device=device), torch.full((N, 2), 1e-30, device=device)) == 0
+
+
+def test_data_of_any_scale_compiled(device):
+    x, y = torch.randn(9, 4, device=device) * 1e-20, torch.randn(8, 4, device=device) * 1e-20
+    compiled = torch.compile(mmd, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), mmd(x, y))
+    torch.testing.assert_close(compiled(x, y, [1e-40]), mmd(x, y, [1e-40]))
+
+
 def test_nan_and_inf_in_large_samples(device):
     for bad in (float("nan"), float("inf")):
         x, y = torch.randn(300, 4, device=device), torch.randn(300, 4, device=device)
@@ -187,8 +225,17 @@ def test_bandwidth_errors():
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"bandwidths must be positive, got \[1.0, 0.0\]"):
         mmd(x, x, [1.0, 0.0])
+    with pytest.raises(ValueError, match=r"bandwidths must be positive, got \[nan\]"):
+        mmd(x, x, [float("nan")])
+    for wrong in (4.0, "ab", [None], [1.0, "a"]):
+        with pytest.raises(
+            TypeError, match="^mmd: bandwidths must be a Tensor, a sequence of numbers or None, got .*$"
+        ):
+            mmd(x, x, wrong)
     if os.environ.get("COX_EMULATED") != "1":  # the CUDA kernels never look at values on the host
         with pytest.raises(RuntimeError, match="bandwidths must be positive, got -1"):
             mmd(x, x, torch.tensor([-1.0]))
+        with pytest.raises(RuntimeError, match="bandwidths must be positive, got nan"):
+            mmd(x, x, torch.tensor([1.0, float("nan")]))
     with pytest.raises(RuntimeError, match=r"at least one value, got float64 \(0\)"):
         mmd(x, x, [])

@@ -114,6 +114,14 @@ def test_duplicates_across_tiles(device, tile, threads):
     assert nearest_anchor(z, v, tile=tile)[1][4] == 300
 
 
+@pytest.mark.parametrize("tile", [2**20, 2**31 + 1, 2**58, 2**63 - 1])
+def test_a_tile_beyond_the_data(device, dtype, tile):
+    """Memory is that of as many rows as there are."""
+    for M, N in ((9, 14), (1, 70), (0, 3), (3, 0)):
+        z, v = torch.randn(M, 5, device=device).to(dtype), torch.randn(2, N, 5, device=device).to(dtype)
+        assert all(torch.equal(a, b) for a, b in zip(nearest_anchor(z, v, tile=tile), nearest_anchor(z, v)))
+
+
 @pytest.mark.parametrize("tile", [1, 3, 4, 5, 16, 64])
 def test_sizes_around_the_tile(device, tile):
     for M in (0, 1, tile - 1, tile, tile + 1, 2 * tile):

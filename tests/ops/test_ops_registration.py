@@ -125,7 +125,7 @@ def test_forced_instruction_set():
 def test_missing_build_says_what_to_run(tmp_path):
     package = tmp_path / "cox_ops"
     package.mkdir()
-    for name in ("__init__.py", "ops.py", "ref.py"):
+    for name in ("__init__.py", "arguments.py", "ops.py", "ref.py"):
         (package / name).write_text((PACKAGE / name).read_text())
     # An editable install's finder would lend this package the built module of the installed one.
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]; import cox_ops"
@@ -133,6 +133,27 @@ def test_missing_build_says_what_to_run(tmp_path):
     last = run.stderr.strip().splitlines()[-1]
     assert run.returncode == 1 and last.startswith("ImportError: cox_ops is not built")
     assert "python setup.py build_ext --inplace" in last
+
+
+def test_another_checkouts_build_is_not_taken(tmp_path):
+    """As an editable install's finder does: a module that is asked for where it is not is found elsewhere."""
+    package = tmp_path / "cox_ops"
+    package.mkdir()
+    for path in PACKAGE.glob("*.py"):
+        (package / path.name).write_text(path.read_text())
+    code = f"""
+import sys
+from importlib.machinery import PathFinder
+class Lender:
+    def find_spec(fullname, path=None, target=None):
+        return PathFinder.find_spec(fullname, path=[{str(PACKAGE)!r}]) if fullname == "cox_ops._C" else None
+sys.meta_path.insert(0, Lender)
+import cox_ops
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1 and last.startswith(f"ImportError: cox_ops is not built in {package}")
+    assert str(PACKAGE) in last and "python setup.py build_ext --inplace" in last
 
 
 def test_build_of_other_sources_says_what_to_run(tmp_path):

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,6 +266,69 @@ def test_generative_models_are_refused(tmp_path):
         hf.load(["image"], weights=folder)
     assert "\n" not in str(e.value)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llava"
+
+
+RUN = """
+from pathlib import Path
+Path({mark!r}).write_text("run")
+from transformers import {base}
+class Mine({base}):
+    model_type = "mine"
+"""
+CODE = {  # file, its entry, what it names, what it is derived from
+    "config": ("config.json", "AutoConfig", "image", "PretrainedConfig"),
+    "model": ("config.json", "AutoModel", "image", "CLIPModel"),
+    "tokenizer": ("tokenizer_config.json", "AutoTokenizer", "text", "CLIPTokenizer"),
+    "images": ("preprocessor_config.json", "AutoImageProcessor", "image", "CLIPImageProcessorPil"),
+    "audio": ("preprocessor_config.json", "AutoFeatureExtractor", "audio", "ClapFeatureExtractor"),
+    "video": ("video_preprocessor_config.json", "AutoVideoProcessor", "video", "CLIPImageProcessorPil"),
+}
+
+
+@pytest.mark.parametrize("what", CODE)
+def test_a_models_own_code_is_never_run(made, tmp_path, monkeypatch, what):
+    """Neither by a "y" to transformers' question, which is not asked."""
+    file, entry, role, base = CODE[what]
+    source = made[{"audio": "clap", "video": "x_clip"}.get(role, "clip")][0]
+    shutil.copytree(source, tmp_path / "m")
+    mark = tmp_path / "mark"
+    (tmp_path / "m" / "mine.py").write_text(RUN.format(mark=str(mark), base=base))
+    at = tmp_path / "m" / file
+    facts = json.loads(at.read_text()) if at.exists() else {}
+    named = [None, "mine.Mine"] if what == "tokenizer" else "mine.Mine"
+    facts = {**facts, "auto_map": {entry: named}}
+    if what == "config":
+        facts["model_type"] = "mine"
+    for key in ("tokenizer_class", "image_processor_type", "feature_extractor_type", "video_processor_type"):
+        if what not in ("config", "model"):
+            facts |= {key: "Mine"} if key in facts else {}
+    at.write_text(json.dumps(facts))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *a: asked.append(a) or "y")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    try:
+        hf.load([role], weights=tmp_path / "m")
+    except UserError as e:
+        assert "\n" not in str(e) and "cannot be loaded" in str(e)
+    assert not mark.exists() and not asked
+
+
+def test_every_call_of_transformers_refuses_code(made, monkeypatch):
+    given = []
+    for name in ("AutoConfig", "AutoTokenizer", "AutoFeatureExtractor", "AutoImageProcessor", "CLIPModel", "ClapModel"):
+        kind, real = getattr(transformers, name), getattr(transformers, name).from_pretrained
+
+        def spy(*args, real=real, **kwargs):
+            given.append(kwargs)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(kind, "from_pretrained", spy)
+    hf.load(["image", "text"], weights=made["clip"][0])
+    hf.load(["audio", "text"], weights=made["clap"][0])
+    ours = [k for k in given if k.get("local_files_only")]
+    assert len(ours) >= 8 and all(k.get("trust_remote_code") is False for k in ours)
+    source = Path(hf.__file__).read_text()
+    assert source.count(".from_pretrained(") == source.count("**LOCAL")
 
 
 def test_without_transformers_one_line(monkeypatch, made):

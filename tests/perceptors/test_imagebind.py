@@ -109,6 +109,21 @@ def test_published_layout_is_accounted_for():
     assert imagebind.encoders_of("x", tensors, set(), "cpu", torch.float32) == {}
 
 
+@pytest.mark.parametrize("name", sorted(imagebind.HEADS))
+def test_published_depths_are_whole(name):
+    """A file without an encoder's last block was read as one that is a block shorter; with one more it is no better."""
+    assert imagebind.PUBLISHED == {k: (width, blocks) for k, (width, blocks, *_) in tiny_weights.IMAGEBIND.items()}
+    width, blocks, *rest = tiny_weights.IMAGEBIND[name]
+    for change, says in ((-1, "keys of the"), (1, "keys do not belong to the")):
+        sizes = {**tiny_weights.IMAGEBIND, name: (width, blocks + change, *rest)}
+        shapes = tiny_weights.imagebind_shapes(sizes)
+        tensors = {k: torch.empty(s, device="meta") for k, s in shapes.items()}
+        tensors["modality_preprocessors.text.mask"] = torch.full((77, 77), -math.inf).triu(1)
+        count = abs(len(tiny_weights.imagebind_shapes()) - len(shapes))
+        with pytest.raises(UserError, match=f"{count} {says}.* {name} encoder.*blocks.{blocks + min(change, 0)}."):
+            imagebind.encoders_of("x", tensors, set(), "cpu", torch.float32)
+
+
 AUDIO = "modality_trunks.audio.blocks.1.attn.bias_k"
 
 
@@ -163,6 +178,30 @@ def test_only_what_is_needed_is_loaded(tmp_path, checkpoint):
         imagebind.load(["imu", "audio"], weights=tmp_path / "part.pth")
     with pytest.raises(UserError, match="imagebind has no encoder for touch; it has image, video, text"):
         imagebind.load(["touch"], weights=checkpoint)
+
+
+def test_the_vocabulary_is_among_the_weights_and_checked(tmp_path, checkpoint):
+    pytest.importorskip("tokenizers")
+    import tiny_languagebind
+
+    (tmp_path / "imagebind_huge.pth").symlink_to(checkpoint)
+    tiny_languagebind.vocabulary(tmp_path, 49408)
+    p = imagebind.load(["text", "imu"], weights=tmp_path)
+    names = ["imagebind_huge.pth", "vocab.json", "merges.txt"]
+    assert p.weights == {n: weights.sha256(tmp_path / n) for n in names}
+    assert list(imagebind.weight_files(["text"], tmp_path)) == names
+    assert (
+        list(imagebind.weight_files(["imu"], tmp_path))
+        == names[:1]
+        == list(imagebind.load(["imu"], weights=tmp_path).weights)
+    )
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "imagebind_huge.pth").symlink_to(checkpoint)
+    tiny_languagebind.vocabulary(cut, 49407)
+    with pytest.raises(UserError, match="49407 tokens and 48893 merges, not 49408 and 48894"):
+        imagebind.load(["text"], weights=cut)
+    imagebind.load(["imu"], weights=cut)
 
 
 def test_safetensors_and_other_outputs(tmp_path):

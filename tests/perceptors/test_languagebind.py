@@ -170,12 +170,45 @@ def test_only_what_is_needed_is_read(folder, perceptor):
         f"LanguageBind_Depth/{n}": weights.sha256(at / n) for n in ("pytorch_model.bin", "config.json")
     }
     p = languagebind.load(["text", "audio"], weights=folder)  # one of the needed folders gives the text tower
-    assert {n.split("/")[0] for n in p.weights} == {"LanguageBind_Audio_FT"}
+    assert {n.split("/")[0] for n in p.weights} == {"LanguageBind_Audio_FT", "vocab.json", "merges.txt"}
+    assert p.weights["merges.txt"] == weights.sha256(folder / "LanguageBind_Audio_FT" / "merges.txt")
     assert torch.equal(p.encode("text", tiny.batch("text")), perceptor.encode("text", tiny.batch("text")))
     p = languagebind.load(["text"], weights=folder)  # any other
-    assert {n.split("/")[0] for n in p.weights} == {"LanguageBind_Image"}
+    assert {n.split("/")[0] for n in p.weights} == {"LanguageBind_Image", "vocab.json", "merges.txt"}
+    assert list(p.weights) == list(languagebind.weight_files(["text"], folder))
     with pytest.raises(UserError, match="languagebind has no imu; it has image, video, audio, depth, thermal, text"):
         languagebind.load(["imu"], weights=folder)
+
+
+def test_a_cut_vocabulary_ends_the_load(tmp_path, folder):
+    shutil.copytree(folder / "LanguageBind_Image", tmp_path / "LanguageBind_Image")
+    merges = tmp_path / "LanguageBind_Image" / "merges.txt"
+    merges.write_text("".join(merges.read_text().splitlines(keepends=True)[:-1]))
+    languagebind.load(["image"], weights=tmp_path)
+    with pytest.raises(UserError, match="520 tokens and 5 merges, not 520 and 6"):
+        languagebind.load(["text"], weights=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "role, size", [("image", [224, 224]), ("audio", [112, 1036]), ("audio", [224, 224]), ("video", [224, 224])]
+)
+def test_the_image_size_may_be_a_list(tmp_path, perceptor, role, size):
+    """The official constructors leave it so in their config: both sides, for audio those of the spectrogram."""
+    c = tiny.config(role, lora=2 if role == "video" else 0)
+    c["vision_config"]["image_size"] = size
+    write_tower(tmp_path / tiny.NAMES[role], c)
+    p = languagebind.load([role], weights=tmp_path)
+    assert torch.equal(p.encode(role, tiny.batch(role)), perceptor.encode(role, tiny.batch(role)))
+    assert torch.equal(p.prepare(role, tiny.item(role)), perceptor.prepare(role, tiny.item(role)))
+
+
+@pytest.mark.parametrize("size", [[224, 336], [], [224, 224, 3, 4], ["a", "a"], [112, 1036]])
+def test_other_lists_are_refused(tmp_path, size):
+    c = tiny.config("image")
+    c["vision_config"]["image_size"] = size
+    write_tower(tmp_path / "LanguageBind_Image", c)
+    with pytest.raises(UserError, match=r"config.json: image_size \[.*\]; only square images are known here"):
+        languagebind.load(["image"], weights=tmp_path)
 
 
 def test_workers_get_no_weights(perceptor):
@@ -202,7 +235,8 @@ def test_usual_places_are_searched(tmp_path, monkeypatch, folder, place):
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     shutil.copytree(folder / "LanguageBind_Image", tmp_path / place)
     p = languagebind.load(["image", "text"], weights="mine" if place.startswith("mine") else None)
-    assert set(p.weights) == {"LanguageBind_Image/pytorch_model.bin", "LanguageBind_Image/config.json"}
+    own = {"LanguageBind_Image/pytorch_model.bin", "LanguageBind_Image/config.json"}
+    assert set(p.weights) == own | {"vocab.json", "merges.txt"}
 
 
 def test_missing_towers_say_where_they_are(tmp_path, monkeypatch, folder):
@@ -315,4 +349,4 @@ def test_without_transformers_one_line(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"needs transformers.*: pip install cox-oom\[perceptors\]$"):
         languagebind.load(["image"], weights=folder)
-    assert preprocess.clip_tokens(["the"], 77, "eot", folder / "LanguageBind_Image").shape == (1, 77)
+    assert preprocess.clip_tokens(["the"], 77, "eot", folder / "LanguageBind_Image", 520).shape == (1, 77)

@@ -40,10 +40,10 @@ def test_both_forms_of_the_vocabulary_give_the_same_tokens(tmp_path):
     pytest.importorskip("ftfy"), pytest.importorskip("tokenizers")
     texts = ["The dog, the CAT!", "caf\u00e9 the", ""]
     file, folder = write_vocabularies(tmp_path)
-    ids = preprocess.clip_tokens(texts, 12, vocabulary=file)
+    ids = preprocess.clip_tokens(texts, 12, vocabulary=file, words=520)
     assert ids[0].tolist() == [518, 513, 515, 267, 513, 517, 256, 519, 0, 0, 0, 0]  # by hand: start, the, dog, ",", ...
-    assert torch.equal(ids, preprocess.clip_tokens(texts, 12, vocabulary=folder))
-    padded = preprocess.clip_tokens(texts, 12, "eot", vocabulary=folder)
+    assert torch.equal(ids, preprocess.clip_tokens(texts, 12, vocabulary=folder, words=520))
+    padded = preprocess.clip_tokens(texts, 12, "eot", vocabulary=folder, words=520)
     assert torch.equal(padded[2], torch.tensor([518] + [519] * 11)) and torch.equal(padded[0, :8], ids[0, :8])
 
 
@@ -80,6 +80,34 @@ def test_a_broken_vocabulary_is_one_line(tmp_path):
         with pytest.raises(UserError, match="cannot be read as CLIP's vocabulary") as e:
             preprocess.clip_tokens(["a"], vocabulary=place)
         assert "\n" not in str(e.value)
+
+
+def test_a_cut_vocabulary_is_refused(tmp_path):
+    """It would give other tokens in silence: merges.txt or vocab.json cut, or OpenAI's file, or those of another."""
+    pytest.importorskip("ftfy"), pytest.importorskip("tokenizers")
+    file, folder = write_vocabularies(tmp_path)
+    for place in (file, folder):
+        preprocess.clip_tokens(["the"], vocabulary=place, words=520)
+        with pytest.raises(UserError, match="520 tokens and 6 merges, not 49408 and 48894"):
+            preprocess.clip_tokens(["the"], vocabulary=place)
+    for name in ("merges.txt", "vocab.json"):
+        cut = tmp_path / f"cut {name}"
+        cut.mkdir()
+        for other in ("merges.txt", "vocab.json"):
+            (cut / other).write_bytes((folder / other).read_bytes())
+        if name == "merges.txt":
+            (cut / name).write_text("\n".join(["#version: 0.2", *MERGES[:4]]) + "\n")
+        else:
+            words = json.loads((cut / name).read_text())
+            (cut / name).write_text(json.dumps({w: i for w, i in words.items() if w != "cat</w>"}))
+        with pytest.raises(UserError, match="cannot be read as CLIP's vocabulary") as e:
+            preprocess.clip_tokens(["the"], vocabulary=cut, words=520)
+        assert "\n" not in str(e.value)
+    with gzip.open(file, "wt") as f:
+        f.write("\n".join(["a line before them", *MERGES[:5]]) + "\n")
+    other = file.rename(file.parent / "cut.txt.gz")
+    with pytest.raises(UserError, match="519 tokens and 5 merges, not 520 and 6"):
+        preprocess.clip_tokens(["the"], vocabulary=other, words=520)
 
 
 @pytest.mark.parametrize("shape", [(3, 100, 151), (1, 151, 100), (3, 224, 224), (3, 500, 224)])
