@@ -5,7 +5,6 @@ item is loaded. A file that is not there or that its first bytes show to be of n
 broken), and loading it says why. Every complaint is one line: file, row, id, what, mend.
 """
 
-import csv
 import hashlib
 import io
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cox_oom.data import SPLITS, Dataset, media, official
+from cox_oom.data import Dataset, media, official, table
 from cox_oom.files import UserError
 
 KINDS = {
@@ -31,7 +30,6 @@ EXTENSIONS = {
     "video": media.VIDEO,
     None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO,
 }
-REQUIRED = ("id", "split", "label")
 OPTIONS = {"frames": "video frames of a clip (default 8)"}
 EDGE = 4096  # bytes at either end of a file that enter the fingerprint
 
@@ -47,11 +45,11 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
     frames = official.number(folder, "frames", frames, 1, 10**6)
     folder = os.path.normpath(str(folder))
     manifest = os.path.join(folder, "manifest.csv")
-    header, rows, content = _table(manifest)
-    modalities = [h for h in header if h not in REQUIRED]
+    header, rows, content = table.read_table(manifest)
+    modalities = [h for h in header if h not in table.REQUIRED]
     checked = [m for m in modalities if columns is None or m in columns]
-    _check_rows(manifest, rows, modalities)
-    class_names = _class_names(manifest, rows)
+    table.check_rows(manifest, rows, modalities)
+    class_names = table.class_names(manifest, rows)
     for m in checked:
         _check_column(manifest, rows, m)
     cells = {m: [row[m] or None for _, row in rows] for m in modalities}
@@ -73,7 +71,7 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
             i = min(i for n, i in faults if n == m)
             what, mend = faults[m, i]
             what = f"{m} {cells[m][i]!r} {what}, and no other file of {m} can be used"
-            raise _row_error(manifest, rows[i], what, mend)
+            raise table.row_error(manifest, rows[i], what, mend)
 
     index = {name: k for k, name in enumerate(class_names)}
     return Dataset(
@@ -92,56 +90,6 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
     )
 
 
-def _row_error(manifest, row, what, mend):
-    """The UserError about a row: file, line, id, what, mend."""
-    line, cells = row
-    return UserError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
-
-
-def _check_rows(manifest, rows, modalities):
-    """UserError for an empty or repeated id, an unknown split, an empty row; where no row is of train or of test."""
-    lines = {}  # id -> line
-    for row in rows:
-        line, cells = row
-        if not cells["id"]:
-            raise _row_error(manifest, row, "the id is empty", "give every row an id of its own")
-        if cells["id"] in lines:
-            raise _row_error(
-                manifest,
-                row,
-                f"the id is already in row {lines[cells['id']]}",
-                "put all modalities of an instance into its one row; give another instance an id of its own",
-            )
-        lines[cells["id"]] = line
-        if cells["split"] not in SPLITS:
-            raise _row_error(manifest, row, f"split {cells['split']!r} is unknown", "use train, val or test")
-        if not any(cells[m] for m in modalities):
-            raise _row_error(manifest, row, "no modality is filled", "fill a cell or delete the row")
-    for part in ("train", "test"):
-        if all(cells["split"] != part for _, cells in rows):
-            raise UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}")
-
-
-def _class_names(manifest, rows):
-    """The train rows' labels, sorted. UserError where they are fewer than 2, or another row has a label of none."""
-    names = sorted({cells["label"] for _, cells in rows if cells["split"] == "train" and cells["label"]})
-    if len(names) < 2:
-        raise UserError(
-            f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
-            f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes"
-        )
-    for row in rows:
-        _, cells = row
-        if cells["label"] and cells["label"] not in names:
-            raise _row_error(
-                manifest,
-                row,
-                f"the {cells['split']} label {cells['label']!r} is in no train row",
-                "label train rows with it or remove this row",
-            )
-    return names
-
-
 def _check_column(manifest, rows, modality):
     """UserError where a column is empty in the train rows, or a cell names no file of its kind below the folder."""
     if not any(cells[modality] and cells["split"] == "train" for _, cells in rows):
@@ -158,14 +106,14 @@ def _check_column(manifest, rows, modality):
         if not cell:
             continue
         if _leaves(cell):
-            raise _row_error(
+            raise table.row_error(
                 manifest,
                 row,
                 f"{modality} {cell!r} leaves the folder",
                 f"use a path relative to the folder, without '..', to a file inside it{remove}",
             )
         if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kind]:
-            raise _row_error(
+            raise table.row_error(
                 manifest,
                 row,
                 f"{modality} {cell!r} has an extension that is not supported",
@@ -223,7 +171,7 @@ def _check_forms(manifest, rows, modality, forms):
     for i, form in forms.items():
         if form != model and not (form[:2] == model[:2] and None in (form[2], model[2])):
             line, cell = rows[first][0], rows[i][1][modality]
-            raise _row_error(
+            raise table.row_error(
                 manifest,
                 rows[i],
                 f"{modality} {cell!r} is {_words(form)}, but row {line} has {_words(model)}",
@@ -240,7 +188,7 @@ def _loader(manifest, folder, rows, cells, kinds, faults, frames):
             raise KeyError(f"{modality} is not observed in row {row}")
         if (modality, row) in faults:
             what, mend = faults[modality, row]
-            raise _row_error(manifest, rows[row], f"{modality} {cell!r} {what}", mend)
+            raise table.row_error(manifest, rows[row], f"{modality} {cell!r} {what}", mend)
         kind = kinds[modality]
         if kind == "text":
             return cell
@@ -252,77 +200,11 @@ def _loader(manifest, folder, rows, cells, kinds, faults, frames):
                 return media.load_image(path, modality)
             return media.load_audio(path) if kind == "audio" else media.load_video(path, frames, sample)
         except media.MediaError as e:
-            raise _row_error(
+            raise table.row_error(
                 manifest, rows[row], f"{modality} {cell!r} {e}", "replace the file or empty the cell"
             ) from None
 
     return load
-
-
-def _table(manifest):
-    """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces."""
-    if not os.path.isfile(manifest):
-        raise UserError(
-            f"{manifest}: not there; a data folder needs this table with the columns id,split,label,<modality>,..."
-        )
-    with open(manifest, "rb") as f:
-        data = f.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = data[: e.start].count(b"\n") + 1
-        raise UserError(f"{manifest}, row {line}: not UTF-8; save the table as UTF-8") from None
-    reader, header, rows, start = csv.reader(io.StringIO(text, newline=""), strict=True), None, [], 1
-    try:
-        for record in reader:
-            line, start = start, reader.line_num + 1  # a quoted cell may span lines: name the first
-            record = [cell.strip() for cell in record]
-            if not any(record) and len(record) <= 1:
-                continue
-            if header is None:
-                header = _header(manifest, record)
-            elif len(record) != len(header):
-                name = (record[header.index("id") :] or [""])[0] or "empty"
-                mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
-                raise UserError(
-                    f"{manifest}, row {line} (id {name}): {len(record)} cells, but the header "
-                    f"has {len(header)} columns; {mend}"
-                )
-            else:
-                rows.append((line, dict(zip(header, record))))
-    except csv.Error as e:
-        raise UserError(f"{manifest}, row {start}: not a valid csv table ({e}); correct the quotes") from None
-    if header is None:
-        raise UserError(f"{manifest}: empty; the first line names the columns id,split,label,<modality>,...")
-    if not rows:
-        raise UserError(f"{manifest}: no rows below the header; add one row per instance")
-    return header, rows, data
-
-
-def _header(manifest, record):
-    """The first line's cells, the names of the columns, where they are right; else UserError."""
-    if len(record) == 1 and (other := next((c for c in ";\t|" if c in record[0]), None)):
-        raise UserError(
-            f"{manifest}, row 1: the cells are separated by {other!r}; save the table with commas between them"
-        )
-    for name in REQUIRED:
-        if name not in record:
-            raise UserError(
-                f"{manifest}, row 1: column {name} is missing; the columns are id,split,label,<modality>,..."
-            )
-    for name in record:
-        if not name:
-            raise UserError(f"{manifest}, row 1: a column has no name; name it or remove it")
-        if record.count(name) > 1:
-            raise UserError(
-                f"{manifest}, row 1: column {name} is there {record.count(name)} times; rename or remove one"
-            )
-    bad = [n for n in record if any(c in n for c in "/\\\0") or n.startswith(".")]
-    if bad:  # modality names become file names under runs/
-        raise UserError(f"{manifest}, row 1: column name {bad[0]!r} cannot name a file; rename it")
-    if len(record) == len(REQUIRED):
-        raise UserError(f"{manifest}, row 1: no modality column; add one per modality, as in id,split,label,rgb,audio")
-    return record
 
 
 def _leaves(cell):
