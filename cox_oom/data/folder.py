@@ -159,7 +159,7 @@ def _inspect(digest, folder, modality, cells, missing):
         try:
             forms[i] = _form(cell, head, modality)
         except media.MediaError as e:
-            faults[i] = (str(e), "correct the file or empty the cell")
+            faults[i] = (str(e), e.mend or "correct the file or empty the cell")
     return forms, faults
 
 
@@ -201,7 +201,7 @@ def _loader(manifest, folder, rows, cells, kinds, faults, frames):
             return media.load_audio(path) if kind == "audio" else media.load_video(path, frames, sample)
         except media.MediaError as e:
             raise table.row_error(
-                manifest, rows[row], f"{modality} {cell!r} {e}", "replace the file or empty the cell"
+                manifest, rows[row], f"{modality} {cell!r} {e}", e.mend or "replace the file or empty the cell"
             ) from None
 
     return load
@@ -240,6 +240,11 @@ def _form(cell, head, modality):
     problem = media.array_problem(shape, dtype)
     if problem:
         raise media.MediaError(problem)
+    if KINDS.get(modality, "image") == "image" and _channels_last(shape):
+        raise media.MediaError(
+            f"has shape {shape}, the channels last",
+            f"transpose to ({shape[2]}, height, width): np.save(file, np.load(file).transpose(2, 0, 1))",
+        )
     if KINDS.get(modality) == "image":
         if len(shape) != 3:
             raise media.MediaError(f"has shape {shape}, not (channels, height, width)")
@@ -247,6 +252,11 @@ def _form(cell, head, modality):
         raise media.MediaError(f"has shape {shape}, not (3, height, width) or (1, height, width)")
     detail = "in a uint8 array" if len(shape) == 3 and dtype == np.uint8 else "in an array"
     return ("series" if len(shape) == 2 else "image", shape[0], detail)
+
+
+def _channels_last(shape):
+    """Whether an array is an image kept as (height, width, channels). Small grids such as (16, 4, 4) tell nothing."""
+    return len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4) and min(shape[:2]) > shape[2]
 
 
 def _npy_header(head):

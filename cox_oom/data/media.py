@@ -21,7 +21,11 @@ SILENCE = 1e-4  # a recording that nowhere exceeds this share of full scale (-80
 
 
 class MediaError(Exception):
-    """A file that cannot be used, in one line: what is wrong with it."""
+    """A file that cannot be used, in one line: what is wrong with it; perhaps the mend, where it is a special one."""
+
+    def __init__(self, what, mend=None):
+        super().__init__(what)
+        self.mend = mend
 
 
 def reason(error):
