@@ -4,33 +4,26 @@ The loaders raise MediaError with the bare reason; the reader that knows file an
 """
 
 import bisect
-import math
-import os
 
 import numpy as np
 
+from cox_oom.data import decode
+from cox_oom.data.decode import ARRAY, AUDIO, IMAGE, VIDEO, MediaError, reason
+from cox_oom.data.sound import SAMPLE_RATE, SILENCE, has_audio, load_audio
 from cox_oom.files import optional
 
-IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")
-VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov")
-ARRAY = (".npy",)
-
-SAMPLE_RATE = 16000  # Hz, of every audio item
-SILENCE = 1e-4  # a recording that nowhere exceeds this share of full scale (-80 dB) is silent
-
-
-class MediaError(Exception):
-    """A file that cannot be used, in one line: what is wrong with it; perhaps the mend, where it is a special one."""
-
-    def __init__(self, what, mend=None):
-        super().__init__(what)
-        self.mend = mend
-
-
-def reason(error):
-    """The message of a decoder's exception on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+__all__ = [
+    "ARRAY",
+    "AUDIO",
+    "IMAGE",
+    "SAMPLE_RATE",
+    "SILENCE",
+    "VIDEO",
+    "MediaError",
+    "has_audio",
+    "load_audio",
+    "reason",
+]
 
 
 def load_image(path, modality=""):
@@ -63,82 +56,6 @@ def load_image(path, modality=""):
     if not np.isfinite(x).all():
         raise MediaError("contains NaN or Inf")
     return np.array(x, order="C")  # a copy: Pillow lends its memory read-only
-
-
-def load_audio(path, start=None, end=None):
-    """float32 (T,): the channels' mean at 16 kHz. Of a video (mp4, mkv, ...) its first audio track.
-
-    start, end: seconds; only this part is read. A negative start counts as 0, an end beyond the end as the end.
-    """
-    start = max(0.0, start or 0.0)
-    is_video = os.path.splitext(str(path))[1].lower() in VIDEO
-    optional(*(("av", "reading video") if is_video else ("soundfile", "reading sound")))
-    try:
-        x, rate = (_track if is_video else _sound)(str(path), start, end)  # (channels, T)
-    except MediaError:
-        raise
-    except Exception as e:
-        raise MediaError(f"cannot be read as audio ({reason(e)})") from None
-    if x.shape[1] == 0:
-        raise MediaError("contains no audio samples" + (f" from second {start:g} on" if start else ""))
-    x = x.mean(axis=0)
-    if not np.isfinite(x).all():
-        raise MediaError("contains NaN or Inf")
-    if rate != SAMPLE_RATE:
-        resample_poly = optional("scipy.signal", "resampling sound to 16 kHz").resample_poly
-        g = math.gcd(rate, SAMPLE_RATE)
-        x = resample_poly(x, SAMPLE_RATE // g, rate // g)
-    return np.ascontiguousarray(x, dtype=np.float32)
-
-
-def _sound(path, start, end):
-    """(channels, T) float32 and the rate of a file that libsndfile reads."""
-    import soundfile
-
-    with soundfile.SoundFile(path) as f:
-        first = min(round(start * f.samplerate), f.frames)
-        f.seek(first)
-        count = -1 if end is None else max(0, round(end * f.samplerate) - first)
-        return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
-
-
-def _track(path, start, end):
-    """(channels, T) float32 and the rate of the first audio track of a video."""
-    import av
-
-    with av.open(path) as container:
-        if not container.streams.audio:
-            raise MediaError("contains no audio track")
-        stream = container.streams.audio[0]
-        begin = _begin(container)
-        if start > 0.5:  # a little earlier, for the decoder to settle; the rest is cut below
-            container.seek(int((start - 0.5 + begin) * av.time_base), backward=True)
-        resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-        parts, offset = [], None  # offset: seconds at which the first part begins
-        for frame in container.decode(stream):
-            time = None if frame.time is None else frame.time - begin
-            if offset is None:
-                offset = time or 0.0
-            if end is not None and time is not None and time >= end:
-                break
-            frame.pts = None  # gaps are closed as players do; nothing is filled in
-            parts += [part.to_ndarray() for part in resampler.resample(frame)]
-        parts += [part.to_ndarray() for part in resampler.resample(None)]
-        x = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
-        if start or end is not None:
-            first = max(0, round((start - (offset or 0.0)) * stream.rate))
-            x = x[:, first : None if end is None else max(first, round((end - (offset or 0.0)) * stream.rate))]
-        return x, stream.rate
-
-
-def has_audio(path):
-    """Whether a video has an audio track, by its header alone."""
-    av = optional("av", "reading video")
-    try:
-        with av.open(str(path)) as container:
-            return len(container.streams.audio) > 0
-    except Exception as e:
-        raise MediaError(f"cannot be read as a video ({reason(e)})") from None
 
 
 def _begin(container):
@@ -178,9 +95,7 @@ def load_video(path, frames=8, sample=None, start=None, end=None):
 
 def _clip(path, start, end):
     """(time stamps of all frames or None, first frame of the clip, number of its frames, frames per second)."""
-    import av
-
-    with av.open(path) as container:
+    with decode.open_container(path) as container:
         if not container.streams.video:
             raise MediaError("contains no video stream")
         stream = container.streams.video[0]
@@ -201,10 +116,8 @@ def _clip(path, start, end):
 
 def _frames(path, indices, stamps):
     """{index: uint8 (3, H, W)} of the frames at a set of indices, as far as they decode; stamps as _clip gives them."""
-    import av
-
     images, i = {}, -1
-    with av.open(path) as container:
+    with decode.open_container(path) as container:
         stream = container.streams.video[0]
         place = {s: k for k, s in enumerate(stamps)} if stamps else None
         if stamps and min(indices) > 250:  # to the key frame before: the clip lies deep in a long video
