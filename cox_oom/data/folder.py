@@ -259,7 +259,7 @@ def _form(cell, head, modality):
 
 def _read_anew(cell, head):
     """Whether the decoders gave another item for such a file once; change READER with the next such change."""
-    return cell.lower().endswith((".mp3", ".ogg"))
+    return cell.lower().endswith((".mp3", ".ogg", *media.VIDEO))
 
 
 def _channels_last(shape):
