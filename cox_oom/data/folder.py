@@ -30,13 +30,16 @@ EXTENSIONS = {
     "video": media.VIDEO,
     None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO,
 }
-OPTIONS = {"frames": "video frames of a clip (default 8)"}
+OPTIONS = {
+    "frames": "video frames of a clip (default 8)",
+    "limit": "factor on the largest image, video and sound that are read (default 1)",
+}
 READER = b"\0reader 2\0"  # enters the fingerprint with every file that an earlier version read otherwise: _read_anew
 EDGE = 4096  # bytes at either end of a file that enter the fingerprint
 
 
-def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: Any) -> Dataset:
-    """Dataset of a folder. `frames`: how many frames of each video clip `load` returns.
+def read(folder: str, frames: int = 8, columns: list | None = None, limit: float = 1, **unknown: Any) -> Dataset:
+    """Dataset of a folder. `frames`: how many frames of each video clip `load` returns. limit: see OPTIONS.
 
     columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has
     them as well, so that it does not depend on this choice. Raises UserError where the table or a column is not right.
@@ -44,6 +47,7 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
     frames = official.number(folder, "frames", frames, 1, 10**6)
+    limit = official.number(folder, "limit", limit, 0.001, 10**6, float)
     folder = os.path.normpath(str(folder))
     manifest = os.path.join(folder, "manifest.csv")
     header, rows, content = table.read_table(manifest)
@@ -84,7 +88,7 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
         modalities={m: kind for m, kind in kinds.items() if kind},
         cells={m: cells[m] for m in modalities if kinds[m]},
         fingerprint=digest.hexdigest(),
-        load=_loader(manifest, folder, rows, cells, kinds, faults, frames),
+        load=_loader(manifest, folder, rows, cells, kinds, faults, frames, limit),
         source={"path": os.path.abspath(folder)},
         absent=absent,
         broken=broken,
@@ -182,7 +186,7 @@ def _check_forms(manifest, rows, modality, forms):
             )
 
 
-def _loader(manifest, folder, rows, cells, kinds, faults, frames):
+def _loader(manifest, folder, rows, cells, kinds, faults, frames, limit):
     """Dataset.load of the folder. cells: {modality: n}; faults: {(modality, row): (what, mend)}, files of no use."""
 
     def load(modality, row, sample=None):
@@ -200,8 +204,10 @@ def _loader(manifest, folder, rows, cells, kinds, faults, frames):
             if cell.lower().endswith(media.ARRAY):
                 return media.load_array(path)
             if kind == "image":
-                return media.load_image(path, modality)
-            return media.load_audio(path) if kind == "audio" else media.load_video(path, frames, sample)
+                return media.load_image(path, modality, limit)
+            if kind == "audio":
+                return media.load_audio(path, limit=limit)
+            return media.load_video(path, frames, sample, limit=limit)
         except media.MediaError as e:
             raise table.row_error(
                 manifest, rows[row], f"{modality} {cell!r} {e}", e.mend or "replace the file or empty the cell"
@@ -237,8 +243,7 @@ def _form(cell, head, modality):
     if extension in media.IMAGE:
         if extension in (".tif", ".tiff"):
             return ("image", None, None)  # 8 bit or more: seen when it is loaded
-        deep = head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\0", b"\x10\4")  # grey, 16 bit
-        return ("image", None, "of 16 bits" if deep else "of 8 bits")
+        return ("image", None, "of 16 bits" if media.deep_png(head) else "of 8 bits")
     shape, dtype = _npy_header(head)
     problem = media.array_problem(shape, dtype)
     if problem:
@@ -259,7 +264,8 @@ def _form(cell, head, modality):
 
 def _read_anew(cell, head):
     """Whether the decoders gave another item for such a file once; change READER with the next such change."""
-    return cell.lower().endswith((".mp3", ".ogg", *media.VIDEO))
+    deep = media.deep_png(head) and head[25:26] != b"\0"  # 16 bits, and not grey alone
+    return deep or cell.lower().endswith((".mp3", ".ogg", ".tif", ".tiff", *media.VIDEO))
 
 
 def _channels_last(shape):

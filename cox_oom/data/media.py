@@ -5,6 +5,7 @@ The loaders raise MediaError with the bare reason; the reader that knows file an
 
 import numpy as np
 
+from cox_oom.data import decode
 from cox_oom.data.decode import ARRAY, AUDIO, IMAGE, VIDEO, MediaError, reason
 from cox_oom.data.sound import SAMPLE_RATE, SILENCE, has_audio, load_audio
 from cox_oom.data.video import even_indices, load_video
@@ -25,37 +26,103 @@ __all__ = [
     "reason",
 ]
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow's names: it starts no other program for these
+NO_DATA = 0.99e18  # no sensor measures this: 3.4e38, 9.97e36, 1e20 and 1e18 mark what is missing
 
-def load_image(path, modality=""):
+
+def load_image(path, modality="", limit=1):
     """uint8 (1|3, H, W); float32 for images of more than 8 bits, which for `depth` are mm and become metres.
 
     Transparency is dropped, palettes and other colour spaces become RGB, grey stays one channel; the
-    rotation that EXIF asks for is applied.
+    rotation that EXIF asks for is applied. limit: what the limits are multiplied by.
     """
     optional("PIL", "reading images")
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = None  # the limit below takes its place
     try:
-        with Image.open(path) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            mode = image.mode
-            if mode == "F":
-                x = np.asarray(image, dtype=np.float32)
-            elif mode.startswith("I"):  # I, I;16, I;16B: 16 or 32 bit grey
-                x = np.asarray(image).astype(np.float32)
-                if modality == "depth":
-                    x /= 1000
-            elif mode in ("1", "L", "LA", "La"):
-                x = np.asarray(image.convert("L"))
-            else:
-                x = np.asarray(image.convert("RGB"))
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > decode.IMAGE_PIXELS * limit:
+                most = f"{decode.IMAGE_PIXELS * limit / 1e6:.0f} megapixels"
+                raise decode.TooLarge(f"has {image.width} x {image.height} pixels, more than {most}")
+            x = _pixels(image, str(path), modality)
+    except MediaError:
+        raise
     except Exception as e:  # broken files raise OSError, SyntaxError, ValueError, struct.error, ...
         raise MediaError(f"cannot be read as an image ({reason(e)})") from None
     x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
-    if not np.isfinite(x).all():
-        raise MediaError("contains NaN or Inf")
+    check_values(x)
     return np.array(x, order="C")  # a copy: Pillow lends its memory read-only
+
+
+def _pixels(image, path, modality):
+    """uint8 or float32 (H, W) or (H, W, 3) of an opened image."""
+    from PIL import ImageOps
+
+    metres = 1000 if modality == "depth" else 1
+    if _deep_colours(image, path):  # Pillow would keep 8 bits of each value
+        x = _deep_planes(path).astype(np.float32) / metres
+        return _exif_transposed(x, image.getexif().get(0x0112, 1))
+    image.load()
+    unsigned = image.mode == "I" and image.format == "TIFF" and set(image.tag_v2.get(339, (1,))) == {1}
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        return np.asarray(image, dtype=np.float32)
+    if image.mode.startswith("I"):  # I, I;16, I;16B: 16 or 32 bit grey
+        x = np.asarray(image)
+        return (x.view(np.uint32) if unsigned and x.dtype == np.int32 else x).astype(np.float32) / metres
+    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
+
+
+def _deep_colours(image, path):
+    """Whether an image has more than 8 bits and more than one channel, alpha counted."""
+    if image.format == "PNG":
+        with open(path, "rb") as f:
+            return deep_png(f.read(26)) and image.mode not in ("I", "I;16", "I;16B")
+    bits = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else (8,)
+    return len(bits) > 1 and max(bits) > 8
+
+
+def deep_png(head):
+    """Whether a file that begins so is a PNG of 16 bits."""
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10"
+
+
+def _deep_planes(path):
+    """uint16 (H, W, 1|3) of a 16-bit image, without alpha."""
+    optional("av", "reading 16-bit colour images")
+    with decode.open_container(path, "png_pipe,tiff_pipe") as container:
+        frame = next(container.decode(video=0))
+    layout = frame.format.name
+    channels = {"gray16": 1, "ya16": 2, "rgb48": 3, "rgba64": 4}.get(layout[:-2])
+    if channels is None:
+        raise MediaError(
+            f"has {layout} pixels, more than 8 bits and not RGB",
+            "save it as a 16-bit PNG, or as .npy with channels first",
+        )
+    x = np.frombuffer(frame.planes[0], np.dtype(np.uint16).newbyteorder(">" if layout.endswith("be") else "<"))
+    x = x.reshape(frame.height, -1)[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
+    return x[:, :, : 1 if channels < 3 else 3]
+
+
+def _exif_transposed(x, orientation):
+    """x (H, W, C) as EXIF's number asks: 1 upright ... 8."""
+    if orientation in (5, 6, 7, 8):
+        x = x.transpose(1, 0, 2)
+    x = x[:, ::-1] if orientation in (2, 3, 6, 7) else x
+    return x[::-1] if orientation in (3, 4, 7, 8) else x
+
+
+def check_values(x):
+    """MediaError where numbers of an item are NaN or infinite, or so large that they stand for 'no data'."""
+    if x.dtype.kind != "f" or not x.size:
+        return
+    least, most = float(x.min()), float(x.max())
+    if not np.isfinite(least) or not np.isfinite(most):
+        raise MediaError("contains NaN or Inf")
+    far = most if most > -least else least
+    if abs(far) >= NO_DATA:
+        raise MediaError(f"contains {far:.3g}, a mark of 'no data'", "fill these values, or empty the cell")
 
 
 def load_array(path):
@@ -70,8 +137,7 @@ def load_array(path):
     if not (x.dtype == np.uint8 and x.ndim == 3):
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
-        if not np.isfinite(x).all():
-            raise MediaError("contains NaN or Inf")
+        check_values(x)
     return np.ascontiguousarray(x)
 
 
