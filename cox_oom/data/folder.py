@@ -56,7 +56,7 @@ def read(folder: str, frames: int = 8, columns: list | None = None, limit: float
     table.check_rows(manifest, rows, modalities)
     class_names = table.class_names(manifest, rows)
     for m in checked:
-        _check_column(manifest, rows, m)
+        _check_column(manifest, folder, rows, m)
     cells = {m: [row[m] or None for _, row in rows] for m in modalities}
     missing = {m: _missing(folder, cells[m]) for m in modalities if KINDS.get(m) != "text"}
     absent = {m: missing[m] for m in checked if missing.get(m)}
@@ -95,7 +95,7 @@ def read(folder: str, frames: int = 8, columns: list | None = None, limit: float
     )
 
 
-def _check_column(manifest, rows, modality):
+def _check_column(manifest, folder, rows, modality):
     """UserError where a column is empty in the train rows, or a cell names no file of its kind below the folder."""
     if not any(cells[modality] and cells["split"] == "train" for _, cells in rows):
         raise UserError(
@@ -106,31 +106,39 @@ def _check_column(manifest, rows, modality):
     if kind == "text":
         return
     remove = "" if kind else ", or remove the column if it is no modality (--im A,B: only these are checked)"
+    folders = {}
     for row in rows:
         cell = row[1][modality]
         if not cell:
             continue
-        if _leaves(cell):
+        if _leaves(cell) or _links_out(folder, cell, folders):
             raise table.row_error(
                 manifest,
                 row,
-                f"{modality} {cell!r} leaves the folder",
+                f"{modality} {cell!r} leaves the folder{'' if _leaves(cell) else ' by a link'}",
                 f"use a path relative to the folder, without '..', to a file inside it{remove}",
             )
+        if "\\" in cell and not os.path.exists(os.path.join(folder, cell)):
+            mend = f"write / in paths: {cell.replace(chr(92), '/')}"
+            raise table.row_error(manifest, row, f"{modality} {cell!r} has a backslash", mend)
         if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kind]:
+            text = "" if kind or " " not in cell else "if these are sentences, name the column language; else "
             raise table.row_error(
                 manifest,
                 row,
                 f"{modality} {cell!r} has an extension that is not supported",
-                f"convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}",
+                f"{text}convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}",
             )
 
 
 def _missing(folder, cells):
-    """The rows of a column whose file is not there."""
+    """The rows of a column whose file is not there, or outside the folder."""
+    folders = {}
 
     def is_there(cell):
-        return not _leaves(cell) and os.path.isfile(os.path.join(folder, cell))
+        return (
+            not _leaves(cell) and not _links_out(folder, cell, folders) and os.path.isfile(os.path.join(folder, cell))
+        )
 
     return [i for i, cell in enumerate(cells) if cell and not is_there(cell)]
 
@@ -220,6 +228,20 @@ def _leaves(cell):
     """Whether a path points out of the folder, on any system."""
     path = cell.replace("\\", "/")
     return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":" or "\0" in path
+
+
+def _links_out(folder, cell, folders):
+    """Whether a link leads out of the folder. folders: {path: whether it lies inside}, kept from call to call."""
+
+    def inside(path):
+        root, real = os.path.realpath(folder), os.path.realpath(path)
+        return os.path.commonpath([root, real]) == root
+
+    path = os.path.join(folder, cell)
+    parent = os.path.dirname(path)
+    if parent not in folders:
+        folders[parent] = inside(parent)
+    return not folders[parent] or (os.path.islink(path) and not inside(path))
 
 
 def _edges(path):

@@ -6,10 +6,23 @@ Every complaint is a UserError of one line: file, row, id, what, mend.
 import csv
 import io
 import os
+import unicodedata
 
 from cox_oom.files import SPLITS, UserError
 
 REQUIRED = ("id", "split", "label")
+NO_LABEL = {
+    "nan",
+    "none",
+    "null",
+    "na",
+    "n/a",
+    "n.a.",
+    "#n/a",
+    "<na>",
+    "nat",
+    "nil",
+}  # what programs write for no value
 
 
 def read_table(manifest):
@@ -30,7 +43,7 @@ def read_table(manifest):
         for record in reader:
             line, start = start, reader.line_num + 1  # a quoted cell may span lines: name the first
             record = [cell.strip() for cell in record]
-            if not any(record) and len(record) <= 1:
+            if not any(record):  # a blank line, or commas alone
                 continue
             if header is None:
                 header = _header(manifest, record)
@@ -110,6 +123,7 @@ def check_rows(manifest, rows, modalities):
 
 def class_names(manifest, rows):
     """The train rows' labels, sorted. UserError where they are fewer than 2, or another row has a label of none."""
+    _check_labels(manifest, rows)
     names = sorted({cells["label"] for _, cells in rows if cells["split"] == "train" and cells["label"]})
     if len(names) < 2:
         raise UserError(
@@ -126,3 +140,38 @@ def class_names(manifest, rows):
                 "label train rows with it or remove this row",
             )
     return names
+
+
+def _check_labels(manifest, rows):
+    """UserError for a label that stands for none, and for two that look the same but are not."""
+    seen = {}  # how a label looks -> the first such label, its line
+    for row in rows:
+        line, label = row[0], row[1]["label"]
+        look = _look(label)
+        if look in NO_LABEL:
+            raise row_error(
+                manifest,
+                row,
+                f"the label is {label!r}; is it unlabelled?",
+                "empty the cell then, or give the class another name, such as 'nothing'",
+            )
+        if not label:
+            continue
+        first, where = seen.setdefault(look, (label, line))
+        if first != label:
+            case = _look(label, fold=False) != _look(first, fold=False)
+            show = repr if case else ascii
+            raise row_error(
+                manifest,
+                row,
+                f"the label {show(label)} and {show(first)} of row {where} differ only in "
+                f"{'case' if case else 'what cannot be seen'}",
+                "write one of them in both, or give the classes names that differ",
+            )
+
+
+def _look(label, fold=True):
+    """A label as a reader sees it, without case where `fold`: composed letters, no invisible marks, single spaces."""
+    shown = (c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf" and c != "\ufe0f")
+    look = unicodedata.normalize("NFC", " ".join("".join(shown).split()))
+    return unicodedata.normalize("NFC", look.casefold()) if fold else look
