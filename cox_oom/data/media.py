@@ -125,6 +125,16 @@ def check_values(x):
         raise MediaError(f"contains {far:.3g}, a mark of 'no data'", "fill these values, or empty the cell")
 
 
+def mark(x, modality):
+    """What a line says of an item's values that may stand for 'no data', and may be real; None where there are none."""
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim < 2:
+        return None
+    for value in (-9999, *((65.535, 65535) if modality == "depth" else ())):
+        if n := int((x == np.float32(value)).sum()):
+            return f"{n} of {x.size} values are {value:g}, which may mean 'no data'"
+    return None
+
+
 def load_array(path):
     """float32 (channels, time) or (channels, height, width); a uint8 image stays uint8."""
     try:
