@@ -9,7 +9,7 @@ from cox_oom.data import decode
 from cox_oom.data.decode import ARRAY, AUDIO, IMAGE, VIDEO, MediaError, reason
 from cox_oom.data.sound import SAMPLE_RATE, SILENCE, has_audio, load_audio
 from cox_oom.data.video import even_indices, load_video
-from cox_oom.files import optional
+from cox_oom.files import MissingLibrary, optional
 
 __all__ = [
     "ARRAY",
@@ -46,7 +46,7 @@ def load_image(path, modality="", limit=1):
                 most = f"{decode.IMAGE_PIXELS * limit / 1e6:.0f} megapixels"
                 raise decode.TooLarge(f"has {image.width} x {image.height} pixels, more than {most}")
             x = _pixels(image, str(path), modality)
-    except MediaError:
+    except (MediaError, MissingLibrary):
         raise
     except Exception as e:  # broken files raise OSError, SyntaxError, ValueError, struct.error, ...
         raise MediaError(f"cannot be read as an image ({reason(e)})") from None

@@ -7,7 +7,7 @@ import numpy as np
 
 from cox_oom.data import decode
 from cox_oom.data.decode import VIDEO, MediaError, TooLarge, reason
-from cox_oom.files import optional
+from cox_oom.files import MissingLibrary, optional
 
 SAMPLE_RATE = 16000  # Hz, of every audio item
 SILENCE = 1e-4  # a recording that nowhere exceeds this share of full scale (-80 dB) is silent
@@ -29,7 +29,7 @@ def load_audio(path, start=None, end=None, limit=1):
     optional(*(("av", "reading video") if extension in VIDEO else ("soundfile" if exact else "av", "reading sound")))
     try:
         parts = (_sound if exact else _track)(str(path), start, end, limit)  # [(wave (T,), rate)]
-    except MediaError:
+    except (MediaError, MissingLibrary):
         raise
     except Exception as e:
         raise MediaError(f"cannot be read as audio ({reason(e)})") from None

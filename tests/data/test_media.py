@@ -1,6 +1,7 @@
 """cox_oom/data/media.py: decoders of images, sounds and videos, on small files of the true formats."""
 
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from small_media import pitch, write_clip
 
 from cox_oom.data import inputs, media
+from cox_oom.files import MissingLibrary
 
 av = pytest.importorskip("av")
 soundfile = pytest.importorskip("soundfile")
@@ -139,6 +141,18 @@ def test_orientation_of_deep_colours_is_that_of_shallow_ones(tmp_path, orientati
     Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
     write_png(tmp_path / "b.png", rgb.astype(np.uint16), exif.tobytes().removeprefix(b"Exif\0\0"))
     np.testing.assert_array_equal(media.load_image(tmp_path / "a.png"), media.load_image(tmp_path / "b.png"))
+
+
+def test_a_library_that_is_not_installed_is_no_fault_of_a_file(tmp_path, monkeypatch):
+    write_png(tmp_path / "x.png", np.zeros((3, 4, 3), np.uint16))
+    soundfile.write(tmp_path / "x.wav", np.zeros(1000), 16000)
+    data = bytearray((tmp_path / "x.wav").read_bytes())
+    data[40:44] = bytes(4)  # no length: read by av
+    (tmp_path / "x.wav").write_bytes(data)
+    monkeypatch.setitem(sys.modules, "av", None)
+    for load, name in ((media.load_image, "x.png"), (media.load_audio, "x.wav")):
+        with pytest.raises(MissingLibrary, match="needs av"):
+            load(tmp_path / name)
 
 
 def test_cases_of_sixteen_bits(cases):
