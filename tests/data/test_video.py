@@ -123,3 +123,22 @@ def test_a_frame_is_fitted_by_its_centre_square():
     assert wide.shape == (3, 48, 90) and tall.shape == (3, 90, 48)
     for square in (wide[:, :, 21:69], tall[:, 21:69]):
         assert np.abs(square[0, :, 20] - np.arange(0.5, 96, 2)).max() <= 1
+
+
+@pytest.mark.parametrize("formats", [("yuv420p", "yuv444p"), ("yuv444p", "yuv420p"), ("yuv420p", "yuv422p")])
+def test_a_pixel_format_that_changes_midway(tmp_path, formats):
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV has no libx264")
+    data = b""
+    for k, pix_fmt in enumerate(formats):
+        with av.open(str(tmp_path / "x.ts"), "w", format="mpegts") as out:
+            stream = out.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = 32, 48, pix_fmt
+            for _ in range(20):
+                x = np.full((32, 48, 3), 60 + 100 * k, np.uint8)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(x, format="rgb24")))
+            out.mux(stream.encode())
+        data += (tmp_path / "x.ts").read_bytes()
+    (tmp_path / "x.mp4").write_bytes(data)
+    x = media.load_video(tmp_path / "x.mp4", 4)
+    assert x.shape == (4, 3, 32, 48) and np.abs(greys(x) - [60, 60, 160, 160]).max() < 4
