@@ -8,7 +8,7 @@ Reads   a data set by name, or a folder with manifest.csv (docs/data/folder.md);
 Writes  RUNS/DATA/inputs/<modality>.pt          the learner's inputs: of the OOM modality, and of those for which an
                                                 encoder is trained here (cox_oom/files.py lists the keys)
         RUNS/DATA/PERCEPTOR/…/banks/<im>.pt     features (n, d_k) float32 unit rows, ids, labels (n,), split (n,)
-        RUNS/DATA/log/media-<modality>.csv      broken, missing and silent media, where there are any
+        RUNS/DATA/log/media-<modality>.csv      broken, missing, silent and marked media, where there are any
 `--perceptor bind` decodes and checks every file before anything is trained. The OOM modality takes no part in training.
 The same command gives the same bytes, and goes on from where it was stopped.
 """

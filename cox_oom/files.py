@@ -273,10 +273,8 @@ def save(
     Raises UserError where a floating tensor, however deep, is not finite: nothing downstream has to check again.
     """
     if name := not_finite(obj):
-        raise UserError(
-            f"{path}: {name} has NaN or infinite values and is not written; lower --lr, or look at the "
-            f"inputs of {stage}"
-        )
+        mend = "look at its inputs" if stage == "extract_features" else f"lower --lr, or look at the inputs of {stage}"
+        raise UserError(f"{path}: {name} has NaN or infinite values and is not written; {mend}")
     meta = {
         "stage": stage,
         "data": data,

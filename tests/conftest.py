@@ -46,6 +46,15 @@ def data():
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases():
+    """Folder of files that people reported trouble with: COX_TEST_CASES, or ../shared/cases beside the repository."""
+    folder = Path(os.environ.get("COX_TEST_CASES", ROOT.parent / "shared" / "cases")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no cases at {folder}; set COX_TEST_CASES")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -28,8 +28,9 @@ FEW = 64  # items that are not worth starting processes for
 class Rows(torch.utils.data.Dataset):
     """What a worker does with the row at a place of `rows`: (place, then(raw item), None), or (place, None, complaint).
 
-    A complaint is ("broken", the UserError's text); a silent recording gives (place, item, ("silent", what)). What
-    `then` itself complains of is no fault of a file: ("refused", its text). Nor is a library that is not installed.
+    A complaint is ("broken", the UserError's text); a silent recording gives (place, item, ("silent", what)), one with
+    values that may mean 'no data' (place, item, ("marked", what)). What `then` itself complains of is no fault of a
+    file: ("refused", its text). Nor is a library that is not installed.
     """
 
     def __init__(self, dataset, modality, rows, then, sample=None):
@@ -49,6 +50,8 @@ class Rows(torch.utils.data.Dataset):
         where = place_of(self.dataset, self.modality, row)
         if self.dataset.modalities[self.modality] == "audio" and np.abs(raw).max(initial=0) < media.SILENCE:
             complaint = ("silent", f"{where}: {self.modality} is silent")
+        elif mark := media.mark(raw, self.modality):
+            complaint = ("marked", f"{where}: {mark}")
         try:
             return place, light(self.then(raw)), complaint
         except MissingLibrary as e:
@@ -139,7 +142,7 @@ class Complaints:
         if problem == "silent" and self.on_silence == "fatal":
             raise UserError(f"{what}; replace it, or give --on-silence skip or warn")
         self.problems[row] = complaint
-        if problem != "silent" or self.on_silence == "skip":
+        if problem != "marked" and (problem != "silent" or self.on_silence == "skip"):
             self.left_out.add(row)
         return row in self.left_out
 
@@ -152,4 +155,4 @@ class Complaints:
             csv.writer(table, lineterminator="\n").writerows([("id", "problem", "what"), *rows])
             files.write_atomic(path, lambda tmp: tmp.write_text(table.getvalue(), encoding="utf-8"))
         counts = Counter(problem for problem, _ in self.problems.values())
-        return {p: counts[p] for p in ("missing", "broken", "silent") if counts[p]}
+        return {p: counts[p] for p in ("missing", "broken", "silent", "marked") if counts[p]}

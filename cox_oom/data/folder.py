@@ -5,7 +5,6 @@ item is loaded. A file that is not there or that its first bytes show to be of n
 broken), and loading it says why. Every complaint is one line: file, row, id, what, mend.
 """
 
-import csv
 import hashlib
 import io
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cox_oom.data import SPLITS, Dataset, media, official
+from cox_oom.data import Dataset, media, official, table
 from cox_oom.files import UserError
 
 KINDS = {
@@ -31,13 +30,16 @@ EXTENSIONS = {
     "video": media.VIDEO,
     None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO,
 }
-REQUIRED = ("id", "split", "label")
-OPTIONS = {"frames": "video frames of a clip (default 8)"}
+OPTIONS = {
+    "frames": "video frames of a clip (default 8)",
+    "limit": "factor on the largest image, video and sound that are read (default 1)",
+}
+READER = b"\0reader 2\0"  # enters the fingerprint with every file that an earlier version read otherwise: _read_anew
 EDGE = 4096  # bytes at either end of a file that enter the fingerprint
 
 
-def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: Any) -> Dataset:
-    """Dataset of a folder. `frames`: how many frames of each video clip `load` returns.
+def read(folder: str, frames: int = 8, columns: list | None = None, limit: float = 1, **unknown: Any) -> Dataset:
+    """Dataset of a folder. `frames`: how many frames of each video clip `load` returns. limit: see OPTIONS.
 
     columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has
     them as well, so that it does not depend on this choice. Raises UserError where the table or a column is not right.
@@ -45,15 +47,16 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
     frames = official.number(folder, "frames", frames, 1, 10**6)
+    limit = official.number(folder, "limit", limit, 0.001, 10**6, float)
     folder = os.path.normpath(str(folder))
     manifest = os.path.join(folder, "manifest.csv")
-    header, rows, content = _table(manifest)
-    modalities = [h for h in header if h not in REQUIRED]
+    header, rows, content = table.read_table(manifest)
+    modalities = [h for h in header if h not in table.REQUIRED]
     checked = [m for m in modalities if columns is None or m in columns]
-    _check_rows(manifest, rows, modalities)
-    class_names = _class_names(manifest, rows)
+    table.check_rows(manifest, rows, modalities)
+    class_names = table.class_names(manifest, rows)
     for m in checked:
-        _check_column(manifest, rows, m)
+        _check_column(manifest, folder, rows, m)
     cells = {m: [row[m] or None for _, row in rows] for m in modalities}
     missing = {m: _missing(folder, cells[m]) for m in modalities if KINDS.get(m) != "text"}
     absent = {m: missing[m] for m in checked if missing.get(m)}
@@ -73,7 +76,7 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
             i = min(i for n, i in faults if n == m)
             what, mend = faults[m, i]
             what = f"{m} {cells[m][i]!r} {what}, and no other file of {m} can be used"
-            raise _row_error(manifest, rows[i], what, mend)
+            raise table.row_error(manifest, rows[i], what, mend)
 
     index = {name: k for k, name in enumerate(class_names)}
     return Dataset(
@@ -85,64 +88,14 @@ def read(folder: str, frames: int = 8, columns: list | None = None, **unknown: A
         modalities={m: kind for m, kind in kinds.items() if kind},
         cells={m: cells[m] for m in modalities if kinds[m]},
         fingerprint=digest.hexdigest(),
-        load=_loader(manifest, folder, rows, cells, kinds, faults, frames),
+        load=_loader(manifest, folder, rows, cells, kinds, faults, frames, limit),
         source={"path": os.path.abspath(folder)},
         absent=absent,
         broken=broken,
     )
 
 
-def _row_error(manifest, row, what, mend):
-    """The UserError about a row: file, line, id, what, mend."""
-    line, cells = row
-    return UserError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
-
-
-def _check_rows(manifest, rows, modalities):
-    """UserError for an empty or repeated id, an unknown split, an empty row; where no row is of train or of test."""
-    lines: dict[str, int] = {}  # id -> line
-    for row in rows:
-        line, cells = row
-        if not cells["id"]:
-            raise _row_error(manifest, row, "the id is empty", "give every row an id of its own")
-        if cells["id"] in lines:
-            raise _row_error(
-                manifest,
-                row,
-                f"the id is already in row {lines[cells['id']]}",
-                "put all modalities of an instance into its one row; give another instance an id of its own",
-            )
-        lines[cells["id"]] = line
-        if cells["split"] not in SPLITS:
-            raise _row_error(manifest, row, f"split {cells['split']!r} is unknown", "use train, val or test")
-        if not any(cells[m] for m in modalities):
-            raise _row_error(manifest, row, "no modality is filled", "fill a cell or delete the row")
-    for part in ("train", "test"):
-        if all(cells["split"] != part for _, cells in rows):
-            raise UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}")
-
-
-def _class_names(manifest, rows):
-    """The train rows' labels, sorted. UserError where they are fewer than 2, or another row has a label of none."""
-    names = sorted({cells["label"] for _, cells in rows if cells["split"] == "train" and cells["label"]})
-    if len(names) < 2:
-        raise UserError(
-            f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
-            f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes"
-        )
-    for row in rows:
-        _, cells = row
-        if cells["label"] and cells["label"] not in names:
-            raise _row_error(
-                manifest,
-                row,
-                f"the {cells['split']} label {cells['label']!r} is in no train row",
-                "label train rows with it or remove this row",
-            )
-    return names
-
-
-def _check_column(manifest, rows, modality):
+def _check_column(manifest, folder, rows, modality):
     """UserError where a column is empty in the train rows, or a cell names no file of its kind below the folder."""
     if not any(cells[modality] and cells["split"] == "train" for _, cells in rows):
         raise UserError(
@@ -153,31 +106,39 @@ def _check_column(manifest, rows, modality):
     if kind == "text":
         return
     remove = "" if kind else ", or remove the column if it is no modality (--im A,B: only these are checked)"
+    folders: dict[str, Any] = {}
     for row in rows:
         cell = row[1][modality]
         if not cell:
             continue
-        if _leaves(cell):
-            raise _row_error(
+        if _leaves(cell) or _links_out(folder, cell, folders):
+            raise table.row_error(
                 manifest,
                 row,
-                f"{modality} {cell!r} leaves the folder",
+                f"{modality} {cell!r} leaves the folder{'' if _leaves(cell) else ' by a link'}",
                 f"use a path relative to the folder, without '..', to a file inside it{remove}",
             )
+        if "\\" in cell and not os.path.exists(os.path.join(folder, cell)):
+            mend = f"write / in paths: {cell.replace(chr(92), '/')}"
+            raise table.row_error(manifest, row, f"{modality} {cell!r} has a backslash", mend)
         if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kind]:
-            raise _row_error(
+            text = "" if kind or " " not in cell else "if these are sentences, name the column language; else "
+            raise table.row_error(
                 manifest,
                 row,
                 f"{modality} {cell!r} has an extension that is not supported",
-                f"convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}",
+                f"{text}convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}",
             )
 
 
 def _missing(folder, cells):
-    """The rows of a column whose file is not there."""
+    """The rows of a column whose file is not there, or outside the folder."""
+    folders: dict[str, Any] = {}
 
     def is_there(cell):
-        return not _leaves(cell) and os.path.isfile(os.path.join(folder, cell))
+        return (
+            not _leaves(cell) and not _links_out(folder, cell, folders) and os.path.isfile(os.path.join(folder, cell))
+        )
 
     return [i for i, cell in enumerate(cells) if cell and not is_there(cell)]
 
@@ -208,10 +169,12 @@ def _inspect(digest, folder, modality, cells, missing):
         digest.update(f"\0{modality}\0{cell}\0{size}\0".encode() + head + tail)
         if size < 0:
             continue
+        if _read_anew(cell, head):
+            digest.update(READER)
         try:
             forms[i] = _form(cell, head, modality)
         except media.MediaError as e:
-            faults[i] = (str(e), "correct the file or empty the cell")
+            faults[i] = (str(e), e.mend or "correct the file or empty the cell")
     return forms, faults
 
 
@@ -223,7 +186,7 @@ def _check_forms(manifest, rows, modality, forms):
     for i, form in forms.items():
         if form != model and not (form[:2] == model[:2] and None in (form[2], model[2])):
             line, cell = rows[first][0], rows[i][1][modality]
-            raise _row_error(
+            raise table.row_error(
                 manifest,
                 rows[i],
                 f"{modality} {cell!r} is {_words(form)}, but row {line} has {_words(model)}",
@@ -231,7 +194,7 @@ def _check_forms(manifest, rows, modality, forms):
             )
 
 
-def _loader(manifest, folder, rows, cells, kinds, faults, frames):
+def _loader(manifest, folder, rows, cells, kinds, faults, frames, limit):
     """Dataset.load of the folder. cells: {modality: n}; faults: {(modality, row): (what, mend)}, files of no use."""
 
     def load(modality, row, sample=None):
@@ -240,7 +203,7 @@ def _loader(manifest, folder, rows, cells, kinds, faults, frames):
             raise KeyError(f"{modality} is not observed in row {row}")
         if (modality, row) in faults:
             what, mend = faults[modality, row]
-            raise _row_error(manifest, rows[row], f"{modality} {cell!r} {what}", mend)
+            raise table.row_error(manifest, rows[row], f"{modality} {cell!r} {what}", mend)
         kind = kinds[modality]
         if kind == "text":
             return cell
@@ -249,86 +212,36 @@ def _loader(manifest, folder, rows, cells, kinds, faults, frames):
             if cell.lower().endswith(media.ARRAY):
                 return media.load_array(path)
             if kind == "image":
-                return media.load_image(path, modality)
-            return media.load_audio(path) if kind == "audio" else media.load_video(path, frames, sample)
+                return media.load_image(path, modality, limit)
+            if kind == "audio":
+                return media.load_audio(path, limit=limit)
+            return media.load_video(path, frames, sample, limit=limit)
         except media.MediaError as e:
-            raise _row_error(
-                manifest, rows[row], f"{modality} {cell!r} {e}", "replace the file or empty the cell"
+            raise table.row_error(
+                manifest, rows[row], f"{modality} {cell!r} {e}", e.mend or "replace the file or empty the cell"
             ) from None
 
     return load
-
-
-def _table(manifest):
-    """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces."""
-    if not os.path.isfile(manifest):
-        raise UserError(
-            f"{manifest}: not there; a data folder needs this table with the columns id,split,label,<modality>,..."
-        )
-    with open(manifest, "rb") as f:
-        data = f.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = data[: e.start].count(b"\n") + 1
-        raise UserError(f"{manifest}, row {line}: not UTF-8; save the table as UTF-8") from None
-    reader, header, rows, start = csv.reader(io.StringIO(text, newline=""), strict=True), None, [], 1
-    try:
-        for record in reader:
-            line, start = start, reader.line_num + 1  # a quoted cell may span lines: name the first
-            record = [cell.strip() for cell in record]
-            if not any(record) and len(record) <= 1:
-                continue
-            if header is None:
-                header = _header(manifest, record)
-            elif len(record) != len(header):
-                name = (record[header.index("id") :] or [""])[0] or "empty"
-                mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
-                raise UserError(
-                    f"{manifest}, row {line} (id {name}): {len(record)} cells, but the header "
-                    f"has {len(header)} columns; {mend}"
-                )
-            else:
-                rows.append((line, dict(zip(header, record))))
-    except csv.Error as e:
-        raise UserError(f"{manifest}, row {start}: not a valid csv table ({e}); correct the quotes") from None
-    if header is None:
-        raise UserError(f"{manifest}: empty; the first line names the columns id,split,label,<modality>,...")
-    if not rows:
-        raise UserError(f"{manifest}: no rows below the header; add one row per instance")
-    return header, rows, data
-
-
-def _header(manifest, record):
-    """The first line's cells, the names of the columns, where they are right; else UserError."""
-    if len(record) == 1 and (other := next((c for c in ";\t|" if c in record[0]), None)):
-        raise UserError(
-            f"{manifest}, row 1: the cells are separated by {other!r}; save the table with commas between them"
-        )
-    for name in REQUIRED:
-        if name not in record:
-            raise UserError(
-                f"{manifest}, row 1: column {name} is missing; the columns are id,split,label,<modality>,..."
-            )
-    for name in record:
-        if not name:
-            raise UserError(f"{manifest}, row 1: a column has no name; name it or remove it")
-        if record.count(name) > 1:
-            raise UserError(
-                f"{manifest}, row 1: column {name} is there {record.count(name)} times; rename or remove one"
-            )
-    bad = [n for n in record if any(c in n for c in "/\\\0") or n.startswith(".")]
-    if bad:  # modality names become file names under runs/
-        raise UserError(f"{manifest}, row 1: column name {bad[0]!r} cannot name a file; rename it")
-    if len(record) == len(REQUIRED):
-        raise UserError(f"{manifest}, row 1: no modality column; add one per modality, as in id,split,label,rgb,audio")
-    return record
 
 
 def _leaves(cell):
     """Whether a path points out of the folder, on any system."""
     path = cell.replace("\\", "/")
     return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":" or "\0" in path
+
+
+def _links_out(folder, cell, folders):
+    """Whether a link leads out of the folder. folders: {path: whether it lies inside}, kept from call to call."""
+
+    def inside(path):
+        root, real = os.path.realpath(folder), os.path.realpath(path)
+        return os.path.commonpath([root, real]) == root
+
+    path = os.path.join(folder, cell)
+    parent = os.path.dirname(path)
+    if parent not in folders:
+        folders[parent] = inside(parent)
+    return not folders[parent] or (os.path.islink(path) and not inside(path))
 
 
 def _edges(path):
@@ -352,12 +265,16 @@ def _form(cell, head, modality):
     if extension in media.IMAGE:
         if extension in (".tif", ".tiff"):
             return ("image", None, None)  # 8 bit or more: seen when it is loaded
-        deep = head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\0", b"\x10\4")  # grey, 16 bit
-        return ("image", None, "of 16 bits" if deep else "of 8 bits")
+        return ("image", None, "of 16 bits" if media.deep_png(head) else "of 8 bits")
     shape, dtype = _npy_header(head)
     problem = media.array_problem(shape, dtype)
     if problem:
         raise media.MediaError(problem)
+    if KINDS.get(modality, "image") == "image" and _channels_last(shape):
+        raise media.MediaError(
+            f"has shape {shape}, the channels last",
+            f"transpose to ({shape[2]}, height, width): np.save(file, np.load(file).transpose(2, 0, 1))",
+        )
     if KINDS.get(modality) == "image":
         if len(shape) != 3:
             raise media.MediaError(f"has shape {shape}, not (channels, height, width)")
@@ -365,6 +282,17 @@ def _form(cell, head, modality):
         raise media.MediaError(f"has shape {shape}, not (3, height, width) or (1, height, width)")
     detail = "in a uint8 array" if len(shape) == 3 and dtype == np.uint8 else "in an array"
     return ("series" if len(shape) == 2 else "image", shape[0], detail)
+
+
+def _read_anew(cell, head):
+    """Whether the decoders gave another item for such a file once; change READER with the next such change."""
+    deep = media.deep_png(head) and head[25:26] != b"\0"  # 16 bits, and not grey alone
+    return deep or cell.lower().endswith((".mp3", ".ogg", ".tif", ".tiff", *media.VIDEO))
+
+
+def _channels_last(shape):
+    """Whether an array is an image kept as (height, width, channels). Small grids such as (16, 4, 4) tell nothing."""
+    return len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4) and min(shape[:2]) > shape[2]
 
 
 def _npy_header(head):

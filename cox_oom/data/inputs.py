@@ -46,6 +46,12 @@ def log_mel(wave, mels=64):
     return np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)], axis=1).astype(np.float32)
 
 
+def mel_frames(samples):
+    """How many frames log_mel gives of a wave."""
+    shift, window = (SAMPLE_RATE * ms // 1000 for ms in (SHIFT, WINDOW))
+    return 1 + max(0, samples - window) // shift
+
+
 def text_bytes(text, limit=TEXT_BYTES):
     """The UTF-8 bytes of a sentence, at most `limit`, cut between characters; without byte 0 (padding)."""
     data = text.replace("\0", "").encode("utf-8", errors="replace")

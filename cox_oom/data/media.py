@@ -3,221 +3,136 @@
 The loaders raise MediaError with the bare reason; the reader that knows file and row adds those (folder.py).
 """
 
-import bisect
-import math
-import os
-from typing import Any
-
 import numpy as np
 
-from cox_oom.files import optional
+from cox_oom.data import decode
+from cox_oom.data.decode import ARRAY, AUDIO, IMAGE, VIDEO, MediaError, reason
+from cox_oom.data.sound import SAMPLE_RATE, SILENCE, has_audio, load_audio
+from cox_oom.data.video import even_indices, load_video
+from cox_oom.files import MissingLibrary, optional
 
-IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")
-VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov")
-ARRAY = (".npy",)
+__all__ = [
+    "ARRAY",
+    "AUDIO",
+    "IMAGE",
+    "SAMPLE_RATE",
+    "SILENCE",
+    "VIDEO",
+    "MediaError",
+    "even_indices",
+    "has_audio",
+    "load_audio",
+    "load_video",
+    "reason",
+]
 
-SAMPLE_RATE = 16000  # Hz, of every audio item
-SILENCE = 1e-4  # a recording that nowhere exceeds this share of full scale (-80 dB) is silent
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow's names: it starts no other program for these
+NO_DATA = 0.99e18  # no sensor measures this: 3.4e38, 9.97e36, 1e20 and 1e18 mark what is missing
 
 
-class MediaError(Exception):
-    """A file that cannot be used, in one line: what is wrong with it."""
-
-
-def reason(error):
-    """The message of a decoder's exception on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def load_image(path, modality=""):
+def load_image(path, modality="", limit=1):
     """uint8 (1|3, H, W); float32 for images of more than 8 bits, which for `depth` are mm and become metres.
 
     Transparency is dropped, palettes and other colour spaces become RGB, grey stays one channel; the
-    rotation that EXIF asks for is applied.
+    rotation that EXIF asks for is applied. limit: what the limits are multiplied by.
     """
     optional("PIL", "reading images")
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = None  # the limit below takes its place
     try:
-        with Image.open(path) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            mode = image.mode
-            if mode == "F":
-                x = np.asarray(image, dtype=np.float32)
-            elif mode.startswith("I"):  # I, I;16, I;16B: 16 or 32 bit grey
-                x = np.asarray(image).astype(np.float32)
-                if modality == "depth":
-                    x /= 1000
-            elif mode in ("1", "L", "LA", "La"):
-                x = np.asarray(image.convert("L"))
-            else:
-                x = np.asarray(image.convert("RGB"))
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > decode.IMAGE_PIXELS * limit:
+                most = f"{decode.IMAGE_PIXELS * limit / 1e6:.0f} megapixels"
+                raise decode.TooLarge(f"has {image.width} x {image.height} pixels, more than {most}")
+            x = _pixels(image, str(path), modality)
+    except (MediaError, MissingLibrary):
+        raise
     except Exception as e:  # broken files raise OSError, SyntaxError, ValueError, struct.error, ...
         raise MediaError(f"cannot be read as an image ({reason(e)})") from None
     x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
-    if not np.isfinite(x).all():
-        raise MediaError("contains NaN or Inf")
+    check_values(x)
     return np.array(x, order="C")  # a copy: Pillow lends its memory read-only
 
 
-def load_audio(path, start=None, end=None):
-    """float32 (T,): the channels' mean at 16 kHz. Of a video (mp4, mkv, ...) its first audio track.
+def _pixels(image, path, modality):
+    """uint8 or float32 (H, W) or (H, W, 3) of an opened image."""
+    from PIL import ImageOps
 
-    start, end: seconds; only this part is read. A negative start counts as 0, an end beyond the end as the end.
-    """
-    start = max(0.0, start or 0.0)
-    is_video = os.path.splitext(str(path))[1].lower() in VIDEO
-    optional(*(("av", "reading video") if is_video else ("soundfile", "reading sound")))
-    try:
-        x, rate = (_track if is_video else _sound)(str(path), start, end)  # (channels, T)
-    except MediaError:
-        raise
-    except Exception as e:
-        raise MediaError(f"cannot be read as audio ({reason(e)})") from None
-    if x.shape[1] == 0:
-        raise MediaError("contains no audio samples" + (f" from second {start:g} on" if start else ""))
-    x = x.mean(axis=0)
-    if not np.isfinite(x).all():
+    metres = 1000 if modality == "depth" else 1
+    if _deep_colours(image, path):  # Pillow would keep 8 bits of each value
+        x = _deep_planes(path).astype(np.float32) / metres
+        return _exif_transposed(x, image.getexif().get(0x0112, 1))
+    image.load()
+    unsigned = image.mode == "I" and image.format == "TIFF" and set(image.tag_v2.get(339, (1,))) == {1}
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        return np.asarray(image, dtype=np.float32)
+    if image.mode.startswith("I"):  # I, I;16, I;16B: 16 or 32 bit grey
+        x = np.asarray(image)
+        return (x.view(np.uint32) if unsigned and x.dtype == np.int32 else x).astype(np.float32) / metres
+    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
+
+
+def _deep_colours(image, path):
+    """Whether an image has more than 8 bits and more than one channel, alpha counted."""
+    if image.format == "PNG":
+        with open(path, "rb") as f:
+            return deep_png(f.read(26)) and image.mode not in ("I", "I;16", "I;16B")
+    bits = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else (8,)
+    return len(bits) > 1 and max(bits) > 8
+
+
+def deep_png(head):
+    """Whether a file that begins so is a PNG of 16 bits."""
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10"
+
+
+def _deep_planes(path):
+    """uint16 (H, W, 1|3) of a 16-bit image, without alpha."""
+    optional("av", "reading 16-bit colour images")
+    with decode.open_container(path, "png_pipe,tiff_pipe") as container:
+        frame = next(container.decode(video=0))
+    layout = frame.format.name
+    channels = {"gray16": 1, "ya16": 2, "rgb48": 3, "rgba64": 4}.get(layout[:-2])
+    if channels is None:
+        raise MediaError(
+            f"has {layout} pixels, more than 8 bits and not RGB",
+            "save it as a 16-bit PNG, or as .npy with channels first",
+        )
+    x = np.frombuffer(frame.planes[0], np.dtype(np.uint16).newbyteorder(">" if layout.endswith("be") else "<"))
+    x = x.reshape(frame.height, -1)[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
+    return x[:, :, : 1 if channels < 3 else 3]
+
+
+def _exif_transposed(x, orientation):
+    """x (H, W, C) as EXIF's number asks: 1 upright ... 8."""
+    if orientation in (5, 6, 7, 8):
+        x = x.transpose(1, 0, 2)
+    x = x[:, ::-1] if orientation in (2, 3, 6, 7) else x
+    return x[::-1] if orientation in (3, 4, 7, 8) else x
+
+
+def check_values(x):
+    """MediaError where numbers of an item are NaN or infinite, or so large that they stand for 'no data'."""
+    if x.dtype.kind != "f" or not x.size:
+        return
+    least, most = float(x.min()), float(x.max())
+    if not np.isfinite(least) or not np.isfinite(most):
         raise MediaError("contains NaN or Inf")
-    if rate != SAMPLE_RATE:
-        resample_poly = optional("scipy.signal", "resampling sound to 16 kHz").resample_poly
-        g = math.gcd(rate, SAMPLE_RATE)
-        x = resample_poly(x, SAMPLE_RATE // g, rate // g)
-    return np.ascontiguousarray(x, dtype=np.float32)
+    far = most if most > -least else least
+    if abs(far) >= NO_DATA:
+        raise MediaError(f"contains {far:.3g}, a mark of 'no data'", "fill these values, or empty the cell")
 
 
-def _sound(path, start, end):
-    """(channels, T) float32 and the rate of a file that libsndfile reads."""
-    import soundfile
-
-    with soundfile.SoundFile(path) as f:
-        first = min(round(start * f.samplerate), f.frames)
-        f.seek(first)
-        count = -1 if end is None else max(0, round(end * f.samplerate) - first)
-        return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
-
-
-def _track(path, start, end):
-    """(channels, T) float32 and the rate of the first audio track of a video."""
-    import av
-
-    with av.open(path) as container:
-        if not container.streams.audio:
-            raise MediaError("contains no audio track")
-        stream = container.streams.audio[0]
-        begin = _begin(container)
-        if start > 0.5:  # a little earlier, for the decoder to settle; the rest is cut below
-            container.seek(int((start - 0.5 + begin) * av.time_base), backward=True)
-        resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-        parts, offset = [], None  # offset: seconds at which the first part begins
-        for frame in container.decode(stream):
-            time = None if frame.time is None else frame.time - begin
-            if offset is None:
-                offset = time or 0.0
-            if end is not None and time is not None and time >= end:
-                break
-            frame.pts = None  # gaps are closed as players do; nothing is filled in
-            parts += [part.to_ndarray() for part in resampler.resample(frame)]
-        parts += [part.to_ndarray() for part in resampler.resample(None)]
-        x = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
-        if start or end is not None:
-            first = max(0, round((start - (offset or 0.0)) * stream.rate))
-            x = x[:, first : None if end is None else max(first, round((end - (offset or 0.0)) * stream.rate))]
-        return x, stream.rate
-
-
-def has_audio(path):
-    """Whether a video has an audio track, by its header alone."""
-    av = optional("av", "reading video")
-    try:
-        with av.open(str(path)) as container:
-            return len(container.streams.audio) > 0
-    except Exception as e:
-        raise MediaError(f"cannot be read as a video ({reason(e)})") from None
-
-
-def _begin(container):
-    """The second that a container's own clock shows at its beginning."""
-    import av
-
-    return (container.start_time or 0) / av.time_base
-
-
-def load_video(path, frames=8, sample=None, start=None, end=None):
-    """uint8 (frames, 3, H, W): frames evenly spaced over the clip; a clip with fewer repeats some.
-
-    sample: callable (n_frames, fps) -> list of frame indices, in place of the even choice; the result then has as many.
-    start, end: seconds; the clip is the frames shown in start <= t < end (at least one), counted from 0 for `sample`.
-    """
-    optional("av", "reading video")
-    try:
-        stamps, first, count, fps = _clip(str(path), start, end)
-    except MediaError:
-        raise
-    except Exception as e:
-        raise MediaError(f"cannot be read as a video ({reason(e)})") from None
-    indices = [int(k) for k in (sample(count, fps) if sample else even_indices(count, frames))]
-    if not indices or min(indices) < 0 or max(indices) >= count:
-        raise ValueError(f"frames {indices} were asked of a clip of {count}")
-    try:
-        images = _frames(str(path), {first + k for k in indices}, stamps)
-    except Exception as e:
-        raise MediaError(f"cannot be read as a video ({reason(e)})") from None
-    if not images:
-        raise MediaError("contains no video frames")
-    # a truncated clip has fewer frames than packets: the last that decoded stands for the others
-    order = sorted(images)
-    nearest = [max([j for j in order if j <= first + k], default=order[0]) for k in indices]
-    return np.stack([images[j] for j in nearest])
-
-
-def _clip(path, start, end):
-    """(time stamps of all frames or None, first frame of the clip, number of its frames, frames per second)."""
-    import av
-
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise MediaError("contains no video stream")
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or stream.guessed_rate or 25)
-        begin, tick = _begin(container), float(stream.time_base or 0)
-        # not every container knows its number of frames: count the packets, which needs no decoding
-        stamps: Any = [packet.pts for packet in container.demux(stream) if packet.size]
-    n = len(stamps)
-    if not n:
-        raise MediaError("contains no video frames")
-    distinct = None not in stamps and len(set(stamps)) == n
-    stamps = sorted(stamps) if distinct else None
-    seconds = [s * tick - begin for s in stamps] if distinct else [i / fps for i in range(n)]
-    first = min(bisect.bisect_left(seconds, start - 1e-6), n - 1) if start else 0
-    last = n if end is None else min(n, max(first + 1, bisect.bisect_left(seconds, end - 1e-6)))
-    return stamps, first, last - first, fps
-
-
-def _frames(path, indices, stamps):
-    """{index: uint8 (3, H, W)} of the frames at a set of indices, as far as they decode; stamps as _clip gives them."""
-    import av
-
-    images, i = {}, -1
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        place = {s: k for k, s in enumerate(stamps)} if stamps else {}
-        if stamps and min(indices) > 250:  # to the key frame before: the clip lies deep in a long video
-            container.seek(stamps[min(indices)], stream=stream, backward=True)
-        for frame in container.decode(stream):
-            i = place.get(frame.pts, i) if stamps else i + 1
-            if i in indices and i not in images:
-                images[i] = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
-            if i >= max(indices):
-                break
-    return images
-
-
-def even_indices(n, count):
-    """`count` indices into n things, at the centres of equal parts: [1, 3] for n = 4, count = 2."""
-    return [min(n - 1, int((i + 0.5) * n / count)) for i in range(count)]
+def mark(x, modality):
+    """What a line says of an item's values that may stand for 'no data', and may be real; None where there are none."""
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim < 2:
+        return None
+    for value in (-9999, *((65.535, 65535) if modality == "depth" else ())):
+        if n := int((x == np.float32(value)).sum()):
+            return f"{n} of {x.size} values are {value:g}, which may mean 'no data'"
+    return None
 
 
 def load_array(path):
@@ -232,8 +147,7 @@ def load_array(path):
     if not (x.dtype == np.uint8 and x.ndim == 3):
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
-        if not np.isfinite(x).all():
-            raise MediaError("contains NaN or Inf")
+        check_values(x)
     return np.ascontiguousarray(x)
 
 

@@ -8,6 +8,8 @@ from tqdm import tqdm
 from cox_oom.data import ahead, inputs
 from cox_oom.files import SPLITS, UserError, finished, load, save
 
+LONG = 20  # times the median length: what one line is said of
+
 
 def observed(data, modality):
     """Rows in which a modality is observed."""
@@ -111,10 +113,8 @@ def silence(args, data, modality):
 def media_counts(place, modality, file):
     """What a finished file says of its media, for the line about it."""
     meta = file["meta"]
-    counts = [
-        f"{n} {p} ({'kept' if p == 'silent' and 'on_silence' not in meta['args'] else 'left out'})"
-        for p, n in meta.get("media", {}).items()
-    ]
+    kept = {"marked", *(() if "on_silence" in meta["args"] else ("silent",))}
+    counts = [f"{n} {p} ({'kept' if p in kept else 'left out'})" for p, n in meta.get("media", {}).items()]
     return ", ".join(["", *counts]) + (f": see {place.media(modality)}" if counts else "")
 
 
@@ -161,4 +161,22 @@ def inputs_of(args, place, data, modality):
             f"    more channels ({file['x'].shape[1]}) than steps: arrays are (channels, time); "
             f"if these are not, transpose"
         )
+    if file["kind"] == "series" and file["lengths"] is not None:
+        overlong(data, modality, file)
     return file
+
+
+def overlong(data, modality, file):
+    """Say which recording is so much longer than the others that these lose their steps to it."""
+    lengths = file["lengths"]
+    longest, median = int(lengths.max()), int(lengths.median())
+    if longest <= LONG * median:
+        return
+    row = data.ids.index(file["ids"][int(lengths.argmax())])
+    raw = data.load(modality, row)
+    steps = raw.shape[-1] if raw.ndim == 2 else inputs.mel_frames(len(raw))
+    shortened = f"all are averaged down by {steps / longest:.3g}, " if steps > longest else ""
+    print(
+        f"    {ahead.place_of(data, modality, row)} has {steps} steps, more than {LONG} times as many as the median "
+        f"item: {shortened}the median item keeps {median}; cut that recording, or empty its cell"
+    )

@@ -115,6 +115,83 @@ def test_bad_cells(tmp_path, change, parts):
     complaint(write(tmp_path, changed(*change)), *parts)
 
 
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "N/A", "NULL", "na", "<NA>", "\u200bnan"])
+@pytest.mark.parametrize("row", [0, 3, 4])
+def test_labels_that_stand_for_none_are_asked_about(tmp_path, word, row):
+    where = f"row {row + 2} (id {'abcde'[row]})"
+    complaint(write(tmp_path, changed(row, "label", word)), where, repr(word), "unlabelled?", "empty the cell")
+
+
+@pytest.mark.parametrize(
+    "first, second, words",
+    [
+        ("Cup", "cup", "'cup' and 'Cup' of row 2 differ only in case"),
+        ("STRASSE", "stra\xdfe", "only in case"),
+        ("cup", "cup\u200b", "'cup\\u200b' and 'cup' of row 2 differ only in what cannot be seen"),
+        ("caf\xe9", "cafe\u0301", "'cafe\\u0301' and 'caf\\xe9' of row 2"),
+        ("a cup", "a\xa0cup", "'a\\xa0cup'"),
+        ("cup", "\ufeffcup", "what cannot be seen"),
+    ],
+)
+def test_labels_that_look_the_same_are_refused(tmp_path, first, second, words):
+    rows = changed(0, "label", first)
+    rows[1][2] = "dog"
+    rows[3][2] = rows[4][2] = second
+    complaint(write(tmp_path, rows), "row 5 (id d)", words, "write one of them in both")
+
+
+def test_labels_that_differ_are_let_through(tmp_path):
+    """Width, superscripts and accents are no slips."""
+    names = ["x2", "x\xb2", "e", "\xe9", "A1", "A 1", "nanny", "none of these"]
+    rows = [[*ROWS[k % 2]] for k in range(len(names))]
+    for k, (row, name) in enumerate(zip(rows, names)):
+        row[0], row[2] = f"r{k}", name
+    last = [*ROWS[4]]
+    last[2] = names[0]
+    assert datasets.read(str(write(tmp_path, [*rows, last]))).class_names == sorted(names)
+
+
+def test_rows_of_commas_alone_are_blank_lines(tmp_path):
+    path = write(tmp_path)
+    first = datasets.read(str(path)).ids
+    with open(path / "manifest.csv", "a") as f:
+        f.write(",,,,,\n,,,\n , ,,,,\n,,,,,,,,\n")
+    assert datasets.read(str(path)).ids == first
+
+
+def test_backslashes_and_sentences(tmp_path):
+    complaint(
+        write(tmp_path, changed(1, "rgb", "rgb\\b.png")),
+        "row 3 (id b)",
+        "has a backslash",
+        "write / in paths: rgb/b.png",
+    )
+    for name in ("text", "caption", "note", "words"):
+        rows = [[*r, "a cup. It is red"] for r in ROWS]
+        complaint(write(tmp_path, rows, [*HEADER, name]), "row 2 (id a)", f"{name} 'a cup.", "name the column language")
+
+
+def test_links_that_leave_the_folder_are_refused(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    write(inner)
+    (inner / "rgb/a.png").rename(tmp_path / "a.png")
+    (inner / "rgb/a.png").symlink_to(tmp_path / "a.png")
+    complaint(inner, "row 2 (id a)", "rgb/a.png", "leaves the folder by a link")
+    data = datasets.read(str(inner), columns=["pulse"])  # nor is it read where its column is not asked for
+    (inner / "rgb/a.png").unlink()
+    assert datasets.read(str(inner), columns=["pulse"]).fingerprint == data.fingerprint
+    (inner / "rgb/a.png").symlink_to("b.png")  # a link inside is a file like any other
+    assert datasets.read(str(inner)).absent == {}
+    (inner / "rgb").rename(tmp_path / "rgb")
+    (inner / "rgb").symlink_to(tmp_path / "rgb")
+    complaint(inner, "row 2 (id a)", "leaves the folder by a link")
+    (tmp_path / "other").symlink_to(inner)  # the folder itself may be a link
+    (inner / "rgb").unlink()
+    (tmp_path / "rgb").rename(inner / "rgb")
+    assert datasets.read(str(tmp_path / "other")).absent == {}
+
+
 def test_splits_classes_and_columns_that_train_lacks(tmp_path):
     write(tmp_path, [[r[0], "test", *r[2:]] for r in ROWS])
     complaint(tmp_path, "no row has split train", "set the split")

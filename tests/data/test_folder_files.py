@@ -111,6 +111,38 @@ def test_named_modalities_as_arrays(tmp_path):
     complaint(tmp_path, "row 3 (id b)", "(channels, height, width)", load=("rgb", 1))
 
 
+@pytest.mark.parametrize("modality", ["rgb", "tactile", "thermal", "depth", "camera"])
+@pytest.mark.parametrize("shape", [(60, 80, 3), (48, 64, 1), (32, 32, 4)])
+def test_channels_last_are_refused_in_every_image_column(tmp_path, modality, shape):
+    """Also where all files of the column are so; arrays whose numbers may mean either are let through."""
+    rows = [[r[0], r[1], r[2] or "cat", f"{r[0]}.npy"] for r in ROWS]
+    with open(tmp_path / "manifest.csv", "w", newline="") as f:
+        csv.writer(f).writerows([["id", "split", "label", modality], *rows])
+    right = (1 if shape[2] == 1 else 3, *shape[:2]) if modality == "rgb" else (shape[2], *shape[:2])
+    for r in rows:
+        np.save(tmp_path / r[3], np.zeros(right, np.uint8))
+    assert datasets.read(str(tmp_path)).broken == {}
+    np.save(tmp_path / "b.npy", np.zeros(shape, np.uint8))
+    assert datasets.read(str(tmp_path)).broken == {modality: [1]}
+    mend = f"transpose to ({shape[2]}, height, width)"
+    complaint(tmp_path, "row 3 (id b)", str(shape), "channels last", mend, load=(modality, 1))
+    for r in rows:
+        np.save(tmp_path / r[3], np.zeros(shape, np.uint8))
+    complaint(tmp_path, "row 2 (id a)", mend, load=(modality, 0))
+    if modality != "rgb":
+        for r in rows:
+            np.save(tmp_path / r[3], np.zeros((16, 4, 4)))  # as well a grid of 4 x 4 sensors of 16 values each
+        assert datasets.read(str(tmp_path)).broken == {}
+
+
+def test_the_case_with_the_channels_last(tmp_path, cases):
+    write(tmp_path)
+    for name in "abde":
+        shutil.copy(cases / "rows_columns_channels.npy", tmp_path / f"pulse/{name}.npy")
+        (tmp_path / f"pulse/{name}.npy").chmod(0o644)
+    complaint(tmp_path, "row 2 (id a)", "(60, 80, 3)", "transpose to (3, height, width)")
+
+
 def test_fingerprint(tmp_path):
     path = write(tmp_path / "one")
     first = datasets.read(str(path)).fingerprint

@@ -1,5 +1,9 @@
 """cox_oom/data/media.py: decoders of images, sounds and videos, on small files of the true formats."""
 
+import struct
+import sys
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +12,7 @@ from PIL import Image
 from small_media import pitch, write_clip
 
 from cox_oom.data import inputs, media
+from cox_oom.files import MissingLibrary
 
 av = pytest.importorskip("av")
 soundfile = pytest.importorskip("soundfile")
@@ -67,6 +72,121 @@ def test_sixteen_bits_and_depth_in_metres(tmp_path):
     np.testing.assert_allclose(media.load_image(tmp_path / "x.png", "depth")[0], deep / 1000, rtol=1e-6)
     Image.fromarray(np.array([[7]], np.uint8)).save(tmp_path / "y.png")
     assert media.load_image(tmp_path / "y.png", "depth").dtype == np.uint8  # 8 bits: no unit known
+
+
+def write_tiff(path, x, form):
+    """A TIFF of x (H, W, C) of any number type; form: 1 unsigned, 2 signed, 3 float. Pillow writes no such."""
+    bits, (h, w, n) = 8 * x.itemsize, x.shape
+    tags = [(256, w), (257, h), (259, 1), (262, 2 if n > 2 else 1), (277, n), (278, h), (279, x.nbytes)]
+    tags += [(338, 2)] if n in (2, 4) else []
+    end = 14 + 12 * (len(tags) + 3)
+    place = (lambda v, at: v) if n == 1 else (lambda v, at: v * 65537) if n == 2 else (lambda v, at: at)
+    entries = [(k, 4 if k == 279 else 3, 1, v) for k, v in tags]
+    entries += [(258, 3, n, place(bits, end)), (339, 3, n, place(form, end + 2 * n)), (273, 4, 1, end + 4 * n)]
+    data = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    data += b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries)) + bytes(4)
+    path.write_bytes(data + struct.pack(f"<{2 * n}H", *[bits] * n, *[form] * n) + x.tobytes())
+
+
+@pytest.mark.parametrize("number", ["uint16", "int16", "uint32", "int32", "float32", "float64"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_deep_tiffs_keep_their_values_or_are_refused(tmp_path, number, channels):
+    """Never rounded to 8 bits, wrapped or cut off."""
+    rng = np.random.default_rng(0)
+    if number.startswith("float"):
+        x = rng.standard_normal((5, 7, channels)).astype(number)
+    else:
+        x = rng.integers(*(lambda i: (i.min, i.max))(np.iinfo(number)), (5, 7, channels), dtype=number)
+    write_tiff(tmp_path / "x.tif", x, {"u": 1, "i": 2, "f": 3}[x.dtype.kind])
+    try:
+        found = media.load_image(tmp_path / "x.tif")
+    except media.MediaError as e:
+        assert "\n" not in str(e) and (channels > 1 or number == "float64")
+        return
+    kept = x[:, :, : {1: 1, 2: 1, 3: 3, 4: 3}[channels]].transpose(2, 0, 1)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, kept.astype(np.float32))
+
+
+def write_png(path, x, exif=None):
+    """A 16-bit PNG of x uint16 (H, W, C), of which Pillow writes only grey ones."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    h, w, n = x.shape
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x)
+    head = struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[n], 0, 0, 0)
+    exif = chunk(b"eXIf", exif) if exif else b""
+    body = chunk(b"IHDR", head) + exif + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bit_pngs_keep_their_values(tmp_path, channels):
+    x = np.random.default_rng(0).integers(0, 65536, (6, 9, channels), dtype=np.uint16)
+    write_png(tmp_path / "x.png", x)
+    found = media.load_image(tmp_path / "x.png")
+    kept = x[:, :, : {1: 1, 2: 1, 3: 3, 4: 3}[channels]].transpose(2, 0, 1)
+    assert found.dtype == np.float32 and found.flags.writeable
+    np.testing.assert_array_equal(found, kept)
+    np.testing.assert_allclose(media.load_image(tmp_path / "x.png", "depth"), kept / 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_deep_colours_is_that_of_shallow_ones(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgb = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
+    write_png(tmp_path / "b.png", rgb.astype(np.uint16), exif.tobytes().removeprefix(b"Exif\0\0"))
+    np.testing.assert_array_equal(media.load_image(tmp_path / "a.png"), media.load_image(tmp_path / "b.png"))
+
+
+def test_a_library_that_is_not_installed_is_no_fault_of_a_file(tmp_path, monkeypatch):
+    write_png(tmp_path / "x.png", np.zeros((3, 4, 3), np.uint16))
+    soundfile.write(tmp_path / "x.wav", np.zeros(1000), 16000)
+    data = bytearray((tmp_path / "x.wav").read_bytes())
+    data[40:44] = bytes(4)  # no length: read by av
+    (tmp_path / "x.wav").write_bytes(data)
+    monkeypatch.setitem(sys.modules, "av", None)
+    for load, name in ((media.load_image, "x.png"), (media.load_audio, "x.wav")):
+        with pytest.raises(MissingLibrary, match="needs av"):
+            load(tmp_path / name)
+
+
+def test_cases_of_sixteen_bits(cases):
+    plain, alpha = (media.load_image(cases / f"depth16{a}.png", "depth") for a in ("", "_alpha"))
+    np.testing.assert_array_equal(plain, alpha)
+    assert plain.shape == (1, 32, 48) and plain.dtype == np.float32 and 0.4 < plain.min() < plain.max() < 10
+    x = media.load_image(cases / "rgb16.png")
+    assert x.dtype == np.float32 and x.shape == (3, 32, 48) and 4000 <= x.max() < 4096
+
+
+@pytest.mark.parametrize("value", [3.4028235e38, -3.4028235e38, 9.969209968386869e36, 1e20, -1e18, np.inf, np.nan])
+@pytest.mark.parametrize("name", ["series.npy", "image.npy", "image.tif"])
+def test_large_numbers_that_mark_no_data(tmp_path, value, name):
+    x = np.random.default_rng(0).normal(size=(1, 6, 7) if "image" in name else (2, 9)).astype(np.float32)
+    path = tmp_path / name
+
+    def load(x):
+        if name == "image.tif":
+            Image.fromarray(x[0]).save(path)
+            return media.load_image(path, "thermal")
+        np.save(path, x)
+        return media.load_array(path)
+
+    np.testing.assert_array_equal(load(x), x)
+    np.testing.assert_array_equal(load(x * np.float32(1e15)), x * np.float32(1e15))
+    x[0, 2, ...] = value
+    with pytest.raises(media.MediaError, match="NaN or Inf" if not np.isfinite(value) else "mark of 'no data'"):
+        load(x)
+
+
+def test_case_of_no_data(cases):
+    assert media.load_image(cases / "thermal.tif", "thermal").max() == 35
+    with pytest.raises(media.MediaError, match="-3.4e\\+38, a mark of 'no data'"):
+        media.load_image(cases / "thermal_nodata.tif", "thermal")
 
 
 def test_exif_rotation(tmp_path):

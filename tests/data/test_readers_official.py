@@ -201,7 +201,7 @@ def test_root_is_for_official_data_sets_alone(tmp_path):
     for data in ("synth", str(tmp_path)):
         with pytest.raises(UserError, match="leave --root .* out"):
             datasets.read(data, root=str(tmp_path))
-    assert set(datasets.options(str(tmp_path))) == {"frames"} and "seed" in datasets.options("synth")
+    assert set(datasets.options(str(tmp_path))) == {"frames", "limit"} and "seed" in datasets.options("synth")
 
 
 def test_frames_may_be_asked_for_by_number_in_every_reader(tmp_path):

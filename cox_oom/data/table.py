@@ -1,0 +1,178 @@
+"""The table of a folder of recordings: manifest.csv, its columns, rows, ids, splits and labels (docs/data/folder.md).
+
+Every complaint is a UserError of one line: file, row, id, what, mend.
+"""
+
+import csv
+import io
+import os
+import unicodedata
+from typing import Any
+
+from cox_oom.files import SPLITS, UserError
+
+REQUIRED = ("id", "split", "label")
+NO_LABEL = {
+    "nan",
+    "none",
+    "null",
+    "na",
+    "n/a",
+    "n.a.",
+    "#n/a",
+    "<na>",
+    "nat",
+    "nil",
+}  # what programs write for no value
+
+
+def read_table(manifest):
+    """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces."""
+    if not os.path.isfile(manifest):
+        raise UserError(
+            f"{manifest}: not there; a data folder needs this table with the columns id,split,label,<modality>,..."
+        )
+    with open(manifest, "rb") as f:
+        data = f.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data[: e.start].count(b"\n") + 1
+        raise UserError(f"{manifest}, row {line}: not UTF-8; save the table as UTF-8") from None
+    reader, header, rows, start = csv.reader(io.StringIO(text, newline=""), strict=True), None, [], 1
+    try:
+        for record in reader:
+            line, start = start, reader.line_num + 1  # a quoted cell may span lines: name the first
+            record = [cell.strip() for cell in record]
+            if not any(record):  # a blank line, or commas alone
+                continue
+            if header is None:
+                header = _header(manifest, record)
+            elif len(record) != len(header):
+                name = (record[header.index("id") :] or [""])[0] or "empty"
+                mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
+                raise UserError(
+                    f"{manifest}, row {line} (id {name}): {len(record)} cells, but the header "
+                    f"has {len(header)} columns; {mend}"
+                )
+            else:
+                rows.append((line, dict(zip(header, record))))
+    except csv.Error as e:
+        raise UserError(f"{manifest}, row {start}: not a valid csv table ({e}); correct the quotes") from None
+    if header is None:
+        raise UserError(f"{manifest}: empty; the first line names the columns id,split,label,<modality>,...")
+    if not rows:
+        raise UserError(f"{manifest}: no rows below the header; add one row per instance")
+    return header, rows, data
+
+
+def _header(manifest, record):
+    """The first line's cells, the names of the columns, where they are right; else UserError."""
+    if len(record) == 1 and (other := next((c for c in ";\t|" if c in record[0]), None)):
+        raise UserError(
+            f"{manifest}, row 1: the cells are separated by {other!r}; save the table with commas between them"
+        )
+    for name in REQUIRED:
+        if name not in record:
+            raise UserError(
+                f"{manifest}, row 1: column {name} is missing; the columns are id,split,label,<modality>,..."
+            )
+    for name in record:
+        if not name:
+            raise UserError(f"{manifest}, row 1: a column has no name; name it or remove it")
+        if record.count(name) > 1:
+            raise UserError(
+                f"{manifest}, row 1: column {name} is there {record.count(name)} times; rename or remove one"
+            )
+    bad = [n for n in record if any(c in n for c in "/\\\0") or n.startswith(".")]
+    if bad:  # modality names become file names under runs/
+        raise UserError(f"{manifest}, row 1: column name {bad[0]!r} cannot name a file; rename it")
+    if len(record) == len(REQUIRED):
+        raise UserError(f"{manifest}, row 1: no modality column; add one per modality, as in id,split,label,rgb,audio")
+    return record
+
+
+def row_error(manifest, row, what, mend):
+    """The UserError about a row: file, line, id, what, mend."""
+    line, cells = row
+    return UserError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
+
+
+def check_rows(manifest, rows, modalities):
+    """UserError for an empty or repeated id, an unknown split, an empty row; where no row is of train or of test."""
+    lines: dict[str, int] = {}  # id -> line
+    for row in rows:
+        line, cells = row
+        if not cells["id"]:
+            raise row_error(manifest, row, "the id is empty", "give every row an id of its own")
+        if cells["id"] in lines:
+            raise row_error(
+                manifest,
+                row,
+                f"the id is already in row {lines[cells['id']]}",
+                "put all modalities of an instance into its one row; give another instance an id of its own",
+            )
+        lines[cells["id"]] = line
+        if cells["split"] not in SPLITS:
+            raise row_error(manifest, row, f"split {cells['split']!r} is unknown", "use train, val or test")
+        if not any(cells[m] for m in modalities):
+            raise row_error(manifest, row, "no modality is filled", "fill a cell or delete the row")
+    for part in ("train", "test"):
+        if all(cells["split"] != part for _, cells in rows):
+            raise UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}")
+
+
+def class_names(manifest, rows):
+    """The train rows' labels, sorted. UserError where they are fewer than 2, or another row has a label of none."""
+    _check_labels(manifest, rows)
+    names = sorted({cells["label"] for _, cells in rows if cells["split"] == "train" and cells["label"]})
+    if len(names) < 2:
+        raise UserError(
+            f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
+            f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes"
+        )
+    for row in rows:
+        _, cells = row
+        if cells["label"] and cells["label"] not in names:
+            raise row_error(
+                manifest,
+                row,
+                f"the {cells['split']} label {cells['label']!r} is in no train row",
+                "label train rows with it or remove this row",
+            )
+    return names
+
+
+def _check_labels(manifest, rows):
+    """UserError for a label that stands for none, and for two that look the same but are not."""
+    seen: dict[str, Any] = {}  # how a label looks -> the first such label, its line
+    for row in rows:
+        line, label = row[0], row[1]["label"]
+        look = _look(label)
+        if look in NO_LABEL:
+            raise row_error(
+                manifest,
+                row,
+                f"the label is {label!r}; is it unlabelled?",
+                "empty the cell then, or give the class another name, such as 'nothing'",
+            )
+        if not label:
+            continue
+        first, where = seen.setdefault(look, (label, line))
+        if first != label:
+            case = _look(label, fold=False) != _look(first, fold=False)
+            show = repr if case else ascii
+            raise row_error(
+                manifest,
+                row,
+                f"the label {show(label)} and {show(first)} of row {where} differ only in "
+                f"{'case' if case else 'what cannot be seen'}",
+                "write one of them in both, or give the classes names that differ",
+            )
+
+
+def _look(label, fold=True):
+    """A label as a reader sees it, without case where `fold`: composed letters, no invisible marks, single spaces."""
+    shown = (c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf" and c != "\ufe0f")
+    look = unicodedata.normalize("NFC", " ".join("".join(shown).split()))
+    return unicodedata.normalize("NFC", look.casefold()) if fold else look
