@@ -2,8 +2,8 @@
 
 A file is a dict of tensors and plain types, so that `torch.load(weights_only=True)` reads it. Its `meta` holds
   stage, data, fingerprint (of the data set), args (the flags that shaped it), made_from ({"inputs/rgb": digest} of the
-  files it was made from), digest (of its own content), torch; but for stage 1, whose files are the same bytes in every
-  run of the same command, argv and time.
+  files it was made from), digest (of its own content), torch, proof (digest of all else in meta); but for stage 1,
+  whose files are the same bytes in every run of the same command, argv and time.
 A stage that reads a file compares `made_from` and `fingerprint` along the chain and refuses what is of other data.
 
 Layout under --runs, and what each file holds (M OOM training items, N_k labelled items of IM modality k, C classes):
@@ -45,6 +45,8 @@ import numpy as np
 import torch
 
 SPLITS = ("train", "val", "test")
+META = {"fingerprint": str, "args": dict, "made_from": dict, "digest": str, "proof": str, "stage": str, "data": str}
+VERIFIED = {}  # {path: what stat said of it when its content was compared with its digest}
 # The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra that brings it)}.
 LIBRARIES = {
     **{name: (name, "stages") for name in ("soundfile", "av", "scipy", "matplotlib", "h5py")},
@@ -257,6 +259,7 @@ def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=Fal
             f"{path}: {name} has NaN or infinite values and is not written; lower --lr, or look at the "
             f"inputs of {stage}"
         )
+    facts.pop("proof", None)  # of another file, whose facts are taken over
     meta = {
         "stage": stage,
         "data": data,
@@ -269,33 +272,51 @@ def save(path, obj, *, stage, data, fingerprint, args, made_from=None, quiet=Fal
     }
     if dated:
         meta.update(argv=sys.argv, time=time.strftime("%Y-%m-%d %H:%M:%S"))
+    meta["proof"] = digest(meta)
     write_atomic(path, lambda tmp: torch.save({**obj, "meta": meta}, tmp))
     if not quiet:
         print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")
     return meta["digest"]
 
 
-def load(path, *, first="", keys=()):
+def wrong(path, obj, seen, content):
+    """What is wrong with a file's dict by its digests, None if nothing is. seen: what stat said before it was read.
+
+    The content is hashed once in a process, and again when stat says otherwise: that reads the whole file.
+    """
+    meta = obj["meta"]
+    if digest({k: v for k, v in meta.items() if k != "proof"}) != meta["proof"]:
+        return "its meta is not what was written"
+    key, state = os.path.abspath(path), (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    if content and VERIFIED.get(key) != state:
+        if digest({k: v for k, v in obj.items() if k != "meta"}) != meta["digest"]:
+            return "its content is not what was written"
+        VERIFIED[key] = state
+    return None
+
+
+def load(path, *, first="", keys=(), content=True):
     """Read a file written by `save` (memory-mapped, weights_only). `first` says which command makes it.
 
-    Raises UserError where it is missing, damaged, not one of ours, or lacks one of `keys`.
+    Raises UserError where it is missing, damaged, changed since it was written, not one of ours, or lacks one of
+    `keys`. content=False, for who takes the meta alone: the content is not compared with its digest.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} is missing" + (f"; run first: {first}" if first else ""))
+    mend = "remove it" + (f" and run: {first}" if first else "")
     try:
+        seen = os.stat(path)
         obj = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         missing = [k for k in (*keys, "meta") if k not in obj]
-        missing += [k for k in ("fingerprint", "args", "made_from", "digest") if not missing and k not in obj["meta"]]
+        missing += [k for k, kind in META.items() if not missing and not isinstance(obj["meta"].get(k), kind)]
+        reason = None if missing else wrong(path, obj, seen, content)
     except Exception as e:
-        reason = str(e).split("\n")[0][:120]
-        mend = "remove it" + (f" and run: {first}" if first else "")
-        raise UserError(f"{path} cannot be read ({reason}); {mend}") from None
+        missing, reason = [], (str(e).split("\n")[0] or type(e).__name__)[:120]
+    if reason:
+        raise UserError(f"{path} cannot be read ({reason}); {mend}")
     if missing:
-        raise UserError(
-            f"{path} has no {missing[0]!r}: it was written by another version; remove it"
-            + (f" and run: {first}" if first else "")
-        )
+        raise UserError(f"{path} has no {missing[0]!r}: it was written by another version; {mend}")
     return obj
 
 

@@ -60,7 +60,8 @@ def load_sources(place):
     was made from other inputs than those in place."""
     oom = load_inputs(place, place.oom)
     ims, made_from = load_banks(place)
-    in_place = {f"inputs/{m}": load(place.inputs(m))["meta"]["digest"] for m in ims if place.inputs(m).exists()}
+    paths = {m: place.inputs(m) for m in ims if place.inputs(m).exists()}
+    in_place = {f"inputs/{m}": load(path, content=False)["meta"]["digest"] for m, path in paths.items()}
     for m, im in ims.items():
         check_chain(place.banks() / f"{m}.pt", im["meta"], {**in_place, **made_from}, oom["meta"]["fingerprint"])
     return oom, ims, {**made_from, f"inputs/{place.oom}": oom["meta"]["digest"]}

@@ -33,7 +33,7 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
         Place(runs, data, "bind", "sonar").banks() / "rgb.pt", bank, stage="extract_features", args={}, **facts
     )
     made_from = {"banks/rgb": of_bank, "inputs/sonar": of_inputs}
-    facts |= {"paired": paired, "n_labelled": 3}
+    facts |= {"paired": paired, "paired_by_class": [], "n_labelled": 3}
     for seed in seeds:
         torch.manual_seed(seed)
         arch = {"kind": "series", "shape": [2, 6], "width": D, "depth": 1, "patch": 16, "slice": 0}

@@ -124,7 +124,7 @@ def unused(path, fingerprint):
         for p in folder.rglob("*.pt")
         if p.parent.name != "inputs" and p.name != "im.pt" and p.parent.suffix != ".parts"
     )
-    return path.exists() and load(path)["meta"]["fingerprint"] != fingerprint and not any(made)
+    return path.exists() and load(path, content=False)["meta"]["fingerprint"] != fingerprint and not any(made)
 
 
 def inputs_of(args, place, data, modality):
