@@ -33,8 +33,10 @@ import hashlib
 import importlib
 import os
 import re
+import secrets
 import shlex
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -46,6 +48,7 @@ import torch
 
 SPLITS = ("train", "val", "test")
 META = {"fingerprint": str, "args": dict, "made_from": dict, "digest": str, "proof": str, "stage": str, "data": str}
+DAY = 24 * 3600  # seconds
 VERIFIED = {}  # {path: what stat said of it when its content was compared with its digest}
 # The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra that brings it)}.
 LIBRARIES = {
@@ -218,6 +221,37 @@ def writable(folder):
         raise UserError(f"{folder} cannot be written to ({os.strerror(e.errno)}); name another folder") from None
 
 
+def host():
+    """Names this machine in the names of temporary files; of two containers, which count processes each on their own,
+    each has a name."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def abandoned(old, path):
+    """Whether `old` is a temporary folder for `path` whose writer is dead, by its name; of another machine's writer:
+    whether it is older than a day."""
+    found = re.fullmatch(rf"\.{re.escape(path.name)}\.(?:(\w+)-)?(\d+)(?:-\w+)?\.tmp", old.name)
+    if not found:
+        return False
+    if found[1] == host() and (int(found[2]) == os.getpid() or not alive(int(found[2]))):
+        return True  # this process writes one file at a time
+    try:
+        return time.time() - old.stat().st_mtime > DAY
+    except OSError:  # its writer has just ended
+        return False
+
+
+def sweep(path):
+    """Remove what killed writers of `path` left behind."""
+    for old in path.parent.iterdir():
+        if abandoned(old, path):
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def write_atomic(path, write):
     """Call write(temporary path), then rename: `path` is either whole or absent, whenever the process dies.
 
@@ -226,13 +260,10 @@ def write_atomic(path, write):
     """
     path = Path(path)
     writable(path.parent)
-    for old in path.parent.iterdir():
-        pid = old.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
-        if old.name == f".{path.name}.{pid}.tmp" and pid.isdecimal() and not alive(int(pid)):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path)
+    folder = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         write(folder / path.name)
         with open(folder / path.name, "rb") as f:
             os.fsync(f.fileno())
@@ -353,5 +384,6 @@ def finished(path, args, made_from, fingerprint, force):
                 f"{path} was made with --{k.replace('_', '-')} {meta['args'].get(k)}, now {args.get(k)} is "
                 f"asked; --force redoes it, another --runs keeps both"
             )
+    sweep(path)
     print(f"already done: {path} (--force redoes it)")
     return True

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cox_oom.files import UserError, data_name, finished, load, save, writable
+from cox_oom.files import UserError, data_name, finished, load, save, sweep, writable
 
 PARTS = ("connection", "exploration", "warmup", "emergent")  # what an ablation can leave out of COX
 
@@ -193,6 +193,9 @@ class Work:
         very work is read, if there is one."""
         facts = self.facts
         if finished(self.path, facts["args"], facts["made_from"], facts["fingerprint"], self.force):
+            sweep(self.checkpoint_path)
+            if self.checkpoint_path.exists() and not load(self.checkpoint_path, keys=("forced",))["forced"]:
+                self.checkpoint_path.unlink(missing_ok=True)  # killed between the file and the end
             return True
         writable(self.path.parent)
         saved = load(self.checkpoint_path) if self.checkpoint_path.exists() else {}
@@ -248,4 +251,5 @@ class Work:
     def save(self, obj, **facts):
         """Write the file; the checkpoint goes."""
         save(self.path, obj, **self.facts, **facts, seconds=round(self.seconds, 1))
+        sweep(self.checkpoint_path)
         self.checkpoint_path.unlink(missing_ok=True)
