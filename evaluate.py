@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cox_oom import files, run
+from cox_oom import files, run, shapes
 from cox_oom.files import Place, UserError
 from cox_oom.report import tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
@@ -87,6 +87,7 @@ def judge(args, data):
         path = folder / f"{method}.pt"
         run = files.load(path, keys=("learner", "head", "before", "after", "history"))
         files.check_chain(path, run["meta"], seed.made_from, seed.oom["meta"]["fingerprint"])
+        shapes.check_method(path, run, seed)
         old = None if args.force else read_record(path.with_suffix(".json"))
         wanted = ("warm_accuracy", *(["retrieval"] if args.task == "retrieval" else []))
         new = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from cox_oom.files import SPLITS, Place, UserError, check_chain, load
+from cox_oom.shapes import check, check_bank, check_connect, check_inputs, texts
 
 
 def split_rows(file, splits=("train", "val")):
@@ -16,11 +17,11 @@ def split_rows(file, splits=("train", "val")):
 
 def load_inputs(place, modality):
     """The inputs file of a modality."""
-    return load(
-        place.inputs(modality),
-        first=place.command("extract_features.py"),
-        keys=("kind", "x", "ids", "labels", "split", "class_names"),
-    )
+    path = place.inputs(modality)
+    keys = ("kind", "x", "ids", "labels", "split", "class_names")
+    file = load(path, first=place.command("extract_features.py"), keys=keys)
+    check_inputs(path, file)
+    return file
 
 
 def load_banks(place):
@@ -32,11 +33,15 @@ def load_banks(place):
     if not paths:
         raise UserError(f"{folders[0]} holds no feature bank; run first: {first}")
     choice = load(place.choice, first=first, keys=("im",)) if place.choice.exists() else None
+    if choice:
+        check(place.choice, choice, [(texts(choice["im"]), "im is not a list of modalities")])
     banks = {
         m: load(paths[m], first=first, keys=("features", "ids", "labels", "split", "class_names"))
         for m in sorted(paths)
         if choice is None or m in choice["im"]
     }
+    for m, bank in banks.items():
+        check_bank(paths[m], bank)
     expected = choice["im"] if choice else {m for f in banks.values() for m in f["meta"]["args"].get("im", ())}
     missing = sorted(set(expected) - set(banks))
     if missing:  # stage 1 was stopped between two banks
@@ -98,4 +103,5 @@ def load_seed(place, keys=()):
     made_from[f"inputs/{place.oom}"] = oom["meta"]["digest"]
     connect = load(place.connect, keys=keys, first=place.command("train_connect.py"))
     check_chain(place.connect, connect["meta"], made_from, oom["meta"]["fingerprint"])
+    check_connect(place.connect, connect, oom, ims)
     return Seed(place, oom, ims, connect, {**made_from, "connect": connect["meta"]["digest"]})

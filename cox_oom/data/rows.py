@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from cox_oom.data import ahead, inputs
 from cox_oom.files import SPLITS, UserError, finished, load, save
+from cox_oom.shapes import check_inputs
 
 
 def observed(data, modality):
@@ -152,6 +153,7 @@ def inputs_of(args, place, data, modality):
             media=complain.finish(place.media(modality)),
         )
     file = load(path)
+    check_inputs(path, file)
     form = f"{file['kind']} {tuple(file['x'].shape)} {str(file['x'].dtype)[6:]}"
     print(f"  {modality}: {form}{media_counts(place, modality, file)}")
     if file["kind"] == "series" and file["x"].shape[1] > file["x"].shape[2]:
