@@ -31,10 +31,10 @@ EVERYDAY = (
     ("--perceptor", None, str, "these perceptors; left out: all", MANY),
     ("--setting", None, ("semi", "unsup"), "left out: both", MANY),
     ("--method", None, str, "these methods, METHOD-TAG for a run with --tag; left out: all", MANY),
-    ("--seed", None, int, "left out: all", MANY),
+    ("--seed", None, run.SEED, "left out: all", MANY),
     ("--task", "classification", ("classification", "retrieval"), "retrieval: of IM test items by OOM ones, and back"),
     ("--table", False, None, "all runs that match in a table and a report"),
-    ("--out", None, str, "with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report"),
+    ("--out", None, run.folder, "with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report"),
 )
 
 

@@ -63,6 +63,15 @@ class UserError(Exception):
     """Bad input, said in one line that names the file, flag or row and the mend. Scripts print it and exit with 2."""
 
 
+def escaped(text, keep=""):
+    """A text whose control characters, but those in `keep`, are written out (\\x1b): what a name holds shall not steer
+    a terminal, nor make two lines of one."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 class MissingLibrary(UserError):
     """A library of LIBRARIES is not installed. No file is at fault, so none is left out for it."""
 

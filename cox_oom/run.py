@@ -2,6 +2,7 @@
 log."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -12,17 +13,42 @@ from pathlib import Path
 
 import torch
 
-from cox_oom.files import UserError, data_name, finished, load, save, sweep, writable
+from cox_oom.files import UserError, data_name, escaped, finished, load, save, sweep, writable
 
 PARTS = ("connection", "exploration", "warmup", "emergent")  # what an ablation can leave out of COX
+
+
+class Escaped:
+    """A text stream to which control characters are written as escapes."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write(escaped(text, keep="\n\t"))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def out_of_memory(error):
+    """Whether an error says that memory was not to be had."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate" in str(error)
 
 
 def script(main, argv=None):
     """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2."""
     try:
-        main(argv)
+        with contextlib.redirect_stdout(Escaped(sys.stdout)):
+            main(argv)
     except (UserError, OSError) as error:  # OSError: what the system refuses, with the file and its reason
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escaped(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        said = escaped((str(error).splitlines() or [""])[0])[:120]
+        print(f"error: not enough memory ({said}); give smaller sizes or batches", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
@@ -45,10 +71,19 @@ def leave_out(text):
 def known_device(text):
     """The name of a device that torch has here."""
     try:
-        torch.empty(0, device=text)
+        known = torch.empty(0, device=text).device.type != "meta"  # a device without memory
     except (RuntimeError, AssertionError, NotImplementedError):
+        known = False
+    if not known:
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise argparse.ArgumentTypeError(f"{text}: no such device here; give {here}") from None
+        raise argparse.ArgumentTypeError(f"{text}: no such device here; give {here}")
+    return text
+
+
+def folder(text):
+    """The type of a folder's path."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a folder, . is the one that you are in")
     return text
 
 
@@ -79,14 +114,17 @@ def number(kind, low, high=math.inf, ends="[]"):
     return check
 
 
+EPOCHS, STEPS, SIZE, ITEMS = 10**7, 10**8, 2**16, 10**9  # what is absurd beyond
+LARGE = 10**6  # the same of a learning rate, a weight, a batch
+SEED = number(int, 0, 2**63 - 1)
 REQUIRED = object()  # as a flag's default: it has none and must be given
 COMMON = {  # flags that several stages have: default, type, help
     "--data": (REQUIRED, str, "a folder with manifest.csv, or the name of a public data set (docs/data/)"),
     "--oom": (REQUIRED, str, "the out-of-modal modality, the one to learn"),
     "--perceptor": ("bind", str, "frozen IM perceptor: bind (trained here), imagebind, languagebind, hf:MODEL"),
     "--setting": ("semi", ("semi", "unsup"), "semi: few labels and pairs; unsup: none"),
-    "--seed": (0, number(int, 0), "labelled items, initial weights, order of batches"),
-    "--runs": ("runs", str, "folder under which all stages write"),
+    "--seed": (0, SEED, "labelled items, initial weights, order of batches"),
+    "--runs": ("runs", folder, "folder under which all stages write"),
     "--device": ("cuda" if torch.cuda.is_available() else "cpu", known_device, "cpu or cuda"),
     "--force": (False, None, "redo finished work"),
 }
@@ -121,6 +159,9 @@ class Parser(argparse.ArgumentParser):
             self.rare += [action] if rare else []
 
     def parse_args(self, argv=None, namespace=None):
+        for text in sys.argv[1:] if argv is None else argv:
+            if "\0" in text:
+                self.error(f"{text}: nothing has a NUL character in its name; leave it out")
         hide = self.rare if "--help-all" not in (sys.argv[1:] if argv is None else argv) else []
         for action in hide:
             action.help = argparse.SUPPRESS
@@ -131,7 +172,7 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix(
             "argument "
         )
-        self.exit(2, f"error: {message} (--help-all shows every flag)\n")
+        self.exit(2, f"error: {escaped(message)} (--help-all shows every flag)\n")
 
 
 def cosine(lr, done):
