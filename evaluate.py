@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cox_oom import files, run
+from cox_oom import files, run, shapes
 from cox_oom.files import Place, UserError
 from cox_oom.report import tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
@@ -31,10 +31,10 @@ EVERYDAY = (
     ("--perceptor", None, str, "these perceptors; left out: all", MANY),
     ("--setting", None, ("semi", "unsup"), "left out: both", MANY),
     ("--method", None, str, "these methods, METHOD-TAG for a run with --tag; left out: all", MANY),
-    ("--seed", None, int, "left out: all", MANY),
+    ("--seed", None, run.SEED, "left out: all", MANY),
     ("--task", "classification", ("classification", "retrieval"), "retrieval: of IM test items by OOM ones, and back"),
     ("--table", False, None, "all runs that match in a table and a report"),
-    ("--out", None, str, "with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report"),
+    ("--out", None, run.folder, "with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report"),
 )
 
 
@@ -87,6 +87,7 @@ def judge(args, data):
         path = folder / f"{method}.pt"
         run = files.load(path, keys=("learner", "head", "before", "after", "history"))
         files.check_chain(path, run["meta"], seed.made_from, seed.oom["meta"]["fingerprint"])
+        shapes.check_method(path, run, seed)
         old = None if args.force else read_record(path.with_suffix(".json"))
         wanted = ("warm_accuracy", *(["retrieval"] if args.task == "retrieval" else []))
         new = (

@@ -38,11 +38,16 @@ EVERYDAY = (
     ("--root", None, str, "where a named data set lies, as its publishers lay it out (docs/data/)"),
     ("--option", [], str, "an option of the data set (docs/data/); may be given several times", KEY),
     ("--weights", None, str, "file or folder of imagebind's or languagebind's weights; left out: the usual caches"),
-    ("--image-size", 224, number(int, 1), "side of images and video frames after resize and centre crop"),
-    ("--series-length", 512, number(int, 1), "longest series kept as it is; longer ones are resampled by one factor"),
-    ("--frames", 8, number(int, 1), "video frames per clip"),
+    ("--image-size", 224, number(int, 1, 4096), "side of images and video frames after resize and centre crop"),
+    (
+        "--series-length",
+        512,
+        number(int, 1, 10**7),
+        "longest series kept as it is; longer ones are resampled by one factor",
+    ),
+    ("--frames", 8, number(int, 1, 10**4), "video frames per clip"),
     ("--on-error", "fatal", ("fatal", "skip"), "broken and missing media: stop, or leave out, count and list"),
-    ("--workers", CORES, number(int, 0), "processes that decode and preprocess; 0: none besides this one"),
+    ("--workers", CORES, number(int, 0, 1024), "processes that decode and preprocess; 0: none besides this one"),
 )
 RARE = (
     ("--on-silence", "warn", ("warn", "skip", "fatal"), "silent recordings: keep and list; leave out; stop"),
@@ -53,17 +58,17 @@ RARE = (
         tuple(banks.DTYPES),
         "of a pretrained perceptor's weights; its features are float32 in any case",
     ),
-    ("--batch-size", 32, number(int, 1), "items that a pretrained perceptor takes at once"),
+    ("--batch-size", 32, number(int, 1, run.LARGE), "items that a pretrained perceptor takes at once"),
     (
         "--pair-by-class",
         False,
         None,
         "pair labelled items within a class where the data have no pairs; told in results",
     ),
-    ("--bind-epochs", 40, number(int, 0), "epochs of the encoders trained here"),
-    ("--bind-width", 64, number(int, 0), "their width, a multiple of 8"),
-    ("--bind-dim", 64, number(int, 1), "dimension of bind's joint space"),
-    ("--seed", 0, int, "seed of the encoders trained here"),
+    ("--bind-epochs", 40, number(int, 0, run.EPOCHS), "epochs of the encoders trained here"),
+    ("--bind-width", 64, number(int, 0, run.SIZE), "their width, a multiple of 8"),
+    ("--bind-dim", 64, number(int, 1, run.SIZE), "dimension of bind's joint space"),
+    ("--seed", 0, run.SEED, "seed of the encoders trained here"),
 )
 
 
@@ -76,6 +81,10 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if args.perceptor == "bind" and not args.oom:
         raise UserError("--perceptor bind needs --oom: its encoders are trained on the other modalities alone")
+    if args.im is not None:
+        args.im = ",".join(dict.fromkeys(args.im.split(",")))
+    if args.im is not None and not all(args.im.split(",")):
+        raise UserError(f"--im {args.im!r}: an empty name; give modalities with a comma between, or leave --im out")
     if args.bind_width < 8 or args.bind_width % 8:
         raise UserError(f"--bind-width {args.bind_width}: give a multiple of 8 (its layers are normalised in groups)")
     return args
@@ -92,7 +101,10 @@ def key_values(flag, given):
 def read(args):
     """The Dataset that the flags name, the IM modalities among its own."""
     options = {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
-    options |= key_values("--option", args.option)
+    given = key_values("--option", args.option)
+    if "root" in given or "data" in given:
+        raise UserError(f"--option {'root' if 'root' in given else 'data'}: no option but a flag of its own")
+    options |= given
     if args.im and not datasets.is_name(args.data):  # of a folder's columns these alone are checked
         options["columns"] = [*args.im.split(","), args.oom]
     data = datasets.read(args.data, root=args.root, **options)
@@ -125,6 +137,8 @@ def main(argv=None):
     data, ims = read(args)
     rows.check(args, data, ims)
     choice = perceptors.choose(args.perceptor, data.modalities, ims, args.weights)
+    if args.weights is not None and not {c[0] for c in choice.values() if c} & {"imagebind", "languagebind"}:
+        raise UserError(f"--weights {args.weights}: --perceptor {args.perceptor} takes none; leave it out")
     options = key_values("--perceptor-option", args.perceptor_option)
     perceptors.check_options(choice, options)
     trained, frozen = [m for m in ims if choice[m] is None], [m for m in ims if choice[m]]

@@ -26,17 +26,17 @@ from cox_oom.seed import load_inputs, load_sources, split_rows, state_of
 
 EVERYDAY = (
     ("--labels", 0.1, number(float, 0, 1, "(]"), "semi: share of the OOM training items that keeps label and pair"),
-    ("--per-class", 0, number(int, 0), "semi: this many per class instead of a share"),
+    ("--per-class", 0, number(int, 0, run.ITEMS), "semi: this many per class instead of a share"),
     (
         "--pair-by-class",
         False,
         None,
         "pair labelled items within a class where the data have no pairs; told in results",
     ),
-    ("--width", 192, number(int, 1), "learner: width (192, 12, 16 make ViT-T/16)"),
-    ("--depth", 12, number(int, 1), "learner: blocks"),
-    ("--patch", 16, number(int, 1), "learner: side of an image patch or video tubelet"),
-    ("--warmup-epochs", 10, number(int, 0), "epochs on the labelled items, or on the anchors (unsup)"),
+    ("--width", 192, number(int, 1, run.SIZE), "learner: width (192, 12, 16 make ViT-T/16)"),
+    ("--depth", 12, number(int, 1, 1000), "learner: blocks"),
+    ("--patch", 16, number(int, 1, 4096), "learner: side of an image patch or video tubelet"),
+    ("--warmup-epochs", 10, number(int, 0, run.EPOCHS), "epochs on the labelled items, or on the anchors (unsup)"),
 )
 RARE = (
     (
@@ -45,13 +45,13 @@ RARE = (
         number(float, 0, 1, "[)"),
         "semi: share of the labelled items of a class kept for validation alone",
     ),
-    ("--slice", 0, number(int, 0), "learner: steps of a time slice; 0: by the series' length (docs/method.md)"),
-    ("--batch", 128, number(int, 1), "items of a step; an epoch is M / batch steps for every method"),
-    ("--labelled-batch", 64, number(int, 1), "labelled items of a step"),
-    ("--lr", 1e-3, number(float, 0), "Adam's learning rate"),
-    ("--weight-decay", 1e-5, number(float, 0), "Adam's weight decay"),
+    ("--slice", 0, number(int, 0, 10**7), "learner: steps of a time slice; 0: by the series' length (docs/method.md)"),
+    ("--batch", 128, number(int, 1, run.LARGE), "items of a step; an epoch is M / batch steps for every method"),
+    ("--labelled-batch", 64, number(int, 1, run.LARGE), "labelled items of a step"),
+    ("--lr", 1e-3, number(float, 0, run.LARGE), "Adam's learning rate"),
+    ("--weight-decay", 1e-5, number(float, 0, run.LARGE), "Adam's weight decay"),
     ("--init", "literal", ("literal", "spectral"), "unsup: class names by IM heads (Eq. 14), or by clusters' geometry"),
-    ("--name-with", 0, number(int, 0), "unsup, spectral: this many labelled items per class give the names"),
+    ("--name-with", 0, number(int, 0, run.ITEMS), "unsup, spectral: this many labelled items per class give the names"),
     (
         "--without",
         [],
@@ -59,10 +59,10 @@ RARE = (
         f"ablation: leave out some of {', '.join(PARTS)}",
         {"action": "extend", "metavar": "PART,…"},
     ),
-    ("--connect-steps", 300, number(int, 0), "steps of each connection"),
-    ("--beta", 1e-4, number(float, 0), "weight of KL(v, N(0, I)); the paper has no prior"),
-    ("--w-ce", 0.0, number(float, 0), "weight of the head's cross-entropy on the reconstruction (Eq. 9)"),
-    ("--w-kl", 0.0, number(float, 0), "weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up"),
+    ("--connect-steps", 300, number(int, 0, run.STEPS), "steps of each connection"),
+    ("--beta", 1e-4, number(float, 0, run.LARGE), "weight of KL(v, N(0, I)); the paper has no prior"),
+    ("--w-ce", 0.0, number(float, 0, run.LARGE), "weight of the head's cross-entropy on the reconstruction (Eq. 9)"),
+    ("--w-kl", 0.0, number(float, 0, run.LARGE), "weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up"),
 )
 
 

@@ -28,22 +28,32 @@ from cox_oom.seed import load_seed, state_of
 EVERYDAY = (
     ("--method", "cox", tuple(METHODS), "COX or a baseline (docs/method.md)"),
     ("--tag", "", str, "write METHOD-TAG.pt: a run with other flags beside the first, in a row of its own"),
-    ("--epochs", 50, number(int, 0), "epochs of M / batch steps, for every method"),
-    ("--batch", 128, number(int, 1), "unlabelled items of a step"),
-    ("--lr", 1e-3, number(float, 0), "Adam's learning rate, which a cosine takes down to 0"),
-    ("--refreshes", 5, number(int, 1), "cox, selftrain: how often anchors are chosen anew"),
+    ("--epochs", 50, number(int, 0, run.EPOCHS), "epochs of M / batch steps, for every method"),
+    ("--batch", 128, number(int, 1, run.LARGE), "unlabelled items of a step"),
+    ("--lr", 1e-3, number(float, 0, run.LARGE), "Adam's learning rate, which a cosine takes down to 0"),
+    ("--refreshes", 5, number(int, 1, run.EPOCHS), "cox, selftrain: how often anchors are chosen anew"),
 )
 RARE = (
-    ("--labelled-batch", 64, number(int, 1), "labelled items of a step"),
-    ("--weight-decay", 1e-5, number(float, 0), "Adam's weight decay"),
-    ("--connect-steps", 50, number(int, 0), "cox: steps of each connection at a refresh"),
-    ("--w-agree", 1.0, number(float, 0), "cox, selftrain: weight of the anchors' labels on A"),
-    ("--w-disagree", None, number(float, 0), "the same of the term on D; left out: 1 with --kl expected, else 0.5"),
+    ("--labelled-batch", 64, number(int, 1, run.LARGE), "labelled items of a step"),
+    ("--weight-decay", 1e-5, number(float, 0, run.LARGE), "Adam's weight decay"),
+    ("--connect-steps", 50, number(int, 0, run.STEPS), "cox: steps of each connection at a refresh"),
+    ("--w-agree", 1.0, number(float, 0, run.LARGE), "cox, selftrain: weight of the anchors' labels on A"),
+    (
+        "--w-disagree",
+        None,
+        number(float, 0, run.LARGE),
+        "the same of the term on D; left out: 1 with --kl expected, else 0.5",
+    ),
     ("--kl", "expected", ("expected", "matched", "literal"), "what an item of D is drawn to (docs/method.md, Eq. 13)"),
-    ("--rounds", 6, number(int, 0), "rounds of the soft correspondence; 0: the heads' agreement chooses anchors"),
-    ("--temper", 0.4, number(float, 0, ends="(]"), "exponent of its posteriors, which are too confident"),
+    (
+        "--rounds",
+        6,
+        number(int, 0, 10**4),
+        "rounds of the soft correspondence; 0: the heads' agreement chooses anchors",
+    ),
+    ("--temper", 0.4, number(float, 0, run.LARGE, ends="(]"), "exponent of its posteriors, which are too confident"),
     ("--refit", 0.5, number(float, 0, 1), "how far the head moves, at the end, to the classifier of its posteriors"),
-    ("--w-im", 3.0, number(float, 0), "cox: weight of predicting IM features"),
+    ("--w-im", 3.0, number(float, 0, run.LARGE), "cox: weight of predicting IM features"),
     (
         "--shares",
         "known",
@@ -67,11 +77,9 @@ def get_args(argv=None):
     p.common("--seed", "--runs", "--device", "--force")
     p.rows((*RARE, *methods.flags()), rare=True)
     args = p.parse_args(argv)
-    if args.tag and not re.fullmatch(r"[\w-]+", args.tag):
-        raise UserError(f"--tag {args.tag}: it becomes part of a file's name; use letters, digits, - and _ alone")
-    for flag in methods.flags_of_others(
-        args.method
-    ):  # they shape nothing here, and a new method must not outdate a run
+    if args.tag and not re.fullmatch(r"[\w-]{1,80}", args.tag):
+        raise UserError(f"--tag {args.tag}: it names a file; use letters, digits, - and _ alone, 80 at most")
+    for flag in methods.flags_of_others(args.method):  # a new method must not outdate the runs of the others
         delattr(args, flag)
     return args
 

@@ -2,8 +2,8 @@
 
 A file is a dict of tensors and plain types, so that `torch.load(weights_only=True)` reads it. Its `meta` holds
   stage, data, fingerprint (of the data set), args (the flags that shaped it), made_from ({"inputs/rgb": digest} of the
-  files it was made from), digest (of its own content), torch; but for stage 1, whose files are the same bytes in every
-  run of the same command, argv and time.
+  files it was made from), digest (of its own content), torch, proof (digest of all else in meta); but for stage 1,
+  whose files are the same bytes in every run of the same command, argv and time.
 A stage that reads a file compares `made_from` and `fingerprint` along the chain and refuses what is of other data.
 
 Layout under --runs, and what each file holds (M OOM training items, N_k labelled items of IM modality k, C classes):
@@ -33,8 +33,10 @@ import hashlib
 import importlib
 import os
 import re
+import secrets
 import shlex
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -48,6 +50,9 @@ import numpy as np
 import torch
 
 SPLITS = ("train", "val", "test")
+META = {"fingerprint": str, "args": dict, "made_from": dict, "digest": str, "proof": str, "stage": str, "data": str}
+DAY = 24 * 3600  # seconds
+VERIFIED: dict[str, tuple] = {}  # {path: what stat said of it when its content was compared with its digest}
 # The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra that brings it)}.
 LIBRARIES = {
     **{name: (name, "stages") for name in ("soundfile", "av", "scipy", "matplotlib", "h5py")},
@@ -59,6 +64,15 @@ LIBRARIES = {
 
 class UserError(Exception):
     """Bad input, said in one line that names the file, flag or row and the mend. Scripts print it and exit with 2."""
+
+
+def escaped(text: object, keep: str = "") -> str:
+    """A text whose control characters, but those in `keep`, are written out (\\x1b): what a name holds shall not steer
+    a terminal, nor make two lines of one."""
+    words = str(text)
+    if words.isprintable():
+        return words
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in words)
 
 
 class MissingLibrary(UserError):
@@ -223,6 +237,37 @@ def writable(folder: str | Path) -> None:
         raise UserError(f"{folder} cannot be written to ({os.strerror(e.errno or 0)}); name another folder") from None
 
 
+def host() -> str:
+    """Names this machine in the names of temporary files; of two containers, which count processes each on their own,
+    each has a name."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def abandoned(old: Path, path: Path) -> bool:
+    """Whether `old` is a temporary folder for `path` whose writer is dead, by its name; of another machine's writer:
+    whether it is older than a day."""
+    found = re.fullmatch(rf"\.{re.escape(path.name)}\.(?:(\w+)-)?(\d+)(?:-\w+)?\.tmp", old.name)
+    if not found:
+        return False
+    if found[1] == host() and (int(found[2]) == os.getpid() or not alive(int(found[2]))):
+        return True  # this process writes one file at a time
+    try:
+        return time.time() - old.stat().st_mtime > DAY
+    except OSError:  # its writer has just ended
+        return False
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left behind."""
+    for old in path.parent.iterdir():
+        if abandoned(old, path):
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then rename: `path` is either whole or absent, whenever the process dies.
 
@@ -231,13 +276,10 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     writable(path.parent)
-    for old in path.parent.iterdir():
-        pid = old.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
-        if old.name == f".{path.name}.{pid}.tmp" and pid.isdecimal() and not alive(int(pid)):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path)
+    folder = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         write(folder / path.name)
         with open(folder / path.name, "rb") as f:
             os.fsync(f.fileno())
@@ -275,6 +317,7 @@ def save(
     if name := not_finite(obj):
         mend = "look at its inputs" if stage == "extract_features" else f"lower --lr, or look at the inputs of {stage}"
         raise UserError(f"{path}: {name} has NaN or infinite values and is not written; {mend}")
+    facts.pop("proof", None)  # of another file, whose facts are taken over
     meta = {
         "stage": stage,
         "data": data,
@@ -287,33 +330,51 @@ def save(
     }
     if dated:
         meta.update(argv=sys.argv, time=time.strftime("%Y-%m-%d %H:%M:%S"))
+    meta["proof"] = digest(meta)
     write_atomic(path, lambda tmp: torch.save({**obj, "meta": meta}, tmp))
     if not quiet:
         print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")
     return meta["digest"]
 
 
-def load(path: str | Path, *, first: str = "", keys: Iterable[str] = ()) -> dict[str, Any]:
+def wrong(path: Path, obj: dict[str, Any], seen: os.stat_result, content: bool) -> str | None:
+    """What is wrong with a file's dict by its digests, None if nothing is. seen: what stat said before it was read.
+
+    The content is hashed once in a process, and again when stat says otherwise: that reads the whole file.
+    """
+    meta = obj["meta"]
+    if digest({k: v for k, v in meta.items() if k != "proof"}) != meta["proof"]:
+        return "its meta is not what was written"
+    key, state = os.path.abspath(path), (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    if content and VERIFIED.get(key) != state:
+        if digest({k: v for k, v in obj.items() if k != "meta"}) != meta["digest"]:
+            return "its content is not what was written"
+        VERIFIED[key] = state
+    return None
+
+
+def load(path: str | Path, *, first: str = "", keys: Iterable[str] = (), content: bool = True) -> dict[str, Any]:
     """Read a file written by `save` (memory-mapped, weights_only). `first` says which command makes it.
 
-    Raises UserError where it is missing, damaged, not one of ours, or lacks one of `keys`.
+    Raises UserError where it is missing, damaged, changed since it was written, not one of ours, or lacks one of
+    `keys`. content=False, for who takes the meta alone: the content is not compared with its digest.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} is missing" + (f"; run first: {first}" if first else ""))
+    mend = "remove it" + (f" and run: {first}" if first else "")
     try:
+        seen = os.stat(path)
         obj = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         missing = [k for k in (*keys, "meta") if k not in obj]
-        missing += [k for k in ("fingerprint", "args", "made_from", "digest") if not missing and k not in obj["meta"]]
+        missing += [k for k, kind in META.items() if not missing and not isinstance(obj["meta"].get(k), kind)]
+        reason = None if missing else wrong(path, obj, seen, content)
     except Exception as e:
-        reason = str(e).split("\n")[0][:120]
-        mend = "remove it" + (f" and run: {first}" if first else "")
-        raise UserError(f"{path} cannot be read ({reason}); {mend}") from None
+        missing, reason = [], (str(e).split("\n")[0] or type(e).__name__)[:120]
+    if reason:
+        raise UserError(f"{path} cannot be read ({reason}); {mend}")
     if missing:
-        raise UserError(
-            f"{path} has no {missing[0]!r}: it was written by another version; remove it"
-            + (f" and run: {first}" if first else "")
-        )
+        raise UserError(f"{path} has no {missing[0]!r}: it was written by another version; {mend}")
     return obj
 
 
@@ -352,5 +413,6 @@ def finished(path: str | Path, args: dict[str, Any], made_from: dict[str, str], 
                 f"{path} was made with --{k.replace('_', '-')} {meta['args'].get(k)}, now {args.get(k)} is "
                 f"asked; --force redoes it, another --runs keeps both"
             )
+    sweep(path)
     print(f"already done: {path} (--force redoes it)")
     return True

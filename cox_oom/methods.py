@@ -22,7 +22,7 @@ from cox_oom.correspond import Teacher
 from cox_oom.files import UserError
 from cox_oom.labels import Items
 from cox_oom.learner import Learner
-from cox_oom.run import number
+from cox_oom.run import LARGE, number
 from cox_oom.seed import Seed
 
 
@@ -224,7 +224,7 @@ def grid(form: str, *values: object) -> tuple[str, ...]:
     return tuple(form.format(*(v if isinstance(v, tuple) else (v,))) for v in values)
 
 
-W_ENTROPY = ("--w-entropy", 0.3, number(float, 0), "entmin, moco: weight of the entropy")
+W_ENTROPY = ("--w-entropy", 0.3, number(float, 0, LARGE), "entmin, moco: weight of the entropy")
 TERMS = grid("--w-agree {} --w-disagree {}", (1, 1), (1, 0), (0.5, 1), (0.5, 0.5), (2, 1), (1, 0.5))
 METHODS = {  # in the order of the tables' rows
     "random": Method("nothing: the untrained learner", "#c9c9c9", trains=False, few=True),
@@ -248,8 +248,8 @@ METHODS = {  # in the order of the tables' rows
         "#b5a1d0",
         ssl,
         flags=(
-            ("--noise", 0.3, number(float, 0), "ssl: standard deviation of the Gaussian noise on the input"),
-            ("--w-ssl", 1.0, number(float, 0), "ssl: weight of the consistency"),
+            ("--noise", 0.3, number(float, 0, LARGE), "ssl: standard deviation of the Gaussian noise on the input"),
+            ("--w-ssl", 1.0, number(float, 0, LARGE), "ssl: weight of the consistency"),
         ),
         grid=grid("--noise {} --w-ssl {}", (0.3, 1), (0.1, 1), (0.6, 1), (0.3, 0.3), (0.3, 3), (0.1, 3)),
     ),
@@ -262,9 +262,9 @@ METHODS = {  # in the order of the tables' rows
         ).to(args.device),
         flags=(
             W_ENTROPY,
-            ("--queue", 2048, number(int, 1), "moco: negatives"),
+            ("--queue", 2048, number(int, 1, 10**7), "moco: negatives"),
             ("--momentum", 0.99, number(float, 0, 1), "moco: of the key encoder"),
-            ("--temperature", 0.1, number(float, 0, ends="(]"), "moco: of the contrastive loss"),
+            ("--temperature", 0.1, number(float, 0, LARGE, ends="(]"), "moco: of the contrastive loss"),
         ),
         grid=(
             *grid("--w-entropy {} --temperature {}", (0.3, 0.1), (0.1, 0.1), (1, 0.1), (0.3, 0.2), (0.3, 0.5)),

@@ -2,6 +2,7 @@
 log."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -16,17 +17,42 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from cox_oom.files import UserError, data_name, finished, load, save, writable
+from cox_oom.files import UserError, data_name, escaped, finished, load, save, sweep, writable
 
 PARTS = ("connection", "exploration", "warmup", "emergent")  # what an ablation can leave out of COX
+
+
+class Escaped:
+    """A text stream to which control characters are written as escapes."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> Any:
+        return self.stream.write(escaped(text, keep="\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory was not to be had."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate" in str(error)
 
 
 def script(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
     """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2."""
     try:
-        main(argv)
+        with contextlib.redirect_stdout(Escaped(sys.stdout)):
+            main(argv)
     except (UserError, OSError) as error:  # OSError: what the system refuses, with the file and its reason
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escaped(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        said = escaped((str(error).splitlines() or [""])[0])[:120]
+        print(f"error: not enough memory ({said}); give smaller sizes or batches", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
@@ -49,10 +75,19 @@ def leave_out(text: str) -> list[str]:
 def known_device(text: str) -> str:
     """The name of a device that torch has here."""
     try:
-        torch.empty(0, device=text)
+        known = torch.empty(0, device=text).device.type != "meta"  # a device without memory
     except (RuntimeError, AssertionError, NotImplementedError):
+        known = False
+    if not known:
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise argparse.ArgumentTypeError(f"{text}: no such device here; give {here}") from None
+        raise argparse.ArgumentTypeError(f"{text}: no such device here; give {here}")
+    return text
+
+
+def folder(text: str) -> str:
+    """The type of a folder's path."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a folder, . is the one that you are in")
     return text
 
 
@@ -85,14 +120,17 @@ def number(
     return check
 
 
+EPOCHS, STEPS, SIZE, ITEMS = 10**7, 10**8, 2**16, 10**9  # what is absurd beyond
+LARGE = 10**6  # the same of a learning rate, a weight, a batch
+SEED = number(int, 0, 2**63 - 1)
 REQUIRED = object()  # as a flag's default: it has none and must be given
 COMMON = {  # flags that several stages have: default, type, help
     "--data": (REQUIRED, str, "a folder with manifest.csv, or the name of a public data set (docs/data/)"),
     "--oom": (REQUIRED, str, "the out-of-modal modality, the one to learn"),
     "--perceptor": ("bind", str, "frozen IM perceptor: bind (trained here), imagebind, languagebind, hf:MODEL"),
     "--setting": ("semi", ("semi", "unsup"), "semi: few labels and pairs; unsup: none"),
-    "--seed": (0, number(int, 0), "labelled items, initial weights, order of batches"),
-    "--runs": ("runs", str, "folder under which all stages write"),
+    "--seed": (0, SEED, "labelled items, initial weights, order of batches"),
+    "--runs": ("runs", folder, "folder under which all stages write"),
     "--device": ("cuda" if torch.cuda.is_available() else "cpu", known_device, "cpu or cuda"),
     "--force": (False, None, "redo finished work"),
 }
@@ -128,6 +166,9 @@ class Parser(argparse.ArgumentParser):
             self.rare += [action] if rare else []
 
     def parse_args(self, argv: Any = None, namespace: Any = None) -> Any:
+        for text in sys.argv[1:] if argv is None else argv:
+            if "\0" in text:
+                self.error(f"{text}: nothing has a NUL character in its name; leave it out")
         hide = self.rare if "--help-all" not in (sys.argv[1:] if argv is None else argv) else []
         for action in hide:
             action.help = argparse.SUPPRESS
@@ -138,7 +179,7 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix(
             "argument "
         )
-        self.exit(2, f"error: {message} (--help-all shows every flag)\n")
+        self.exit(2, f"error: {escaped(message)} (--help-all shows every flag)\n")
 
 
 def cosine(lr: float, done: float) -> float:
@@ -205,6 +246,9 @@ class Work:
         very work is read, if there is one."""
         facts = self.facts
         if finished(self.path, facts["args"], facts["made_from"], facts["fingerprint"], self.force):
+            sweep(self.checkpoint_path)
+            if self.checkpoint_path.exists() and not load(self.checkpoint_path, keys=("forced",))["forced"]:
+                self.checkpoint_path.unlink(missing_ok=True)  # killed between the file and the end
             return True
         writable(self.path.parent)
         saved = load(self.checkpoint_path) if self.checkpoint_path.exists() else {}
@@ -260,4 +304,5 @@ class Work:
     def save(self, obj: dict[str, Any], **facts: Any) -> None:
         """Write the file; the checkpoint goes."""
         save(self.path, obj, **self.facts, **facts, seconds=round(self.seconds, 1))
+        sweep(self.checkpoint_path)
         self.checkpoint_path.unlink(missing_ok=True)

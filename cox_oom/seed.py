@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cox_oom.files import SPLITS, Place, UserError, check_chain, load
+from cox_oom.shapes import check, check_bank, check_connect, check_inputs, texts
 
 
 def split_rows(file: dict[str, Any], splits: Sequence[str] = ("train", "val")) -> Tensor:
@@ -19,11 +20,11 @@ def split_rows(file: dict[str, Any], splits: Sequence[str] = ("train", "val")) -
 
 def load_inputs(place: Place, modality: str) -> dict[str, Any]:
     """The inputs file of a modality."""
-    return load(
-        place.inputs(modality),
-        first=place.command("extract_features.py"),
-        keys=("kind", "x", "ids", "labels", "split", "class_names"),
-    )
+    path = place.inputs(modality)
+    keys = ("kind", "x", "ids", "labels", "split", "class_names")
+    file = load(path, first=place.command("extract_features.py"), keys=keys)
+    check_inputs(path, file)
+    return file
 
 
 def load_banks(place: Place) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -35,11 +36,15 @@ def load_banks(place: Place) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
     if not paths:
         raise UserError(f"{folders[0]} holds no feature bank; run first: {first}")
     choice = load(place.choice, first=first, keys=("im",)) if place.choice.exists() else None
+    if choice:
+        check(place.choice, choice, [(texts(choice["im"]), "im is not a list of modalities")])
     banks = {
         m: load(paths[m], first=first, keys=("features", "ids", "labels", "split", "class_names"))
         for m in sorted(paths)
         if choice is None or m in choice["im"]
     }
+    for m, bank in banks.items():
+        check_bank(paths[m], bank)
     expected = choice["im"] if choice else {m for f in banks.values() for m in f["meta"]["args"].get("im", ())}
     missing = sorted(set(expected) - set(banks))
     if missing:  # stage 1 was stopped between two banks
@@ -64,7 +69,8 @@ def load_sources(place: Place) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     assert place.oom is not None  # stages 2 to 4 have --oom
     oom = load_inputs(place, place.oom)
     ims, made_from = load_banks(place)
-    in_place = {f"inputs/{m}": load(place.inputs(m))["meta"]["digest"] for m in ims if place.inputs(m).exists()}
+    paths = {m: place.inputs(m) for m in ims if place.inputs(m).exists()}
+    in_place = {f"inputs/{m}": load(path, content=False)["meta"]["digest"] for m, path in paths.items()}
     for m, im in ims.items():
         check_chain(place.banks() / f"{m}.pt", im["meta"], {**in_place, **made_from}, oom["meta"]["fingerprint"])
     return oom, ims, {**made_from, f"inputs/{place.oom}": oom["meta"]["digest"]}
@@ -102,4 +108,5 @@ def load_seed(place: Place, keys: Iterable[str] = ()) -> Seed:
     made_from[f"inputs/{place.oom}"] = oom["meta"]["digest"]
     connect = load(place.connect, keys=keys, first=place.command("train_connect.py"))
     check_chain(place.connect, connect["meta"], made_from, oom["meta"]["fingerprint"])
+    check_connect(place.connect, connect, oom, ims)
     return Seed(place, oom, ims, connect, {**made_from, "connect": connect["meta"]["digest"]})

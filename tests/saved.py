@@ -11,7 +11,7 @@ META = {"stage": "train_connect", "data": "toy", "fingerprint": "f" * 64, "args"
 
 def content():
     return {
-        "features": torch.arange(12.0).reshape(4, 3),
+        "features": torch.nn.functional.normalize(torch.arange(12.0).reshape(4, 3)),
         "ids": ["a", "b", "c", "d"],
         "labels": torch.tensor([0, 1, -1, 0]),
         "split": torch.tensor([0, 1, 2, 0]),

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from cox_oom.data import ahead, inputs
 from cox_oom.files import SPLITS, UserError, finished, load, save
+from cox_oom.shapes import check_inputs
 
 LONG = 20  # times the median length: what one line is said of
 
@@ -126,7 +127,7 @@ def unused(path, fingerprint):
         for p in folder.rglob("*.pt")
         if p.parent.name != "inputs" and p.name != "im.pt" and p.parent.suffix != ".parts"
     )
-    return path.exists() and load(path)["meta"]["fingerprint"] != fingerprint and not any(made)
+    return path.exists() and load(path, content=False)["meta"]["fingerprint"] != fingerprint and not any(made)
 
 
 def inputs_of(args, place, data, modality):
@@ -154,6 +155,7 @@ def inputs_of(args, place, data, modality):
             media=complain.finish(place.media(modality)),
         )
     file = load(path)
+    check_inputs(path, file)
     form = f"{file['kind']} {tuple(file['x'].shape)} {str(file['x'].dtype)[6:]}"
     print(f"  {modality}: {form}{media_counts(place, modality, file)}")
     if file["kind"] == "series" and file["x"].shape[1] > file["x"].shape[2]:

@@ -105,7 +105,7 @@ def train(
     batch_size = min(batch_size, max(32, len(table) // 8))  # some steps an epoch for a small folder, too
     steps = max(1, len(table) // batch_size)
     warm = 0.2 if epochs * steps == 10 else 0.1  # torch divides by zero where the warm-up is exactly one step
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=warm)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(1, epochs * steps), pct_start=warm)
     pairs = modality_pairs(names, frozen)
     progress = tqdm(total=epochs * steps, desc=f"bind {'+'.join(sorted(inputs))}", mininterval=1, disable=None)
     for _ in range(epochs):

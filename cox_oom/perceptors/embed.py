@@ -27,11 +27,11 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
     """
     starts = range(0, len(rows), PART)
     about = {**known, "data": data.fingerprint, "batch_size": batch_size, "part": PART, "rows": files.digest(rows)}
-    old_parts = {k: part for k in starts if (part := read_part(folder / f"{k:08d}.pt", about))}
-    for part in old_parts.values():
+    parts = {k: part for k in starts if (part := read_part(folder / f"{k:08d}.pt", about))}
+    for part in parts.values():
         for row, *complaint in part["complaints"]:
             complain(row, tuple(complaint))
-    todo = [row for k in starts if k not in old_parts for row in rows[k : k + PART]]
+    todo = [row for k in starts if k not in parts for row in rows[k : k + PART]]
     preparer = model.preparer()
     stream = ahead.decoded(
         data, modality, todo, Prepare(preparer, role), workers=workers, ahead=batch_size, sample=preparer.sample(role)
@@ -40,11 +40,11 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
         total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None
     ) as bar:
         for k in starts:
-            if k not in old_parts:
-                part = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
-                save_part(folder / f"{k:08d}.pt", about, data, part)
-    parts = [files.load(folder / f"{k:08d}.pt") for k in starts]
-    return torch.cat([p["features"] for p in parts]), [row for p in parts for row in p["rows"]]
+            if k not in parts:
+                parts[k] = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
+                save_part(folder / f"{k:08d}.pt", about, data, parts[k])
+    made = [parts[k] for k in starts]  # another process at the same work may have removed the files
+    return torch.cat([p["features"] for p in made]), [row for p in made for row in p["rows"]]
 
 
 class Prepare:

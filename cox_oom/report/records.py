@@ -18,6 +18,7 @@ ranks, tests and means."""
 
 import csv
 import json
+import re
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -141,6 +142,18 @@ def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+FORMULA = r"(?='*[=+\-@\t\r])"  # how a text begins that a spreadsheet takes for a formula
+
+
+def cell(value: Any) -> Any:
+    """A word as a cell of a table: an apostrophe goes before what a spreadsheet would compute; numbers stay numbers."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return "'" + value if isinstance(value, str) and re.match(FORMULA, value) else value
+    return value
+
+
 def write_tables(out: Path, records: list[dict[str, Any]], blocks: list[dict[str, Any]]) -> None:
     """table.json, table.csv and table.md in the folder `out`."""
     short = [
@@ -153,7 +166,7 @@ def write_tables(out: Path, records: list[dict[str, Any]], blocks: list[dict[str
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             w = csv.DictWriter(f, list(dict.fromkeys(k for r in wide for k in r)))
             w.writeheader()
-            w.writerows(wide)
+            w.writerows({k: cell(v) for k, v in r.items()} for r in wide)
 
     write_text(out / "table.json", "[\n" + ",\n".join(map(json.dumps, short)) + "\n]\n")  # a record a line
     files.write_atomic(out / "table.csv", write_csv)
@@ -178,7 +191,9 @@ def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
             names = [k for k in dict.fromkeys(k for row in rows for k in row) if k in filled]
             w = csv.DictWriter(f, names, lineterminator="\n")
             w.writeheader()
-            w.writerows({k: text(v) for k, v in row.items() if v is not None} for row in rows)
+            word = lambda v: cell(v.replace("\r", "\\r") if isinstance(v, str) else v)  # csv does not quote it
+            told = ({k: word(v) if k in WORDS else v for k, v in row.items() if v is not None} for row in rows)
+            w.writerows({k: text(v) for k, v in row.items()} for row in told)
 
     files.write_atomic(path, write)
 
@@ -186,7 +201,8 @@ def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     """[{column: text}] of a table, without the empty cells."""
     with open(path, newline="", encoding="utf-8") as f:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(f)]
+        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(f)]
+    return [{k: re.sub(f"^'{FORMULA}", "", v) if k in WORDS else v for k, v in row.items()} for row in rows]
 
 
 def number(text: str) -> Any:

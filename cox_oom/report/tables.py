@@ -7,9 +7,11 @@ markdown(blocks).
 import collections
 import json
 import math
+import re
 from typing import Any
 
 from cox_oom.correspond import explain
+from cox_oom.files import escaped
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
 from cox_oom.report.tests import tests_table
 
@@ -562,17 +564,25 @@ def word_columns(block):
     return [w and all(leading[:i]) for i, w in enumerate(leading)]
 
 
+def plain(text):
+    """A text in a table of Markdown: what would end its cell, start HTML, a link or code, or break the line, written
+    out."""
+    text = re.sub(r"([\\\\|`\[])", r"\\\1", escaped(text))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
+
+
 def markdown(blocks):
-    lines = []
+    """Blocks as Markdown."""
+    lines, row = [], lambda cells: "| " + " | ".join(map(plain, cells)) + " |"
     for b in blocks:
         lines += [
-            f"## {b['title']}",
+            f"## {plain(b['title'])}",
             "",
-            "| " + " | ".join(b["header"]) + " |",
+            row(b["header"]),
             "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|",
-            *("| " + " | ".join(row) + " |" for row in b["rows"]),
+            *map(row, b["rows"]),
             "",
-            *(f"{note}  " for note in b["notes"]),
+            *(f"{plain(note)}  " for note in b["notes"]),
             "",
         ]
     return "\n".join(lines)

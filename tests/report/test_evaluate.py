@@ -89,7 +89,7 @@ def test_stale_chain_is_refused(tmp_path):
     evaluate.main(["--data", "toy", "--runs", str(tmp_path)])  # evaluated before, and refused still
     connect = dict(files.load(folder / "connect.pt"))
     meta = connect.pop("meta")
-    connect["labelled"] = ["i4"]
+    connect["labelled"] = ["i4", "i5", "i6"]
     keep = ("stage", "data", "fingerprint", "args", "made_from", "paired", "n_labelled")
     files.save(folder / "connect.pt", connect, quiet=True, **{k: meta[k] for k in keep})
     with pytest.raises(files.UserError, match=r"cox\.pt was made from an earlier connect; make it again"):

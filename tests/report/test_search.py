@@ -2,7 +2,6 @@
 
 import pytest
 import search
-import torch
 from records import make_world
 
 from cox_oom import files
@@ -42,8 +41,10 @@ def test_search_reads_validation_alone(tmp_path, monkeypatch, capsys):
     (folder / "erm.pt").rename(folder / "erm-1.pt")
     with pytest.raises(files.UserError, match="no items held out"):
         search.main(line)
-    connect = torch.load(folder / "connect.pt", weights_only=True)
-    torch.save({**connect, "held": ["i1", "i2"]}, folder / "connect.pt")
+    connect = files.load(folder / "connect.pt")
+    kept = {k: v for k, v in connect["meta"].items() if k not in ("digest", "argv", "time", "torch")}
+    connect = {k: v for k, v in connect.items() if k != "meta"}
+    files.save(folder / "connect.pt", {**connect, "held": ["i1", "i2"]}, quiet=True, **kept)
     search.main(line)
     (run,), _ = search.known_runs(tmp_path / "out")
     assert run["accuracy"] == 0.5 and run["n"] == 2 and run["flags"] == "--weight-decay 1"  # make_world's history

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,10 +129,42 @@ def test_a_writer_killed_midway_leaves_the_old_file_or_none(tmp_path, moment):
 
 
 def test_another_writer_at_work_keeps_its_temporary_file(tmp_path):
-    working, note = tmp_path / f".x.pt.{os.getppid()}.tmp", tmp_path / ".x.pt.notes.tmp"
-    working.touch(), note.touch()
+    here, there = files.host(), "0" * 8
+    kept = [f"{here}-{os.getppid()}-ab12", f"{there}-999999999-ab12", f"{there}-{os.getpid()}-ab12", "notes", "9-x-9"]
+    dead = [f"{here}-999999999-ab12", f"{here}-{os.getpid()}-ab12"]
+    for name in kept + dead:
+        (tmp_path / f".x.pt.{name}.tmp").mkdir()
     save(tmp_path / "x.pt")
-    assert working.exists() and note.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted([*(f".x.pt.{name}.tmp" for name in kept), "x.pt"])
+
+
+def test_what_another_machine_left_is_removed_after_a_day(tmp_path):
+    """Also what an earlier version left, whose names did not tell the machine."""
+    for name in ("00000000-1-ab12", "1", "notes"):
+        for age, suffix in ((25 * 3600, "pt"), (3600, "young.pt")):
+            folder = tmp_path / f".{suffix}.{name}.tmp"
+            folder.mkdir()
+            os.utime(folder, (time.time() - age, time.time() - age))
+    save(tmp_path / "pt"), save(tmp_path / "young.pt")
+    left = {".pt.notes.tmp", *(f".young.pt.{name}.tmp" for name in ("00000000-1-ab12", "1", "notes"))}
+    assert set(os.listdir(tmp_path)) == {"pt", "young.pt"} | left
+
+
+def test_writers_of_equal_number_have_folders_of_their_own(tmp_path, monkeypatch):
+    """Two containers, each with the same process number, write the same file at once."""
+    path, seen = tmp_path / "x.pt", []
+
+    def write(tmp):
+        tmp.write_text("outer")
+        with monkeypatch.context() as other:
+            other.setattr(files, "host", lambda: "0" * 8)
+            files.write_atomic(path, lambda inner: (seen.append(inner), inner.write_text("inner")))
+        seen.append(tmp)
+
+    files.write_atomic(path, write)
+    assert path.read_text() == "outer" and len({p.parent for p in seen}) == 2
+    assert {p.name for p in seen} == {"x.pt"}  # torch.save writes it into the file
+    assert os.listdir(tmp_path) == ["x.pt"]
 
 
 def test_an_open_file_survives_its_replacement(tmp_path):

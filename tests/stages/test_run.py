@@ -44,10 +44,12 @@ def test_a_missing_file_is_answered_by_a_command_that_makes_it(tmp_path):
     place, facts = Place(tmp_path, "toy", "clip", "imu", "semi", 3), {"data": "toy", "fingerprint": "f", "args": {}}
     with pytest.raises(UserError, match=f"run first: python extract_features.py --data toy .* --runs {tmp_path}"):
         load_seed(place)
-    keep = {"ids": [], "labels": torch.zeros(0), "split": torch.zeros(0), "class_names": []}
-    inputs = {"kind": "series", "x": torch.zeros(0), **keep}
+    keep = {"ids": [], "labels": torch.arange(0), "split": torch.arange(0), "class_names": []}
+    inputs = {"kind": "text", "x": torch.zeros(0, 4, dtype=torch.uint8), **keep}
     files.save(place.inputs("imu"), inputs, stage="extract_features", quiet=True, **facts)
-    files.save(place.bank("rgb"), {"features": torch.zeros(0), **keep}, stage="extract_features", quiet=True, **facts)
+    files.save(
+        place.bank("rgb"), {"features": torch.zeros(0, 2), **keep}, stage="extract_features", quiet=True, **facts
+    )
     command = "python train_connect.py --data toy --oom imu --perceptor clip --setting semi --seed 3"
     with pytest.raises(UserError, match=f"run first: {command} --runs {tmp_path}"):
         load_seed(place)
