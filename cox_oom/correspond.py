@@ -91,7 +91,7 @@ def correspond(
     floor: float = 0.3,
     prior: float = 2.0,
     freedom: float = 5.0,
-    chunk: int = 1024,
+    tile: int = 1 << 22,
 ) -> tuple[Tensor, Tensor]:
     """Class posteriors (M, C) and expected IM vectors (M, p) of OOM items z (M, d) by soft correspondence with
     labelled IM items x (N, p), y (N,).
@@ -129,10 +129,10 @@ def correspond(
         means, precision = b + x @ weights + offsets[y], torch.linalg.inv(noise)  # (N, d)
         pull, level = precision @ means.T, ((means @ precision) * means).sum(1)
         use, total, scatter = x.new_zeros(len(x)), x.new_zeros(len(x), d), x.new_zeros(d, d)
-        for r in unpaired.split(chunk):
+        for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time
             far = (((z[r] @ precision) * z[r]).sum(1)[:, None] - 2 * z[r] @ pull + level).clamp(
                 min=0
-            )  # (chunk, N), squared
+            )  # (rows, N), squared
             logits = bias[y] - 0.5 * (freedom + d) * (far / freedom).log1p()
             other = (y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y)
             q = logits.masked_fill(other, -1e9).softmax(1)

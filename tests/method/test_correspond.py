@@ -153,12 +153,12 @@ def test_views_take_fewer_and_more_components():
     assert [v.shape[1] for v in few] == [15, 13, 15, 15]  # all that there are
 
 
-def test_neither_chunks_nor_the_order_of_items_matter():
+def test_neither_tiles_nor_the_order_of_items_matter():
     z, x, y, shares = shared_world(3)
     y_z, partner = given(y, 20)
     whole = correspond(z, y_z, partner, x, y, shares)
     assert [t.shape for t in whole] == [(300, 5), (300, 12)]
-    torch.testing.assert_close(correspond(z, y_z, partner, x, y, shares, chunk=37), whole, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(correspond(z, y_z, partner, x, y, shares, tile=37 * len(x)), whole, atol=1e-3, rtol=1e-3)
     order = torch.cat([torch.arange(20), 20 + torch.randperm(len(x) - 20, generator=torch.Generator().manual_seed(0))])
     torch.testing.assert_close(correspond(z, y_z, partner, x[order], y[order], shares), whole, atol=1e-3, rtol=1e-3)
 
