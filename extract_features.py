@@ -137,7 +137,7 @@ def main(argv=None):
     data, ims = read(args)
     rows.check(args, data, ims)
     choice = perceptors.choose(args.perceptor, data.modalities, ims, args.weights)
-    if args.weights is not None and not {c[0] for c in choice.values() if c} & {"imagebind", "languagebind"}:
+    if args.weights and not {c[0] for c in choice.values() if c} & {"imagebind", "languagebind"}:
         raise UserError(f"--weights {args.weights}: --perceptor {args.perceptor} takes none; leave it out")
     options = key_values("--perceptor-option", args.perceptor_option)
     perceptors.check_options(choice, options)
