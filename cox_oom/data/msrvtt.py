@@ -7,7 +7,6 @@
 import csv
 import io
 import json
-import os
 from typing import Any
 
 from cox_oom.data import Dataset, media, official
@@ -79,12 +78,8 @@ def read(
         f" (--option caption={caption})" + ("; for test, the sentence that 1k-A names" if split == "9k" else "")
     ]
     if None in audio_cells:
-        facts.append(f"audio: {audio_cells.count(None):,} of {len(ids):,} clips carry no audio: kept, masked")
+        facts.append(official.silent_fact(audio_cells))
     cells = {"video": clips, "audio": audio_cells, "language": [language[i] for i in ids]}
-
-    def fetch(modality, row, sample):
-        path = os.path.join(root, cells[modality][row])
-        return media.load_audio(path) if modality == "audio" else media.load_video(path, frames, sample)
 
     return official.finish(
         NAME,
@@ -95,7 +90,7 @@ def read(
         class_names=CLASSES,
         modalities={"video": "video", "audio": "audio", "language": "text"},
         cells=cells,
-        fetch=fetch,
+        fetch=official.clips(root, cells, frames),
         sizes=sizes,
         mend=MEND,
         settings={"split": split, "caption": caption, "frames": frames},

@@ -198,6 +198,21 @@ def with_sound(name, root, sizes, paths, audio):
 # ---------------------------------------------------------------------------------------------------- the data set
 
 
+def silent_fact(cells):
+    """What a data set says of clips without sound; cells: an audio path or None for each clip."""
+    return f"audio: {cells.count(None):,} of {len(cells):,} clips carry no audio: kept, masked"
+
+
+def clips(root, cells, frames):
+    """The fetch of a data set of clips: the sound of an audio cell, else `frames` frames of the video."""
+
+    def fetch(modality, row, sample):
+        path = os.path.join(root, cells[modality][row])
+        return media.load_audio(path) if modality == "audio" else media.load_video(path, frames, sample)
+
+    return fetch
+
+
 def hold_out(name, split, labels, share, seed=0):
     """The split with `share` of each class's train rows moved to val: where a data set has no val rows of its own."""
     share = number(name, "val", share, 0, 0.5, float)

@@ -6,7 +6,6 @@
 
 import csv
 import io
-import os
 from typing import Any
 
 from cox_oom.data import Dataset, media, official
@@ -57,12 +56,8 @@ def read(
     audio_cells = [sounds.get(i) or (c if sound.get(c, True) else None) for i, c in zip(ids, clips)]
     facts = [official.oracle_fact(template)]
     if None in audio_cells:
-        facts.append(f"audio: {audio_cells.count(None):,} of {len(ids):,} clips carry no audio: kept, masked")
+        facts.append(official.silent_fact(audio_cells))
     cells = {"video": clips, "audio": audio_cells, "language": official.sentences(NAME, template, names, ids, seed)}
-
-    def fetch(modality, row, sample):
-        path = os.path.join(root, cells[modality][row])
-        return media.load_audio(path) if modality == "audio" else media.load_video(path, frames, sample)
 
     return official.finish(
         NAME,
@@ -73,7 +68,7 @@ def read(
         class_names=classes,
         modalities={"video": "video", "audio": "audio", "language": "text"},
         cells=cells,
-        fetch=fetch,
+        fetch=official.clips(root, cells, frames),
         sizes=sizes,
         mend=MEND,
         settings={"template": template, "val": float(val), "seed": seed, "frames": frames},
