@@ -154,23 +154,19 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------- banks of the pretrained perceptor
     known = {"im": sorted(ims)}
-    if (
-        args.oom
-        and frozen
-        and not files.finished(
-            place.choice, known, {}, data.fingerprint, args.force or rows.unused(place.choice, data.fingerprint)
-        )
-    ):
-        files.save(
-            place.choice,
-            known,
-            stage="extract_features",
-            data=data.name,
-            fingerprint=data.fingerprint,
-            args=known,
-            dated=False,
-            quiet=True,
-        )
+    if args.oom and frozen:
+        force = args.force or rows.unused(place.choice, data.fingerprint)
+        if not files.finished(place.choice, known, {}, data.fingerprint, force):
+            files.save(
+                place.choice,
+                known,
+                stage="extract_features",
+                data=data.name,
+                fingerprint=data.fingerprint,
+                args=known,
+                dated=False,
+                quiet=True,
+            )
     made = {
         m: banks.frozen(args, place, data, m, *choice[m], perceptors.options_of(choice[m][0], options)) for m in frozen
     }
