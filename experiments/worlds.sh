@@ -47,8 +47,8 @@ columns() {  # columns DATA: the modalities that take their turn as the new sens
     if [ -n "${OOM:-}" ]; then printf '%s\n' $OOM
     elif [ "$(basename "$1")" = digits ]; then printf '%s\n' rgb pen audio
     else "$PYTHON" -c "import sys
-from cox_oom import data, files
-files.run(lambda name: print(*data.read(name).modalities, sep='\n'), sys.argv[1])" "$1"
+from cox_oom import data, run
+run.script(lambda name: print(*data.read(name).modalities, sep='\n'), sys.argv[1])" "$1"
     fi
 }
 

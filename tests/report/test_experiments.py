@@ -202,3 +202,16 @@ def test_table3_from_nothing_and_again(tmp_path):
     assert again.returncode == 0 and again.stdout.count("already done") > 5 and "already evaluated" in again.stdout
     assert (out / "table.md").read_text() == table
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+@pytest.mark.parametrize(("data", "columns"), [("synth", 7), ("nowhere", 0)])
+def test_columns_are_the_data_sets_modalities(data, columns):
+    done = subprocess.run(
+        ["bash", "-c", f'. "{ROOT}/experiments/worlds.sh"; columns {data}', str(ROOT / "experiments" / "any.sh")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable, "OOM": ""},
+    )
+    assert len(done.stdout.split()) == columns
+    assert "Traceback" not in done.stderr
+    assert (done.returncode == 0) == bool(columns)
