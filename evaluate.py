@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cox_oom import files, run, shapes
+from cox_oom import files, predict, recordings, run, shapes
 from cox_oom.files import Place, UserError
 from cox_oom.report import tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
@@ -34,7 +34,9 @@ EVERYDAY = (
     ("--seed", None, run.SEED, "left out: all", MANY),
     ("--task", "classification", ("classification", "retrieval"), "retrieval: of IM test items by OOM ones, and back"),
     ("--table", False, None, "all runs that match in a table and a report"),
-    ("--out", None, run.folder, "with --table: folder to write; left out: RUNS/DATA/report, or RUNS/report"),
+    ("--out", None, run.folder, "folder to write; left out: RUNS/DATA/report, RUNS/report, for --new RUNS/DATA"),
+    ("--new", None, str, "name new recordings: a file, a folder, - for a path a line; several seeds are averaged"),
+    ("--abstain", 0.0, run.number(float, 0, 1), "with --new: no class for what is less sure than this"),
 )
 
 
@@ -132,8 +134,25 @@ def cloud(args, data, folder, names):
     }
 
 
+def use(args):
+    """What is asked of a learner instead of a table: to name new recordings."""
+    if len(args.data) > 1:
+        raise UserError(f"--data {shlex.join(args.data)}: name one data set")
+    paths = predict.choose(find(args, args.data[0], ".pt"), what_first(args, args.data[0]))
+    learner = predict.Trained(paths, args.device)
+    print(f"note: {', '.join(map(str, paths))}, {learner.certainty}", file=sys.stderr)
+    if args.new == "-":
+        whole = recordings.stream(learner, sys.stdin, args.abstain)
+    else:
+        out = Path(args.out or Path(args.runs) / files.data_name(args.data[0]))
+        whole = recordings.name(learner, args.new, out, args.abstain)
+    sys.exit(not whole)
+
+
 def main(argv=None):
     args = get_args(argv)
+    if args.new:
+        return use(args)
     if args.table:
         files.optional("matplotlib", "the report")  # said before anything is judged
         from cox_oom.report import page

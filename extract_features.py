@@ -13,7 +13,6 @@ Writes  RUNS/DATA/inputs/<modality>.pt          the learner's inputs: of the OOM
 The same command gives the same bytes, and goes on from where it was stopped.
 """
 
-import os
 import sys
 import time
 from dataclasses import replace
@@ -25,7 +24,6 @@ from cox_oom.files import Place, UserError
 from cox_oom.perceptors import banks
 from cox_oom.run import Parser, number
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 KEY = {"action": "append", "metavar": "KEY=VALUE"}
 EVERYDAY = (
     (
@@ -47,7 +45,7 @@ EVERYDAY = (
     ),
     ("--frames", 8, number(int, 1, 10**4), "video frames per clip"),
     ("--on-error", "fatal", ("fatal", "skip"), "broken and missing media: stop, or leave out, count and list"),
-    ("--workers", CORES, number(int, 0, 1024), "processes that decode and preprocess; 0: none besides this one"),
+    ("--workers", run.CORES, number(int, 0, 1024), "processes that decode and preprocess; 0: none besides this one"),
 )
 RARE = (
     ("--on-silence", "warn", ("warn", "skip", "fatal"), "silent recordings: keep and list; leave out; stop"),

@@ -39,12 +39,8 @@ EVERYDAY = (
     ("--warmup-epochs", 10, number(int, 0, run.EPOCHS), "epochs on the labelled items, or on the anchors (unsup)"),
 )
 RARE = (
-    (
-        "--holdout",
-        0.0,
-        number(float, 0, 1, "[)"),
-        "semi: share of the labelled items of a class kept for validation alone",
-    ),
+    ("--holdout", 0.0, number(float, 0, 1, "[)"), "semi: share of a class's labelled items kept to validate alone"),
+    ("--fold", None, labels.fold, "semi: hold out part K of N, K/N, of the labelled items (stage 3's --folds does it)"),
     ("--slice", 0, number(int, 0, 10**7), "learner: steps of a time slice; 0: by the series' length (docs/method.md)"),
     ("--batch", 128, number(int, 1, run.LARGE), "items of a step; an epoch is M / batch steps for every method"),
     ("--labelled-batch", 64, number(int, 1, run.LARGE), "labelled items of a step"),
@@ -109,7 +105,9 @@ def warm_up(work, learner, head, oom, start, steps, every, args, generator):
 
 def check(args, oom, train):
     """Say which flags play no part, and refuse what cannot be run."""
-    idle = [f for f in ("per_class", "holdout", "pair_by_class") if args.setting == "unsup" and getattr(args, f)]
+    idle = [
+        f for f in ("per_class", "holdout", "fold", "pair_by_class") if args.setting == "unsup" and getattr(args, f)
+    ]
     idle += ["init"] if args.setting == "semi" and args.init != "literal" else []
     if idle:
         names = ", ".join("--" + f.replace("_", "-") for f in idle)

@@ -16,7 +16,7 @@ import re
 import torch
 from tqdm import tqdm
 
-from cox_oom import anchors, labels, methods, run
+from cox_oom import anchors, confidence, labels, methods, run
 from cox_oom.connect import Bridge
 from cox_oom.correspond import explain, teacher_of
 from cox_oom.files import Place, UserError
@@ -25,6 +25,7 @@ from cox_oom.methods import METHODS, Model
 from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_seed, state_of
 
+WITHOUT = {"action": "extend", "metavar": "PART,…"}
 EVERYDAY = (
     ("--method", "cox", tuple(METHODS), "COX or a baseline (docs/method.md)"),
     ("--tag", "", str, "write METHOD-TAG.pt: a run with other flags beside the first, in a row of its own"),
@@ -38,35 +39,15 @@ RARE = (
     ("--weight-decay", 1e-5, number(float, 0, run.LARGE), "Adam's weight decay"),
     ("--connect-steps", 50, number(int, 0, run.STEPS), "cox: steps of each connection at a refresh"),
     ("--w-agree", 1.0, number(float, 0, run.LARGE), "cox, selftrain: weight of the anchors' labels on A"),
-    (
-        "--w-disagree",
-        None,
-        number(float, 0, run.LARGE),
-        "the same of the term on D; left out: 1 with --kl expected, else 0.5",
-    ),
+    ("--w-disagree", None, number(float, 0, run.LARGE), "the same of D's term; left out: 1 (--kl expected) or 0.5"),
     ("--kl", "expected", ("expected", "matched", "literal"), "what an item of D is drawn to (docs/method.md, Eq. 13)"),
-    (
-        "--rounds",
-        6,
-        number(int, 0, 10**4),
-        "rounds of the soft correspondence; 0: the heads' agreement chooses anchors",
-    ),
+    ("--rounds", 6, number(int, 0, 10**4), "of the soft correspondence; 0: the heads' agreement chooses anchors"),
     ("--temper", 0.4, number(float, 0, run.LARGE, ends="(]"), "exponent of its posteriors, which are too confident"),
     ("--refit", 0.5, number(float, 0, 1), "how far the head moves, at the end, to the classifier of its posteriors"),
     ("--w-im", 3.0, number(float, 0, run.LARGE), "cox: weight of predicting IM features"),
-    (
-        "--shares",
-        "known",
-        ("known", "free"),
-        "known: classes are as frequent as among the IM items; free: they are not",
-    ),
-    (
-        "--without",
-        [],
-        leave_out,
-        f"ablation: leave out some of {', '.join(PARTS)}",
-        {"action": "extend", "metavar": "PART,…"},
-    ),
+    ("--shares", "known", ("known", "free"), "known: classes are as frequent as among the IM items; free: not so"),
+    ("--folds", None, number(int, 2, 100), "calibrate by this many further runs, each without a part of the labels"),
+    ("--without", [], leave_out, f"ablation: leave out some of {', '.join(PARTS)}", WITHOUT),
 )
 
 
@@ -190,7 +171,7 @@ def main(argv=None):
     kept = {"arch": seed.connect["arch"], "learner": state_of(learner), "head": state_of(head), **bridge.saved()}
     kept |= {"class_names": seed.oom["class_names"], "unlabelled": [items.ids[i] for i in items.unlabelled.tolist()]}
     kept |= {"before": before or after, "after": after, "history": history, "trust": facts.get("trust", {})}
-    kept |= {"fallback": facts.get("fallback", {})}
+    kept |= {"fallback": facts.get("fallback", {}), **confidence.of_run(seed, args, items, learner, head)}
     work.save(kept, n_labelled=len(items.labelled))
     print(f"stage 3 done in {work.seconds:.0f} s. Next: {Place(args.runs, args.data).command('evaluate.py')} --table")
 

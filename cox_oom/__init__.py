@@ -6,3 +6,10 @@ try:
     __version__ = metadata.version("cox-oom")
 except metadata.PackageNotFoundError:
     __version__ = "0+not.installed"
+
+
+def load(path, device="cpu"):
+    """A trained learner, ready to name recordings: cox_oom.predict.load."""
+    from cox_oom import predict  # here, so that importing the package is light
+
+    return predict.load(path, device)

@@ -5,13 +5,14 @@ the same reading, "strong" beyond (for consistency and pseudo-label losses). Ima
 sign or scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep
 their axis. Randomness comes from torch's global generator of x's device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from cox_oom.learner import MASKED_BYTE, Learner
+from cox_oom.learner import MASKED_BYTE, Learner, load_learner
 
 
 def batch(file: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor | None]:
@@ -55,6 +56,21 @@ def embed(learner: Learner, file: dict[str, Any], rows: Tensor, device: str, vie
             z.append(learner(*(augment(file["kind"], x, lengths) if view else (x, lengths))).float())
         out.append(torch.cat(z))
     return torch.stack(out)
+
+
+@torch.no_grad()
+def classify(
+    learner: Learner, head: nn.Linear, file: dict[str, Any], rows: Tensor, device: str
+) -> tuple[Tensor, Tensor]:
+    """Features z (R, d) and logits (R, C), on the CPU, of rows (R,) of an inputs file."""
+    z = embed(learner, file, rows, device)[0].cpu()
+    return z, z @ head.weight.detach().cpu().T + head.bias.detach().cpu()
+
+
+def model_of(state: dict[str, Any], device: str) -> Callable[[dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
+    """classify(file, rows) by the learner and head in a connect.pt or METHOD.pt."""
+    learner, head = load_learner(state["arch"], state, device)
+    return lambda file, rows: classify(learner, head, file, rows, device)
 
 
 def noise(like: Tensor, *shape: int) -> Tensor:

@@ -57,6 +57,7 @@ VERIFIED: dict[str, tuple] = {}  # {path: what stat said of it when its content 
 LIBRARIES = {
     **{name: (name, "stages") for name in ("soundfile", "av", "scipy", "matplotlib", "h5py")},
     **{name: (name, "perceptors") for name in ("transformers", "tokenizers", "safetensors", "ftfy")},
+    **{name: (name, "export") for name in ("onnx", "onnxruntime", "onnxscript")},
     "PIL": ("Pillow", "stages"),
     "kaldi_native_fbank": ("kaldi-native-fbank", "stages"),
 }

@@ -3,7 +3,7 @@
 Shapes: M OOM training items, L of them labelled, U not, N IM items, C classes.
 """
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -50,13 +50,25 @@ def choose_labelled(
     return torch.cat(drawn).sort().values
 
 
-def hold_out(labels: Tensor, share: float) -> Tensor:
+def fold(text: str) -> str:
+    """The type of --fold: "K/N", part K = 0 … N - 1 of N."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts) and int(parts) > 1):
+        raise ArgumentTypeError(f"{text}: give K/N, part K = 0 to N - 1 of N >= 2 parts")
+    return text
+
+
+def hold_out(labels: Tensor, share: float, fold: str | None = None) -> Tensor:
     """Mask (L,) of the items held out of labels (L,): of each class the first share of its items, one at least and not
-    all; of a class of one item none."""
+    all; of a class of one item none. With `fold`, "K/N", every N-th item of each class in its place, from the K-th."""
     held = torch.zeros(len(labels), dtype=torch.bool)
+    part, parts = map(int, fold.split("/")) if fold else (0, 0)
     for c in labels.unique():
         of_class = (labels == c).nonzero().squeeze(1)
-        held[of_class[: min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
+        if fold:
+            held[of_class[part::parts]] = len(of_class) > 1
+        else:
+            held[of_class[: min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
     return held
 
 
@@ -200,10 +212,10 @@ def few(
     has_pairs = shown[labels >= 0].any(0)  # (K,)
     chosen = choose_labelled(labels, args.labels * len(train), args.per_class, generator, shown)
     rows, y, held, with_label = train[chosen], labels[chosen], train[:0], (labels >= 0).sum()
-    if args.holdout:
-        aside = hold_out(y, args.holdout)
+    if args.holdout or args.fold:
+        aside = hold_out(y, args.holdout, args.fold)
         rows, y, held = rows[~aside], y[~aside], rows[aside]
-        print(f"  {len(held)} labelled items held out (--holdout)")
+        print(f"  {len(held)} labelled items held out (--{'fold' if args.fold else 'holdout'})")
     of_class = torch.bincount(y, minlength=len(oom["class_names"]))
     print(f"  {len(rows)} labelled items, {of_class.min()}-{of_class.max()} per class, of {with_label} with a label")
     pairs, by_class = {}, []

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cox_oom.files import UserError, data_name, escaped, finished, load, save, sweep, writable
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 PARTS = ("connection", "exploration", "warmup", "emergent")  # what an ablation can leave out of COX
 
 

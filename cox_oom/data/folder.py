@@ -207,15 +207,8 @@ def _loader(manifest, folder, rows, cells, kinds, faults, frames, limit):
         kind = kinds[modality]
         if kind == "text":
             return cell
-        path = os.path.join(folder, cell)
         try:
-            if cell.lower().endswith(media.ARRAY):
-                return media.load_array(path)
-            if kind == "image":
-                return media.load_image(path, modality, limit)
-            if kind == "audio":
-                return media.load_audio(path, limit=limit)
-            return media.load_video(path, frames, sample, limit=limit)
+            return media.load_file(os.path.join(folder, cell), kind, modality, frames, sample, limit)
         except media.MediaError as e:
             raise table.row_error(
                 manifest, rows[row], f"{modality} {cell!r} {e}", e.mend or "replace the file or empty the cell"

@@ -11,6 +11,8 @@ from cox_oom.data.media import SAMPLE_RATE, even_indices
 from cox_oom.files import UserError, optional
 
 WINDOW, SHIFT = 25, 10  # ms, of the mel frames
+READER = 2  # version of the decoders and of what follows here; another one's learners would be given other items
+MELS = 64  # of a spectrogram
 TEXT_BYTES = 256  # a sentence longer than this is cut
 
 
@@ -26,7 +28,7 @@ class NoTrainItem(UserError):
     """None of the train items is there, or all of them are left out: there is no mean and no standard deviation."""
 
 
-def log_mel(wave, mels=64):
+def log_mel(wave, mels=MELS):
     """float32 (mels, frames): log mel energies of 25 ms windows each 10 ms (Kaldi's, no dither)."""
     knf = optional("kaldi_native_fbank", "the spectrogram of sound")
     options = knf.FbankOptions()
@@ -82,6 +84,11 @@ def shorten(x, length):
     return x if x.shape[1] == length else F.adaptive_avg_pool1d(x[None], length)[0]
 
 
+def shorter(steps, longest, limit):
+    """Steps that an item of a series keeps where the longest item has `longest`, of which `limit` are kept."""
+    return -(-steps * limit // longest) if longest > limit else steps  # a ceiling: at least 1
+
+
 class _Moments:
     """Streaming mean and variance, merged item by item in float64 (Chan, Golub, LeVeque 1983)."""
 
@@ -117,7 +124,7 @@ class _Moments:
         return self.mean.float().contiguous(), std.float().contiguous()
 
 
-def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, frames=8, mels=64):
+def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, frames=8, mels=MELS):
     """Raw items of one modality (Dataset has their forms) to the tensors that the OOM learner trains on.
 
     raws: the n items: a list, or anything with len() and [i] such as data.Items, or an iterator. What `reduced` made
@@ -132,6 +139,7 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
               length (feature vectors, binned sensors), else (C, 1) over the valid part.
       audio   becomes series: log mel, (mels, frames of 10 ms); lengths always; mean, std (mels, 1)
       text    x uint8 (n, T) UTF-8 bytes, 0 = padding; lengths; mean and std are None
+    and "longest", the steps of the longest item before it was shortened, 0 of images, videos and text.
     Raises UserErrors: Ragged, where items have unlike channels or dtypes; NoTrainItem.
     Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.
     """
@@ -154,13 +162,59 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
     raise ValueError(f"unknown kind {kind!r}: image, video, series, audio or text")
 
 
-def reduced(kind, raw, *, image_size=224, frames=8, mels=64, **_):
+def reduced(kind, raw, *, image_size=224, frames=8, mels=MELS, **_):
     """A raw item as far towards `learner_inputs` as it goes alone: worker processes do it. Others stay as they are."""
     if kind == "image":
         return square(_tensor(raw), image_size).numpy()
     if kind == "video":
         return square(_tensor(raw[even_indices(len(raw), frames)]), image_size).numpy()
     return log_mel(raw, mels) if kind == "audio" else raw
+
+
+def preparation(oom, modality, path):
+    """How an inputs file's items were made: `prepared`'s facts, with mean and std. UserError: `path` does not say."""
+    facts = oom["meta"].get("preparation")
+    if facts is None:
+        raise UserError(f"{path} does not say how its items were made; make it again by extract_features.py --force")
+    x, lengths = oom["x"], oom["lengths"] is not None
+    facts = {**facts, "modality": modality, "shape": list(x.shape[1:]), "dtype": str(x.dtype)[6:], "lengths": lengths}
+    return {**facts, "mean": oom["mean"], "std": oom["std"]}
+
+
+def prepared(raw, to):
+    """A raw item as the learner takes it, with the same bits as in stage 1's inputs: (x, steps).
+
+    to: a learner's preparation, stage 1's facts (`kind` of the raw item, image_size, series_length, frames, mels,
+    longest) with the `shape` and `dtype` of x, and `lengths`: whether items differ in length. x has that shape; steps
+    is an int, or None where all are full. Longer items lose their end. UserError where the item is of another form.
+    """
+    shape, kind = tuple(to["shape"]), to["kind"]
+    if kind == "text":
+        data = text_bytes(raw, shape[0])
+        x = torch.zeros(shape, dtype=torch.uint8)
+        x[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+        return x, len(data) if to["lengths"] else None
+    raw = _tensor(raw)
+    dims = {"audio": 1, "series": 2, "image": 3, "video": 4}[kind]
+    if raw.dim() != dims:
+        raise UserError(f"it has {raw.dim()} dimensions, an item of kind {kind} has {dims}; give one of that kind")
+    sizes = {k: to[k] for k in ("image_size", "frames", "mels")}
+    x = _tensor(reduced(kind, raw.numpy() if kind in ("audio", "video") else raw, **sizes))
+    if kind in ("image", "video"):
+        if x.dtype != getattr(torch, to["dtype"]):
+            raise UserError(f"its pixels are {x.dtype}, the learner's {to['dtype']}; give images as it was taught by")
+        x = x.transpose(0, 1) if kind == "video" else x.expand(shape[0], -1, -1) if len(x) == 1 else x
+        if tuple(x.shape) != shape:
+            raise UserError(f"it has {len(x)} channels, the learner takes {shape[0]}; give images as it was taught by")
+        return x, None
+    steps = shorter(x.shape[1], to["longest"], to["series_length"])
+    if len(x) != shape[0] or not to["lengths"] and steps != shape[1]:
+        form = f"{shape[0]} channels" + ("" if to["lengths"] else f" of {to['longest']} steps")
+        raise UserError(f"it has shape {tuple(x.shape)}, the learner takes {form}; give recordings of that form")
+    out = torch.zeros(shape)
+    steps = min(steps, shape[1])
+    out[:, :steps] = shorten(x.float(), shorter(x.shape[1], to["longest"], to["series_length"]))[:, :steps]
+    return out, steps if to["lengths"] else None
 
 
 def _each(raws, count):
@@ -199,7 +253,7 @@ def _images(raws, train, size):
         if train[i]:
             moments.add(item, (1, 2))
     mean, std = moments.result()
-    return {"kind": "image", "x": _first(x, k), "lengths": None, "mean": mean, "std": std}
+    return {"kind": "image", "x": _first(x, k), "lengths": None, "mean": mean, "std": std, "longest": 0}
 
 
 def _videos(raws, train, size, frames):
@@ -213,7 +267,7 @@ def _videos(raws, train, size, frames):
             moments.add(x[k], (1, 2, 3))
         k += 1
     mean, std = moments.result()
-    return {"kind": "video", "x": _first(x, k), "lengths": None, "mean": mean, "std": std}
+    return {"kind": "video", "x": _first(x, k), "lengths": None, "mean": mean, "std": std, "longest": 0}
 
 
 def _first(x, k):
@@ -232,8 +286,7 @@ def _series(items, train, limit, per_position=True):
             raise Ragged(i, f"{c} channels, the first one has {channels}")
     lengths = [t for _, t in shapes.values()]
     longest, train = max(lengths), [train[i] for i in shapes]
-    if longest > limit:  # integer ceiling of t * limit / longest: at least 1, at most limit
-        lengths = [-(-t * limit // longest) for t in lengths]
+    lengths = [shorter(t, longest, limit) for t in lengths]
     full = max(lengths)
     x = torch.zeros((n, channels, full), dtype=torch.float32)
     moments = _Moments()
@@ -248,7 +301,7 @@ def _series(items, train, limit, per_position=True):
     if per_position:
         mean, std = mean[0], std[0]
     kept = None if drop_lengths else torch.tensor(lengths, dtype=torch.int64)
-    return {"kind": "series", "x": x, "lengths": kept, "mean": mean, "std": std}
+    return {"kind": "series", "x": x, "lengths": kept, "mean": mean, "std": std, "longest": longest}
 
 
 def _texts(raws, count):
@@ -259,4 +312,4 @@ def _texts(raws, count):
         x[i, : len(b)] = torch.tensor(list(b), dtype=torch.uint8)
     lengths = [len(b) for b in data]
     kept = None if min(lengths) == x.shape[1] else torch.tensor(lengths, dtype=torch.int64)
-    return {"kind": "text", "x": x, "lengths": kept, "mean": None, "std": None}
+    return {"kind": "text", "x": x, "lengths": kept, "mean": None, "std": None, "longest": 0}

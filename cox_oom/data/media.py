@@ -30,6 +30,17 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow's names: it starts no
 NO_DATA = 0.99e18  # no sensor measures this: 3.4e38, 9.97e36, 1e20 and 1e18 mark what is missing
 
 
+def load_file(path, kind, modality="", frames=8, sample=None, limit=1):
+    """The raw item in a file, as Dataset.load gives it (cox_oom/data/__init__.py); MediaError where it is of no use."""
+    if str(path).lower().endswith(ARRAY):
+        return load_array(path)
+    if kind == "image":
+        return load_image(path, modality, limit)
+    if kind == "audio":
+        return load_audio(path, limit=limit)
+    return load_video(path, frames, sample, limit=limit)
+
+
 def load_image(path, modality="", limit=1):
     """uint8 (1|3, H, W); float32 for images of more than 8 bits, which for `depth` are mm and become metres.
 

@@ -141,6 +141,7 @@ def inputs_of(args, place, data, modality):
     if not finished(path, known, {}, data.fingerprint, args.force or unused(path, data.fingerprint)):
         complain, used = ahead.Complaints(data, modality, args.on_error, args.on_silence), observed(data, modality)
         made = read_inputs(args, data, modality, used, shape, complain)
+        preparation = {**shape, "kind": data.modalities[modality], "mels": inputs.MELS, "longest": made.pop("longest")}
         used = [r for r in used if r not in complain.left_out]
         check_items(args, data, modality, used)
         save(
@@ -153,6 +154,7 @@ def inputs_of(args, place, data, modality):
             source=data.source,
             dated=False,
             media=complain.finish(place.media(modality)),
+            preparation={**preparation, "reader": inputs.READER},
         )
     file = load(path)
     check_inputs(path, file)

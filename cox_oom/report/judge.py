@@ -5,23 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cox_oom.augment import embed
+from cox_oom import confidence
+from cox_oom.augment import model_of
 from cox_oom.connect import Bridge, map_items
 from cox_oom.files import data_name
 from cox_oom.heads import Head
-from cox_oom.learner import Learner
 from cox_oom.methods import METHODS, refreshes
 from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
 from cox_oom.seed import Seed, features_of, split_rows
 
 
-@torch.no_grad()
 def features(state: dict[str, Any], oom: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor]:
     """Features (R, d) and class (R,) of OOM rows by the learner and head in a connect.pt or METHOD.pt."""
-    learner = Learner(**state["arch"]).to(device)  # its head is applied on the CPU
-    learner.load_state_dict(state["learner"])
-    z = embed(learner, oom, rows, device)[0].cpu()
-    return z, (z @ state["head"]["weight"].T + state["head"]["bias"]).argmax(1)
+    z, logits = model_of(state, device)(oom, rows)
+    return z, logits.argmax(1)
 
 
 def apply_head(state: dict[str, Tensor], z: Tensor) -> Tensor:
@@ -138,8 +135,11 @@ def metrics_of(
 ) -> dict[str, Any]:
     """All metrics of a run; connections: what judge_connections found for its seed."""
     oom, names = seed.oom, run["class_names"]
-    z, guess = features(run, oom, test, device)
-    metrics = class_metrics(guess, oom["labels"][test], names)
+    z, logits = model_of(run, device)(oom, test)
+    metrics = class_metrics(logits.argmax(1), oom["labels"][test], names)
+    if "calibration" in run:
+        metrics["calibration"] = confidence.judgement(run, logits, oom["labels"][test])
+        metrics["novelty"] = (confidence.novelty(run, z) > 1).double().mean().item()
     val = labelled_rows(oom, "val")
     if len(val):
         metrics["val_accuracy"] = accuracy(features(run, oom, val, device)[1], oom["labels"][val])

@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cox_oom import files
+
 FILE = Path(__file__).resolve().with_name("golden.json")
 EXTRACT = "--image-size 8 --bind-epochs 2 --bind-width 8 --bind-dim 8 --workers 0"
 CONNECT = (
@@ -32,6 +34,8 @@ CONNECT = (
 EXPLORE = "--epochs 3 --batch 16 --labelled-batch 8 --connect-steps 3 --refreshes 2 --queue 64 --rounds 2"
 METHODS = {"semi": "random erm entmin moco ssl fixmatch selftrain cox aligned", "unsup": "random moco ssl cox aligned"}
 NOT_COMPARED = ("seconds", "connect_seconds", "torch", "command")
+# Keys of METHOD.pt, metrics and flags that are later than the golden file. Their values follow from the learner.
+LATER = ("preparation", "calibration", "novelty", "fold", "folds")
 
 
 def write_folder(path, alone=()):
@@ -203,16 +207,24 @@ def outline(obj):
     return type(obj).__name__
 
 
+def digest_of(path):
+    """The digests of a .pt file's content and of its outline, without what is later than the golden file."""
+    file = {k: v for k, v in torch.load(path, weights_only=True).items() if k not in ("meta", *LATER)}
+    return files.digest(file), hashed(json.dumps(outline(file)))
+
+
 def digests(base):
     """({path: digest}, {path: digest of its outline}) of everything under base/runs that is compared."""
     bits, shapes = {}, {}
     for path in sorted((base / "runs").rglob("*")):
         name = path.relative_to(base / "runs").as_posix()
         if path.suffix == ".pt":
-            file = torch.load(path, weights_only=True)
-            bits[name], shapes[name] = file["meta"]["digest"], hashed(json.dumps(outline(file)))
+            bits[name], shapes[name] = digest_of(path)
         elif path.suffix == ".json" and path.parent.name.startswith("seed"):
             record = {k: v for k, v in json.loads(path.read_text()).items() if k not in NOT_COMPARED}
+            for part in ("metrics", "args", "connect_args"):
+                record[part] = {k: v for k, v in record[part].items() if k not in LATER}
+            record["made_from"] = {path.stem: digest_of(path.with_suffix(".pt"))[0]}
             bits[name] = hashed(json.dumps(record, sort_keys=True))
         elif path.name == "table.md":
             bits[name] = hashed(path.read_text())

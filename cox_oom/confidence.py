@@ -1,0 +1,185 @@
+"""How far a trained learner's posteriors and its knowledge reach: temperature, reliability, novelty.
+
+Shapes: n items, C classes, d features of the learner.
+"""
+
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cox_oom.augment import classify, model_of
+from cox_oom.data.inputs import preparation
+from cox_oom.files import UserError, load
+from cox_oom.labels import Items
+from cox_oom.learner import Learner
+from cox_oom.seed import Seed
+
+TEMPERATURES = torch.logspace(-1, 1.5, 251, dtype=torch.float64)  # steps of 2.3%
+BINS, DRAWS = 15, 200
+BEYOND = 0.95  # share of the training items that are within novelty 1
+
+
+def of_run(seed: Seed, args: Namespace, items: Items, learner: Learner, head: nn.Linear) -> dict[str, Any]:
+    """What METHOD.pt keeps for new recordings: how to prepare one, the temperature, what the training items were like.
+
+    The temperature is fitted on the validation items, else by args.folds cross-fits; without both it is 1."""
+    z, logits = classify(learner, head, seed.oom, items.rows, args.device)
+    if len(items.val):
+        held, source = classify(learner, head, seed.oom, items.val, args.device)[1], "validation items"
+        calibration = temperature(held, items.y_val, source)
+    elif args.folds and args.setting == "semi":
+        calibration = temperature(*cross_fit(seed, args), f"{args.folds} cross-fits")
+    else:
+        calibration = temperature(logits[:0], items.y_val, "")
+    return {
+        "preparation": preparation(seed.oom, args.oom, seed.place.inputs(args.oom)),
+        "calibration": calibration,
+        "novelty": familiar(z, logits.argmax(1)),
+    }
+
+
+# -------------------------------------------------------------------------------------------------- temperature
+
+
+def temperature(logits: Tensor, y: Tensor, source: str) -> dict[str, Any]:
+    """The temperature by which logits (n, C) of items that training has not seen give y (n,) the largest likelihood
+    (Guo et al., ICML 2017), its 90% interval over bootstrap draws of the items, and where it is from. A share of
+    1 / (n + 2) of each item counts for all classes alike (Platt, 1999): few items that are all right prove little.
+
+    Returns {"temperature", "low", "high": float, "n": int, "source": source}; temperature 1 where n is 0."""
+    if not len(y):
+        return {"temperature": 1.0, "low": 1.0, "high": 1.0, "n": 0, "source": "none"}
+    scaled = logits.double()[:, None] / TEMPERATURES[:, None]  # (n, temperatures, C)
+    minus = -scaled.log_softmax(-1)
+    smooth = 1 / (len(y) + 2)
+    own = minus.gather(2, y[:, None, None].expand(-1, len(TEMPERATURES), 1))[..., 0]
+    loss = (1 - smooth) * own + smooth * minus.mean(2)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(y), (DRAWS, len(y)), generator=generator)
+    counts = torch.zeros(DRAWS, len(y), dtype=loss.dtype).scatter_add_(
+        1, draws, torch.ones_like(draws, dtype=loss.dtype)
+    )
+    drawn = TEMPERATURES[(counts @ loss).argmin(1)]
+    best = TEMPERATURES[loss.sum(0).argmin()].item()
+    low, high = drawn.quantile(torch.tensor([0.05, 0.95], dtype=loss.dtype)).tolist()
+    return {"temperature": best, "low": low, "high": high, "n": len(y), "source": source}
+
+
+def posteriors(run: dict[str, Any], logits: Tensor) -> Tensor:
+    """Posteriors (n, C) of logits (n, C) at the temperature of a METHOD.pt."""
+    return (logits / run["calibration"]["temperature"]).softmax(-1)
+
+
+def reliability(p: Tensor, y: Tensor) -> tuple[float, list[list[float]]]:
+    """Expected calibration error of posteriors p (n, C) for y (n,), over 15 bins of equal width, and the bins that
+    have items: [mean confidence, accuracy, count]."""
+    confidence, guess = p.double().max(1)
+    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    right = (guess == y).double()
+    count = torch.bincount(place, minlength=BINS)
+    bins = torch.stack([torch.bincount(place, weights=w, minlength=BINS) for w in (confidence, right)], 1)
+    error = (bins[:, 0] - bins[:, 1]).abs().sum().item() / max(1, len(y))
+    return error, [[c / n, r / n, int(n)] for (c, r), n in zip(bins.tolist(), count.tolist()) if n]
+
+
+def judgement(run: dict[str, Any], logits: Tensor, y: Tensor) -> dict[str, Any]:
+    """What test items, logits (n, C) and y (n,), say of a run's calibration: the expected calibration error before
+    and after, the bins, and what abstaining below a confidence leaves: {"0.8": [share, accuracy or None]}."""
+    p = posteriors(run, logits)
+    error, bins = reliability(p, y)
+    confidence, guess = p.max(1)
+    abstain = {}
+    for least in (0.5, 0.7, 0.8, 0.9):
+        kept = confidence >= least
+        right = (guess == y)[kept].double().mean().item() if kept.any() else None
+        abstain[str(least)] = [kept.double().mean().item(), right]
+    before = reliability(logits.softmax(-1), y)[0]
+    return {**run["calibration"], "ece_before": before, "ece": error, "bins": bins, "abstain": abstain}
+
+
+# ------------------------------------------------------------------------------------------------ cross-fitting
+
+
+def flags_of(args: dict[str, Any]) -> list[str]:
+    """The command line that gives a stage these args."""
+    words = []
+    for name, value in args.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        elif isinstance(value, list):
+            words += [flag, ",".join(value)] if value else []
+        elif value is not None and value != "":
+            words += [flag, str(value)]
+    return words
+
+
+def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor]:
+    """Logits (n, C) and labels (n,) of the labelled items, each by a learner that stages 2 and 3 made without its
+    part of args.folds parts. These runs lie in SEED/folds and go on after a stop. UserError where one fails."""
+    place, scripts = seed.place, Path(__file__).resolve().parent.parent
+    at = {i: r for r, i in enumerate(seed.oom["ids"])}
+    found = []
+    for k in range(args.folds):
+        part = replace(place, runs=str(place.folder / "folds" / f"{k}of{args.folds}"))
+        for name in ("inputs", str(place.banks().relative_to(place.base).parts[0])):
+            link_tree(place.base / name, part.base / name, skip=f"oom-{place.oom}")
+        shared = {"data": place.data, "runs": part.runs, "device": args.device, "force": args.force}
+        first = {**seed.connect["meta"]["args"], **shared, "fold": f"{k}/{args.folds}"}
+        own = {k: v for k, v in vars(args).items() if k != "folds"}
+        for script, its in (("train_connect.py", first), ("train_explore.py", {**own, **shared})):
+            print(f"  fold {k + 1} of {args.folds}: {script}", flush=True)
+            done = subprocess.run([sys.executable, scripts / script, *flags_of(its)], capture_output=True, text=True)
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["no word"])[-1].removeprefix("error: ")
+                raise UserError(f"--folds {args.folds}, part {k + 1}, {script}: {said}; or give fewer --folds, 0: none")
+        run, held = load(part.method(args.method, args.tag)), load(part.connect)["held"]
+        rows = torch.tensor([at[i] for i in held], dtype=torch.long)
+        found.append((model_of(run, args.device)(seed.oom, rows)[1], seed.oom["labels"][rows]))
+    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+
+def link_tree(old: Path, new: Path, skip: str) -> None:
+    """Links in the folder `new` to everything in `old`, but for the folder `skip`."""
+    for path in sorted(old.iterdir()):
+        if path.name != skip and not path.name.startswith("."):
+            new.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(new / path.name):
+                (new / path.name).symlink_to(path.resolve())
+
+
+# ------------------------------------------------------------------------------------------------------- novelty
+
+
+def familiar(z: Tensor, guess: Tensor) -> dict[str, Any]:
+    """What tells how unlike the training items an item is: of features z (n, d) and their classes guess (n,), the
+    class means, the inverse of the covariance within classes (Lee et al., NeurIPS 2018), and the distance that
+    95% of the items are within. Returns {"means": (C', d), "precision": (d, d), "distance": float}."""
+    z = z.double()
+    means = torch.stack([z[guess == c].mean(0) for c in guess.unique()])
+    own = torch.bucketize(guess, guess.unique())
+    within = (z - means[own]).T @ (z - means[own]) / len(z)
+    within += 1e-2 * within.diagonal().mean().clamp(min=1e-12) * torch.eye(z.shape[1], dtype=z.dtype)
+    state = {"means": means, "precision": torch.linalg.inv(within), "distance": 1.0}
+    state["distance"] = distance(state, z).quantile(BEYOND).clamp(min=1e-12).item()
+    return {"means": means.float(), "precision": state["precision"].float(), "distance": state["distance"]}
+
+
+def distance(state: dict[str, Any], z: Tensor) -> Tensor:
+    """Mahalanobis distance (n,) float64 of z (n, d) to the nearest class mean."""
+    means, precision = state["means"].double(), state["precision"].double()
+    off = z.double()[:, None] - means  # (n, C', d)
+    return ((off @ precision) * off).sum(-1).clamp(min=0).sqrt().min(1).values
+
+
+def novelty(run: dict[str, Any], z: Tensor) -> Tensor:
+    """How unlike the training items a METHOD.pt takes items with features z (n, d) to be (n,): above 1 where they
+    are farther from the nearest class than 95% of these."""
+    return (distance(run["novelty"], z) / run["novelty"]["distance"]).float()

@@ -1,0 +1,221 @@
+"""A trained learner as one file that runs without this repository: ONNX (onnxruntime) or .pt2 (torch.export).
+
+Normalisation, temperature and the average over several runs are inside. Beside it learner.json says how to prepare a
+raw file. Shapes: B batch, C classes.
+"""
+
+import contextlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cox_oom import files
+from cox_oom.data import inputs
+from cox_oom.data.media import SAMPLE_RATE
+from cox_oom.files import UserError
+from cox_oom.learner import load_learner
+from cox_oom.predict import Trained
+
+NAMES = ("posteriors", "novelty")
+
+
+class Whole(nn.Module):
+    """Prepared items to (posteriors (B, C), novelty (B,)): x (B, …) as in stage 1's inputs, uint8 or float32; where
+    items differ in length, x is (B, channels, time) of any time up to the longest, or bytes (B, time), and steps (B,)
+    int64 are the valid ones."""
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        made = [load_learner(run["arch"], run, "cpu") for run in trained.runs]
+        self.learners = nn.ModuleList(m[0] for m in made).eval()
+        self.heads = nn.ModuleList(m[1] for m in made)
+        self.temperatures = [run["calibration"]["temperature"] for run in trained.runs]
+        self.text, self.longest = trained.kind == "text", trained.preparation["shape"][-1]
+        for name in ("mean", "std"):
+            self.register_buffer(name, trained.preparation[name])
+        for i, run in enumerate(trained.runs):
+            self.register_buffer(f"means{i}", run["novelty"]["means"])
+            self.register_buffer(f"precision{i}", run["novelty"]["precision"] / run["novelty"]["distance"] ** 2)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor, steps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        at = torch.arange(self.longest, device=x.device)
+        if steps is not None:  # to the longest item's length
+            x = torch.cat([x, x.new_zeros(*x.shape[:-1], self.longest)], -1)[..., : self.longest]
+        if not self.text:
+            x = (x.float() - self.mean) / self.std
+        if steps is not None:
+            valid = at < steps[:, None]
+            x = x * (valid if self.text else valid[:, None, :])
+        posteriors, novelty = [], []
+        for i, (learner, head) in enumerate(zip(self.learners, self.heads)):
+            z = learner(x, steps)
+            posteriors.append((head(z) / self.temperatures[i]).softmax(-1))
+            off = z[:, None] - getattr(self, f"means{i}")
+            far = ((off @ getattr(self, f"precision{i}")) * off).sum(-1).clamp(min=0).amin(1)
+            novelty.append(far.sqrt())
+        return torch.stack(posteriors).mean(0), torch.stack(novelty).mean(0)
+
+
+def facts_of(trained: Trained) -> dict[str, Any]:
+    """What learner.json says: classes, inputs and outputs, and how a raw file becomes an input."""
+    to = {k: v for k, v in trained.preparation.items() if k not in ("mean", "std")}
+    size, steps = to["image_size"], "steps (B,) int64: the valid ones of each item"
+    square = f"cut the centre square, resize it to {size} x {size}, bilinear with antialiasing"
+    series = (
+        f"average time down by {to['longest']} / {to['series_length']}" if to["longest"] > to["series_length"] else ""
+    )
+    mel = (
+        f"mono at {SAMPLE_RATE} Hz; {to['mels']} log mel energies of {inputs.WINDOW} ms windows each {inputs.SHIFT} ms "
+        "(kaldi-native-fbank: dither 0, snip_edges, use_energy False)"
+    )
+    how = {
+        "image": [square, "channels first"],
+        "video": [f"take {to['frames']} frames evenly over time", square, "(3, frames, height, width)"],
+        "series": ["(channels, time) float32", series],
+        "audio": [mel, series],
+        "text": [f"UTF-8 bytes, {to['shape'][0]} at most, cut between characters; 0 is padding"],
+    }
+    return {
+        "classes": trained.classes,
+        "modality": trained.modality,
+        "made_from": [str(p) for p in trained.paths],
+        "inputs": {
+            "x": {"shape": ["B", *to["shape"]], "dtype": to["dtype"]},
+            **({"steps": steps} if to["lengths"] else {}),
+        },
+        "outputs": {"posteriors": ["B", len(trained.classes)], "novelty": "(B,): above 1 is unlike the training items"},
+        "prepare": [line for line in how[trained.kind] if line],
+        "preparation": to,
+        "certainty": trained.certainty,
+    }
+
+
+def example(trained: Trained, n: int = 2) -> tuple[Tensor, ...]:
+    """Zeros in the form of Whole's arguments."""
+    to = trained.preparation
+    x = torch.zeros((n, *to["shape"]), dtype=getattr(torch, to["dtype"]))
+    return (x, torch.full((n,), to["shape"][-1])) if to["lengths"] else (x,)
+
+
+def export(trained: Trained, path: Path) -> dict[str, Any]:
+    """Write the learners to `path`, .onnx or .pt2, and learner.json beside it. Returns {"file", "bytes"}. UserError
+    for another ending, or a run that is no network."""
+    if path.suffix not in (".onnx", ".pt2"):
+        raise UserError(f"--export {path}: the name ends in .onnx or .pt2")
+    if any("arch" not in run for run in trained.runs):
+        raise UserError(f"{trained.paths[0]} is no network; --export needs a method that trains one")
+    batch, args = torch.export.Dim("batch", min=1), example(trained)
+    dynamic: list[Any] = [{0: batch}, {0: batch}][: len(args)]
+    if len(args) > 1 and args[0].shape[-1] > 2:
+        dynamic[0] = {0: batch, args[0].dim() - 1: torch.export.Dim("time", min=1, max=args[0].shape[-1])}
+        args = (args[0][..., :-1].contiguous(), args[1] - 1)
+    facts = facts_of(trained)
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
+    with quietly():
+        write(trained, path, args, tuple(dynamic), facts, text)
+    files.write_atomic(path.with_suffix(".json"), lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    return {"file": str(path), "bytes": path.stat().st_size}
+
+
+def write(
+    trained: Trained, path: Path, args: tuple[Tensor, ...], dynamic: Any, facts: dict[str, Any], text: str
+) -> None:
+    """The exported file alone."""
+    if path.suffix == ".pt2":
+        program = torch.export.export(Whole(trained), args, dynamic_shapes=dynamic)
+        files.write_atomic(path, lambda tmp: torch.export.save(program, tmp, extra_files={"learner.json": text}))
+    else:
+        onnx = files.optional("onnx", "--export to ONNX")
+        files.optional("onnxscript", "--export to ONNX")
+        names = ["x", "steps"][: len(args)]
+        program = torch.onnx.export(
+            Whole(trained),
+            args,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            input_names=names,
+            output_names=NAMES,
+            verbose=False,
+        )
+        model = program.model_proto
+        for key in ("classes", "preparation"):
+            model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=json.dumps(facts[key])))
+        files.write_atomic(path, lambda tmp: onnx.save_model(model, str(tmp)))
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the exporters' remarks about libraries of theirs."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def quantize(path: Path) -> Path:
+    """An ONNX file with its products in int8 (dynamic quantisation): NAME.int8.onnx beside it."""
+    quantization = files.optional("onnxruntime.quantization", "--int8")
+    new = path.with_suffix(".int8.onnx")
+    with quietly():
+        files.write_atomic(new, lambda tmp: quantization.quantize_dynamic(path, tmp))
+    return new
+
+
+class Exported:
+    """An exported file, .onnx or .pt2, as a function of Whole's arguments; one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.session: Any = None
+        if path.suffix == ".onnx":
+            ort = files.optional("onnxruntime", "running an ONNX file")
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        else:
+            self.module = torch.export.load(path).module()
+
+    def __call__(self, *args: Tensor) -> tuple[Tensor, Tensor]:
+        if self.session is None:
+            return self.module(*args)
+        names = [i.name for i in self.session.get_inputs()]
+        p, far = self.session.run(NAMES, {n: a.numpy() for n, a in zip(names, args)})
+        return torch.from_numpy(p), torch.from_numpy(far)
+
+
+def measure(trained: Trained, path: Path, oom: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """An exported file beside its learner on rows (R,) of the inputs: the largest difference of a posterior, accuracy,
+    milliseconds of one item at one thread (the median of 30), bytes."""
+    run, whole = Exported(path), Whole(trained)
+    to = trained.preparation
+    off, guess = 0.0, []
+    for r in rows.split(256):
+        args = (oom["x"][r], oom["lengths"][r].long()) if to["lengths"] else (oom["x"][r],)
+        with torch.no_grad():
+            p = run(*args)[0]
+            off = max(off, (p - whole(*args)[0]).abs().max().item())
+        guess.append(p.argmax(1))
+    one = tuple(a[:1] for a in args)
+    seconds = []
+    for _ in range(30):
+        begun = time.perf_counter()
+        run(*one)
+        seconds.append(time.perf_counter() - begun)
+    accuracy = (torch.cat(guess) == oom["labels"][rows]).double().mean().item()
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "difference": off,
+        "accuracy": accuracy,
+        "ms": 1000 * sorted(seconds)[len(seconds) // 2],
+    }

@@ -1,0 +1,73 @@
+"""A folder with every kind of recording, and a learner of each kind, trained once for all files here."""
+
+import csv
+
+import numpy as np
+import pytest
+import worlds
+from PIL import Image
+from scipy.io import wavfile
+from small_media import write_clip
+
+import evaluate
+
+KINDS = {"thermal": "image", "imu": "series", "pose": "series", "note": "text", "audio": "audio", "video": "video"}
+CLASSES = ("cup", "key")
+
+
+def write_folder(path, n=(24, 6, 8)):
+    """One column of each of KINDS beside rgb; the items of imu differ in length and are longer than 16 steps; those of
+    pose do not. The text column is named language."""
+    rng, rows = np.random.default_rng(0), []
+    columns = ["rgb", *("language" if m == "note" else m for m in KINDS)]
+    for c in columns:
+        (path / c).mkdir(parents=True)
+    for split, count in zip(("train", "val", "test"), n):
+        for k in range(count):
+            c, name = k % 2, f"{split}{k}"
+            for column, grey in (("rgb", False), ("thermal", k % 3 > 0)):
+                picture = rng.integers(0, 200, (12, 10) if grey else (12, 10, 3)) + 50 * c
+                Image.fromarray(picture.astype(np.uint8)).save(path / column / f"{name}.png")
+            t = np.arange(rng.integers(12, 30))
+            np.save(path / "imu" / f"{name}.npy", np.stack([np.sin(t * (0.4 + 0.5 * c)), t / 30]).astype(np.float32))
+            np.save(path / "pose" / f"{name}.npy", (rng.standard_normal((1, 9)) + c).astype(np.float32))
+            tone = np.sin(np.arange(int(16000 * rng.uniform(0.1, 0.3))) * (0.05 + 0.2 * c)) * 8000
+            wavfile.write(path / "audio" / f"{name}.wav", 16000, tone.astype(np.int16))
+            write_clip(path / "video" / f"{name}.mp4", seconds=0.4 + 0.4 * (k % 4), sound=False, size=(32, 32))
+            files = [
+                f"{m}/{name}{e}" for m, e in (("rgb", ".png"), ("thermal", ".png"), ("imu", ".npy"), ("pose", ".npy"))
+            ]
+            text = f"a {('red', 'long')[c]} {CLASSES[c]} number {rng.integers(99)} ü"
+            rows.append([name, split, CLASSES[c], *files, text, f"audio/{name}.wav", f"video/{name}.mp4"])
+    with open(path / "manifest.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([["id", "split", "label", *columns], *rows])
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """(folder, {modality: METHOD.pt}): erm of every modality of the folder, judged by stage 4."""
+    folder, runs = write_folder(tmp_path_factory.mktemp("use") / "many"), tmp_path_factory.mktemp("runs")
+    found = {}
+    with worlds.quickly():
+        for m in ("thermal", "imu", "pose", "language", "audio", "video"):
+            worlds.stage("extract_features", folder, runs, "--im rgb --frames 2 --series-length 16 --workers 0", oom=m)
+            worlds.stage("train_connect", folder, runs, "--labels 0.5", oom=m)
+            worlds.stage("train_explore", folder, runs, "--method erm --epochs 3", oom=m)
+            found[m] = worlds.run_dir(runs, data="many", oom=m) / "erm.pt"
+    return folder, found
+
+
+@pytest.fixture
+def named(capsys):
+    """named(flags) -> (exit status, what it printed) of stage 4 with these flags."""
+
+    def call(*flags):
+        status = 0
+        try:
+            evaluate.main([str(f) for f in flags])
+        except SystemExit as e:
+            status = int(e.code or 0)
+        return status, capsys.readouterr().out
+
+    return call
