@@ -15,9 +15,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from cox_oom import files, predict, recordings, run, shapes
+from cox_oom import export, files, predict, recordings, run, shapes
 from cox_oom.files import Place, UserError
-from cox_oom.report import tables
+from cox_oom.report import card, tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
 from cox_oom.report.records import find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order, score
@@ -36,6 +36,8 @@ EVERYDAY = (
     ("--table", False, None, "all runs that match in a table and a report"),
     ("--out", None, run.folder, "folder to write; left out: RUNS/DATA/report, RUNS/report, for --new RUNS/DATA"),
     ("--new", None, str, "name new recordings: a file, a folder, - for a path a line; several seeds are averaged"),
+    ("--export", None, str, "write the learner to this file, .onnx or .pt2, with learner.json beside it"),
+    ("--int8", False, None, "with --export: the same in int8 beside it, NAME.int8.onnx"),
     ("--abstain", 0.0, run.number(float, 0, 1), "with --new: no class for what is less sure than this"),
 )
 
@@ -101,6 +103,7 @@ def judge(args, data):
             connections = connections or judge_connections(seed, test, args.device)
             old = record(run, seed, test, connections, args.device, args.task)
             write_text(path.with_suffix(".json"), json.dumps(old, indent=1))
+            write_text(path.with_suffix(".card.md"), card.card(old))
         print(
             f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: {words(old, args.task)}"
             + ("" if new else " (--force redoes it)")
@@ -135,12 +138,14 @@ def cloud(args, data, folder, names):
 
 
 def use(args):
-    """What is asked of a learner instead of a table: to name new recordings."""
+    """What is asked of a learner instead of a table: to name new recordings, to be exported."""
     if len(args.data) > 1:
         raise UserError(f"--data {shlex.join(args.data)}: name one data set")
     paths = predict.choose(find(args, args.data[0], ".pt"), what_first(args, args.data[0]))
     learner = predict.Trained(paths, args.device)
     print(f"note: {', '.join(map(str, paths))}, {learner.certainty}", file=sys.stderr)
+    if args.export:
+        return export.command(learner, Path(args.export), args.int8)
     if args.new == "-":
         whole = recordings.stream(learner, sys.stdin, args.abstain)
     else:
@@ -151,7 +156,7 @@ def use(args):
 
 def main(argv=None):
     args = get_args(argv)
-    if args.new:
+    if args.new or args.export:
         return use(args)
     if args.table:
         files.optional("matplotlib", "the report")  # said before anything is judged

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cox_oom.learner import MASKED_BYTE, Learner, load_learner
+from cox_oom.learner import MASKED_BYTE, Learner
 
 
 def batch(file: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor | None]:
@@ -60,17 +60,18 @@ def embed(learner: Learner, file: dict[str, Any], rows: Tensor, device: str, vie
 
 @torch.no_grad()
 def classify(
-    learner: Learner, head: nn.Linear, file: dict[str, Any], rows: Tensor, device: str
+    learner: Learner, head: dict[str, Tensor], file: dict[str, Any], rows: Tensor, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Features z (R, d) and logits (R, C), on the CPU, of rows (R,) of an inputs file."""
+    """Features z (R, d) and logits (R, C), on the CPU, of rows (R,) of an inputs file; head {"weight", "bias"}."""
     z = embed(learner, file, rows, device)[0].cpu()
-    return z, z @ head.weight.detach().cpu().T + head.bias.detach().cpu()
+    return z, z @ head["weight"].detach().cpu().T + head["bias"].detach().cpu()
 
 
 def model_of(state: dict[str, Any], device: str) -> Callable[[dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
     """classify(file, rows) by the learner and head in a connect.pt or METHOD.pt."""
-    learner, head = load_learner(state["arch"], state, device)
-    return lambda file, rows: classify(learner, head, file, rows, device)
+    learner = Learner(**state["arch"]).to(device)
+    learner.load_state_dict(state["learner"])
+    return lambda file, rows: classify(learner, state["head"], file, rows, device)
 
 
 def noise(like: Tensor, *shape: int) -> Tensor:

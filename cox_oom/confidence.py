@@ -30,9 +30,9 @@ def of_run(seed: Seed, args: Namespace, items: Items, learner: Learner, head: nn
     """What METHOD.pt keeps for new recordings: how to prepare one, the temperature, what the training items were like.
 
     The temperature is fitted on the validation items, else by args.folds cross-fits; without both it is 1."""
-    z, logits = classify(learner, head, seed.oom, items.rows, args.device)
+    z, logits = classify(learner, head.state_dict(), seed.oom, items.rows, args.device)
     if len(items.val):
-        held, source = classify(learner, head, seed.oom, items.val, args.device)[1], "validation items"
+        held, source = classify(learner, head.state_dict(), seed.oom, items.val, args.device)[1], "validation items"
         calibration = temperature(held, items.y_val, source)
     elif args.folds and args.setting == "semi":
         calibration = temperature(*cross_fit(seed, args), f"{args.folds} cross-fits")

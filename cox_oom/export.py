@@ -22,6 +22,9 @@ from cox_oom.data.media import SAMPLE_RATE
 from cox_oom.files import UserError
 from cox_oom.learner import load_learner
 from cox_oom.predict import Trained
+from cox_oom.report import card
+from cox_oom.report.judge import labelled_rows
+from cox_oom.report.records import read_record, write_text
 
 NAMES = ("posteriors", "novelty")
 
@@ -219,3 +222,23 @@ def measure(trained: Trained, path: Path, oom: dict[str, Any], rows: Tensor) -> 
         "accuracy": accuracy,
         "ms": 1000 * sorted(seconds)[len(seconds) // 2],
     }
+
+
+def command(trained: Trained, path: Path, int8: bool) -> None:
+    """Export a learner, measure the files on its test items, print that and add it to its card."""
+    if int8 and path.suffix != ".onnx":
+        raise UserError(f"--int8 with --export {path}: give a name that ends in .onnx")
+    export(trained, path)
+    oom = files.load(trained.paths[0].parents[4] / "inputs" / f"{trained.modality}.pt")
+    rows = labelled_rows(oom, "test")
+    found = [measure(trained, p, oom, rows) for p in (path, *([quantize(path)] if int8 else []))]
+    for f in found:
+        print(
+            f"wrote {f['file']}: {f['bytes'] / 1e6:.2f} MB, {f['ms']:.2f} ms for one item at one thread, accuracy "
+            f"{100 * f['accuracy']:.1f}%, a posterior differs by {f['difference']:.1e} at most"
+        )
+    print(f"wrote {path.with_suffix('.json')}: how to prepare a recording")
+    for p in trained.paths:
+        record = read_record(p.with_suffix(".json"))
+        if record:
+            write_text(p.with_suffix(".card.md"), card.card(record, found))
