@@ -22,7 +22,7 @@ from cox_oom import files, perceptors, run
 from cox_oom.data import rows
 from cox_oom.files import Place, UserError
 from cox_oom.perceptors import banks
-from cox_oom.run import Parser, number
+from cox_oom.run import Parser, key_values, number
 
 KEY = {"action": "append", "metavar": "KEY=VALUE"}
 EVERYDAY = (
@@ -48,6 +48,13 @@ EVERYDAY = (
     ("--workers", run.CORES, number(int, 0, 1024), "processes that decode and preprocess; 0: none besides this one"),
 )
 RARE = (
+    (
+        "--as",
+        [],
+        str,
+        "read a folder's column as language, image, audio, video or series; may be repeated",
+        {"action": "append", "metavar": "COLUMN=KIND", "dest": "kinds"},
+    ),
     ("--on-silence", "warn", ("warn", "skip", "fatal"), "silent recordings: keep and list; leave out; stop"),
     ("--perceptor-option", [], str, "an option of the perceptor (docs/perceptors.md); may be repeated", KEY),
     (
@@ -88,21 +95,16 @@ def get_args(argv=None):
     return args
 
 
-def key_values(flag, given):
-    """{key: value} of a flag's KEY=VALUEs."""
-    for text in given:
-        if "=" not in text:
-            raise UserError(f"{flag} {text}: write KEY=VALUE")
-    return dict(text.partition("=")[::2] for text in given)
-
-
 def read(args):
     """The Dataset that the flags name, the IM modalities among its own."""
     options = {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
     given = key_values("--option", args.option)
-    if "root" in given or "data" in given:
-        raise UserError(f"--option {'root' if 'root' in given else 'data'}: no option but a flag of its own")
+    for name in ("root", "data", "kinds"):
+        if name in given:
+            raise UserError(f"--option {name}: no option but a flag of its own")
     options |= given
+    if args.kinds:
+        options["kinds"] = key_values("--as", args.kinds)
     if args.im and not datasets.is_name(args.data):  # of a folder's columns these alone are checked
         options["columns"] = [*args.im.split(","), args.oom]
     data = datasets.read(args.data, root=args.root, **options)

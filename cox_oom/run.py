@@ -121,6 +121,14 @@ def number(
     return check
 
 
+def key_values(flag: str, given: Iterable[str]) -> dict[str, str]:
+    """{key: value} of a flag's KEY=VALUEs."""
+    for text in given:
+        if "=" not in text:
+            raise UserError(f"{flag} {text}: write KEY=VALUE")
+    return dict(text.partition("=")[::2] for text in given)
+
+
 EPOCHS, STEPS, SIZE, ITEMS = 10**7, 10**8, 2**16, 10**9  # what is absurd beyond
 LARGE = 10**6  # the same of a learning rate, a weight, a batch
 SEED = number(int, 0, 2**63 - 1)

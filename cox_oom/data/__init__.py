@@ -80,6 +80,8 @@ def read(data: str, root: str | None = None, **options: Any) -> Dataset:
     """
     options = {k: v for k, v in options.items() if v is not None}
     if is_name(data):
+        if "kinds" in options:
+            raise UserError(f"--data {data}: --as tells the kind of a folder's column; leave it out")
         module = importlib.import_module(f"cox_oom.data.{data}")
         if data not in ROOTED:
             if root is not None:

@@ -8,7 +8,8 @@ broken), and loading it says why. Every complaint is one line: file, row, id, wh
 import hashlib
 import io
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,10 +25,12 @@ KINDS = {
     "audio": "audio",
     "video": "video",
 }
+TOLD = {"language": "text", "text": "text", **{k: k for k in ("image", "audio", "video", "series")}}  # what --as takes
 EXTENSIONS = {
     "image": media.IMAGE + media.ARRAY,
     "audio": media.AUDIO,
     "video": media.VIDEO,
+    "series": media.ARRAY,
     None: media.ARRAY + media.IMAGE + media.AUDIO + media.VIDEO,
 }
 OPTIONS = {
@@ -38,45 +41,42 @@ READER = b"\0reader 2\0"  # enters the fingerprint with every file that an earli
 EDGE = 4096  # bytes at either end of a file that enter the fingerprint
 
 
-def read(folder: str, frames: int = 8, columns: list | None = None, limit: float = 1, **unknown: Any) -> Dataset:
+def read(
+    folder: str,
+    frames: int = 8,
+    columns: list | None = None,
+    limit: float = 1,
+    kinds: dict[str, str] | None = None,
+    complain: Callable[[UserError], object] | None = None,
+    **unknown: Any,
+) -> Dataset:
     """Dataset of a folder. `frames`: how many frames of each video clip `load` returns. limit: see OPTIONS.
 
     columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has
-    them as well, so that it does not depend on this choice. Raises UserError where the table or a column is not right.
+    them as well, so that it does not depend on this choice. kinds: {column: what --as says it holds, of TOLD}.
+    Raises UserError where the table or a column is not right. complain: takes each of these errors instead; what they
+    are about is left out of the Dataset.
     """
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
     frames = official.number(folder, "frames", frames, 1, 10**6)
     limit = official.number(folder, "limit", limit, 0.001, 10**6, float)
-    folder = os.path.normpath(str(folder))
+    folder, tell = os.path.normpath(str(folder)), complain or table.stop
     manifest = os.path.join(folder, "manifest.csv")
-    header, rows, content = table.read_table(manifest)
+    header, rows, content = table.read_table(manifest, tell)
     modalities = [h for h in header if h not in table.REQUIRED]
+    told = _told(manifest, modalities, kinds or {})
     checked = [m for m in modalities if columns is None or m in columns]
-    table.check_rows(manifest, rows, modalities)
-    class_names = table.class_names(manifest, rows)
-    for m in checked:
-        _check_column(manifest, folder, rows, m)
+    rows = table.check_rows(manifest, rows, modalities, tell)
+    class_names = table.class_names(manifest, rows, tell)
     cells = {m: [row[m] or None for _, row in rows] for m in modalities}
-    missing = {m: _missing(folder, cells[m]) for m in modalities if KINDS.get(m) != "text"}
-    absent = {m: missing[m] for m in checked if missing.get(m)}
-    faults = _missing_faults(absent)
-
-    # what the first bytes tell: fingerprint, files of no use, kinds of the user's own columns
-    digest, kinds, broken = hashlib.sha256(content), {m: KINDS.get(m) for m in modalities}, {}
-    for m in missing:
-        forms, useless = _inspect(digest, folder, m, cells[m], missing[m])
-        if useless:
-            broken[m] = list(useless)
-            faults.update({(m, i): fault for i, fault in useless.items()})
-        if m in checked:
-            _check_forms(manifest, rows, m, forms)
-        kinds[m] = kinds[m] or next((kind for kind, _, _ in forms.values()), None)
-        if kinds[m] is None and m in checked:  # no file tells what the column is
-            i = min(i for n, i in faults if n == m)
-            what, mend = faults[m, i]
-            what = f"{m} {cells[m][i]!r} {what}, and no other file of {m} can be used"
-            raise table.row_error(manifest, rows[i], what, mend)
+    named = {m: told.get(m, KINDS.get(m)) for m in modalities}
+    for m in checked:
+        _empty(cells[m], _check_column(manifest, folder, rows, m, named[m], tell))
+    digest = hashlib.sha256(content)
+    if told:
+        digest.update(f"\0kinds\0{sorted(told.items())}".encode())
+    found = _files(digest, manifest, folder, rows, cells, named, checked, complain)
 
     index = {name: k for k, name in enumerate(class_names)}
     return Dataset(
@@ -85,50 +85,109 @@ def read(folder: str, frames: int = 8, columns: list | None = None, limit: float
         split=[row["split"] for _, row in rows],
         labels=[index.get(row["label"], -1) for _, row in rows],
         class_names=class_names,
-        modalities={m: kind for m, kind in kinds.items() if kind},
-        cells={m: cells[m] for m in modalities if kinds[m]},
+        modalities={m: kind for m, kind in found.kinds.items() if kind},
+        cells={m: cells[m] for m in modalities if found.kinds[m]},
         fingerprint=digest.hexdigest(),
-        load=_loader(manifest, folder, rows, cells, kinds, faults, frames, limit),
-        source={"path": os.path.abspath(folder)},
-        absent=absent,
-        broken=broken,
+        load=_loader(manifest, folder, rows, cells, found.kinds, found.faults, frames, limit),
+        source={"path": os.path.abspath(folder), **({"kinds": told} if told else {})},
+        absent=found.absent,
+        broken=found.broken,
     )
 
 
-def _check_column(manifest, folder, rows, modality):
-    """UserError where a column is empty in the train rows, or a cell names no file of its kind below the folder."""
+def _told(manifest, modalities, kinds):
+    """{column: kind} of what --as says, without what the column's name says as well."""
+    for column, kind in kinds.items():
+        if column not in modalities:
+            raise UserError(
+                f"--as {column}={kind}: {manifest} has the columns {', '.join(modalities)}; name one of them"
+            )
+        if kind not in TOLD:
+            raise UserError(f"--as {column}={kind}: no such kind; give language, image, audio, video or series")
+    return {m: TOLD[kind] for m, kind in kinds.items() if TOLD[kind] != KINDS.get(m)}
+
+
+def _empty(cells, rows):
+    """Empty the cells at the rows of which was complained."""
+    for i in rows:
+        cells[i] = None
+
+
+class _Files(NamedTuple):
+    """What a folder's files are, by their first bytes."""
+
+    kinds: dict[str, str | None]  # of every column, None where nothing tells it
+    absent: dict[str, list[int]]  # see Dataset
+    broken: dict[str, list[int]]
+    faults: dict[tuple[str, int], tuple[str, str]]  # {(modality, row): (what, mend)} of both
+
+
+def _files(digest, manifest, folder, rows, cells, named, checked, complain):
+    """_Files of the columns {modality: n cells}. named: {modality: its kind by name or --as, or None}; digest: name,
+    size, first and last bytes of every file are added to it."""
+    missing = {m: _missing(folder, cells[m]) for m in cells if named[m] != "text"}
+    absent = {m: missing[m] for m in checked if missing.get(m)}
+    found = _Files(dict(named), absent, {}, _missing_faults(absent, counted=complain is None))
+    tell = complain or table.stop
+    for m in missing:
+        forms, useless = _inspect(digest, folder, m, named[m], cells[m], missing[m])
+        if useless:
+            found.broken[m] = list(useless)
+            found.faults.update({(m, i): fault for i, fault in useless.items()})
+        if m in checked:
+            _empty(cells[m], _check_forms(manifest, rows, m, forms, tell))
+        found.kinds[m] = named[m] or next((kind for kind, _, _ in forms.values()), None)
+        faults = [i for n, i in found.faults if n == m]
+        if found.kinds[m] is None and m in checked and faults:  # no file tells what the column is
+            i = min(faults)
+            what, mend = found.faults[m, i]
+            what = f"{m} {cells[m][i]!r} {what}, and no other file of {m} can be used"
+            tell(table.row_error(manifest, rows[i], what, mend))
+    return found
+
+
+def _check_column(manifest, folder, rows, modality, kind, complain):
+    """The rows whose cells are refused: they name no file of the column's kind below the folder. Complains of each, and
+    of a column that is empty in the train rows."""
     if not any(cells[modality] and cells["split"] == "train" for _, cells in rows):
-        raise UserError(
-            f"{manifest}: column {modality} has no filled cell in the train rows; "
-            f"fill some, set the split of filled rows to train or remove the column"
+        complain(
+            UserError(
+                f"{manifest}: column {modality} has no filled cell in the train rows; "
+                f"fill some, set the split of filled rows to train or remove the column"
+            )
         )
-    kind = KINDS.get(modality)
     if kind == "text":
-        return
-    remove = "" if kind else ", or remove the column if it is no modality (--im A,B: only these are checked)"
+        return []
     folders: dict[str, Any] = {}
-    for row in rows:
-        cell = row[1][modality]
-        if not cell:
-            continue
-        if _leaves(cell) or _links_out(folder, cell, folders):
-            raise table.row_error(
-                manifest,
-                row,
-                f"{modality} {cell!r} leaves the folder{'' if _leaves(cell) else ' by a link'}",
-                f"use a path relative to the folder, without '..', to a file inside it{remove}",
-            )
-        if "\\" in cell and not os.path.exists(os.path.join(folder, cell)):
-            mend = f"write / in paths: {cell.replace(chr(92), '/')}"
-            raise table.row_error(manifest, row, f"{modality} {cell!r} has a backslash", mend)
-        if os.path.splitext(cell)[1].lower() not in EXTENSIONS[kind]:
-            text = "" if kind or " " not in cell else "if these are sentences, name the column language; else "
-            raise table.row_error(
-                manifest,
-                row,
-                f"{modality} {cell!r} has an extension that is not supported",
-                f"{text}convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}",
-            )
+    refused = []
+    for i, row in enumerate(rows):
+        fault = row[1][modality] and _cell_fault(folder, modality, row[1][modality], kind, folders)
+        if fault:
+            complain(table.row_error(manifest, row, f"{modality} {row[1][modality]!r} {fault[0]}", fault[1]))
+            refused.append(i)
+    return refused
+
+
+def _cell_fault(folder, modality, cell, kind, folders):
+    """(what, mend) of a cell that names no file of its kind below the folder; None where it does."""
+    remove = "" if kind else ", or remove the column if it is no modality (--im A,B: only these are checked)"
+    if _leaves(cell) or _links_out(folder, cell, folders):
+        return (
+            f"leaves the folder{'' if _leaves(cell) else ' by a link'}",
+            f"use a path relative to the folder, without '..', to a file inside it{remove}",
+        )
+    if "\\" in cell and not os.path.exists(os.path.join(folder, cell)):
+        return "has a backslash", f"write / in paths: {cell.replace(chr(92), '/')}"
+    extension = os.path.splitext(cell)[1].lower()
+    if extension in EXTENSIONS[kind]:
+        return None
+    told = ""
+    if not kind and " " in cell:
+        told = f"if these are sentences, name the column language or give --as {modality}=language; else "
+    elif kind and extension in media.ARRAY:
+        told = f"if these are series, give --as {modality}=series; else "
+    mend = f"{told}convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}"
+    return "has an extension that is not supported", mend
 
 
 def _missing(folder, cells):
@@ -143,18 +202,20 @@ def _missing(folder, cells):
     return [i for i, cell in enumerate(cells) if cell and not is_there(cell)]
 
 
-def _missing_faults(absent):
-    """{(modality, row): (what, mend)} of the files in absent {modality: rows}; each tells how many more there are."""
+def _missing_faults(absent, counted):
+    """{(modality, row): (what, mend)} of the files in absent {modality: rows}. counted: each tells how many more there
+    are."""
     count = sum(map(len, absent.values()))
-    what = "is not there" + (f" (and {count - 1} more missing)" if count > 1 else "")
+    what = "is not there" + (f" (and {count - 1} more missing)" if counted and count > 1 else "")
     mend = "put the file there, correct the path or empty the cell"
     return {(m, i): (what, mend) for m, rows in absent.items() for i in rows}
 
 
-def _inspect(digest, folder, modality, cells, missing):
+def _inspect(digest, folder, modality, kind, cells, missing):
     """({row: form} of a column's files, {row: (what, mend)} of those that are of no use), as their first bytes tell.
 
-    missing: the rows whose file is not there. digest: name, size, first and last bytes of every file are added to it.
+    kind: what the column's name or --as says. missing: the rows whose file is not there.
+    digest: name, size, first and last bytes of every file are added to it.
     """
     forms, faults, missing = {}, {}, set(missing)
     for i, cell in enumerate(cells):
@@ -172,26 +233,28 @@ def _inspect(digest, folder, modality, cells, missing):
         if _read_anew(cell, head):
             digest.update(READER)
         try:
-            forms[i] = _form(cell, head, modality)
+            forms[i] = _form(cell, head, modality, kind)
         except media.MediaError as e:
             faults[i] = (str(e), e.mend or "correct the file or empty the cell")
     return forms, faults
 
 
-def _check_forms(manifest, rows, modality, forms):
-    """UserError for the first file that is unlike the column's first. forms: {row: form}, as _inspect gives them."""
+def _check_forms(manifest, rows, modality, forms, complain):
+    """The rows whose files are unlike the column's first; complains of each. forms: {row: form}, as _inspect gives
+    them."""
     if not forms:
-        return
+        return []
+    refused = []
     first, model = next(iter(forms.items()))
     for i, form in forms.items():
         if form != model and not (form[:2] == model[:2] and None in (form[2], model[2])):
             line, cell = rows[first][0], rows[i][1][modality]
-            raise table.row_error(
-                manifest,
-                rows[i],
-                f"{modality} {cell!r} is {_words(form)}, but row {line} has {_words(model)}",
-                "make all files of a column alike" + ("; arrays are (channels, time)" if form[0] == "series" else ""),
-            )
+            mend = "make all files of a column alike"
+            mend += "; arrays are (channels, time)" if form[0] == "series" else ""
+            what = f"{modality} {cell!r} is {_words(form)}, but row {line} has {_words(model)}"
+            complain(table.row_error(manifest, rows[i], what, mend))
+            refused.append(i)
+    return refused
 
 
 def _loader(manifest, folder, rows, cells, kinds, faults, frames, limit):
@@ -246,8 +309,9 @@ def _edges(path):
         return size, head, f.read(EDGE)
 
 
-def _form(cell, head, modality):
-    """What all files of a column share, as far as name and first bytes tell: (kind, channels, detail)."""
+def _form(cell, head, modality, kind):
+    """What all files of a column share, as far as name and first bytes tell: (kind, channels, detail). kind: what the
+    column's name or --as says."""
     extension = os.path.splitext(cell)[1].lower()
     if not head:
         raise media.MediaError("is an empty file")
@@ -263,15 +327,18 @@ def _form(cell, head, modality):
     problem = media.array_problem(shape, dtype)
     if problem:
         raise media.MediaError(problem)
-    if KINDS.get(modality, "image") == "image" and _channels_last(shape):
+    if kind in ("image", None) and _channels_last(shape):
         raise media.MediaError(
             f"has shape {shape}, the channels last",
             f"transpose to ({shape[2]}, height, width): np.save(file, np.load(file).transpose(2, 0, 1))",
         )
-    if KINDS.get(modality) == "image":
-        if len(shape) != 3:
-            raise media.MediaError(f"has shape {shape}, not (channels, height, width)")
-    if modality == "rgb" and shape[0] not in (1, 3):
+    if kind == "image" and len(shape) != 3:
+        raise media.MediaError(f"has shape {shape}, not (channels, height, width)")
+    if kind == "series" and len(shape) != 2:
+        raise media.MediaError(
+            f"has shape {shape}, not (channels, time)", f"make it so, or leave --as {modality}=series out"
+        )
+    if modality == "rgb" and kind == "image" and shape[0] not in (1, 3):
         raise media.MediaError(f"has shape {shape}, not (3, height, width) or (1, height, width)")
     detail = "in a uint8 array" if len(shape) == 3 and dtype == np.uint8 else "in an array"
     return ("series" if len(shape) == 2 else "image", shape[0], detail)

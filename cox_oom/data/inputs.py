@@ -234,6 +234,16 @@ def _tensor(x):
     return x if torch.is_tensor(x) else torch.from_numpy(np.ascontiguousarray(x))
 
 
+def unlike(image, before):
+    """What an image has that those before it have not, None where they go together: grey and coloured ones do. Both are
+    (channels, dtype)."""
+    if image[1] != before[1]:
+        return f"pixels are {image[1]}, those before it {before[1]}"
+    if image[0] != before[0] and {image[0], before[0]} != {1, 3}:
+        return f"{image[0]} channels, those before it {before[0]}"
+    return None
+
+
 def _images(raws, train, size):
     """learner_inputs of images. Grey ones are kept grey until the first coloured one."""
     k, x, moments = 0, None, _Moments()
@@ -241,11 +251,9 @@ def _images(raws, train, size):
         item = square(_tensor(raw), size)
         if x is None:
             x = torch.empty((len(train), *item.shape), dtype=item.dtype)
-        if item.dtype != x.dtype:
-            raise Ragged(i, f"pixels are {item.dtype}, those before it {x.dtype}")
+        if what := unlike((len(item), item.dtype), (x.shape[1], x.dtype)):
+            raise Ragged(i, what)
         if len(item) != x.shape[1]:
-            if {len(item), x.shape[1]} != {1, 3}:
-                raise Ragged(i, f"{len(item)} channels, those before it {x.shape[1]}")
             if len(item) == 3:  # the first coloured one: what came before was grey
                 x = x.expand(-1, 3, -1, -1).clone()
             item = item.expand(3, -1, -1)

@@ -1,6 +1,7 @@
 """The table of a folder of recordings: manifest.csv, its columns, rows, ids, splits and labels (docs/data/folder.md).
 
-Every complaint is a UserError of one line: file, row, id, what, mend.
+Every complaint is a UserError of one line: file, row, id, what, mend. Each check hands its complaints to a function:
+`stop` ends with the first, a list's append collects them all.
 """
 
 import csv
@@ -26,8 +27,24 @@ NO_LABEL = {
 }  # what programs write for no value
 
 
-def read_table(manifest):
-    """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces."""
+class RowError(UserError):
+    """A complaint about one row: line (its number in the file), mend."""
+
+    line: int
+    mend: str
+
+
+def stop(error):
+    """What is done with a complaint where nothing else is said: it ends the reading."""
+    raise error
+
+
+def read_table(manifest, complain=stop):
+    """(header, [(line number in the file, {column: cell})], the file's bytes); cells lose outer spaces.
+
+    complain takes the errors about rows of a wrong length, which are left out. What is wrong with the file as a whole
+    is raised.
+    """
     if not os.path.isfile(manifest):
         raise UserError(
             f"{manifest}: not there; a data folder needs this table with the columns id,split,label,<modality>,..."
@@ -51,10 +68,8 @@ def read_table(manifest):
             elif len(record) != len(header):
                 name = (record[header.index("id") :] or [""])[0] or "empty"
                 mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
-                raise UserError(
-                    f"{manifest}, row {line} (id {name}): {len(record)} cells, but the header "
-                    f"has {len(header)} columns; {mend}"
-                )
+                what = f"{len(record)} cells, but the header has {len(header)} columns"
+                complain(row_error(manifest, (line, {"id": name}), what, mend))
             else:
                 rows.append((line, dict(zip(header, record))))
     except csv.Error as e:
@@ -93,81 +108,104 @@ def _header(manifest, record):
 
 
 def row_error(manifest, row, what, mend):
-    """The UserError about a row: file, line, id, what, mend."""
+    """The RowError about a row: file, line, id, what, mend."""
     line, cells = row
-    return UserError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
+    error = RowError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
+    error.line, error.mend = line, mend
+    return error
 
 
-def check_rows(manifest, rows, modalities):
-    """UserError for an empty or repeated id, an unknown split, an empty row; where no row is of train or of test."""
+def check_rows(manifest, rows, modalities, complain=stop):
+    """The rows that are right. Complains of an empty or repeated id, an unknown split, an empty row; and where no row
+    is of train or of test."""
     lines: dict[str, int] = {}  # id -> line
+    right = []
     for row in rows:
-        line, cells = row
-        if not cells["id"]:
-            raise row_error(manifest, row, "the id is empty", "give every row an id of its own")
-        if cells["id"] in lines:
-            raise row_error(
-                manifest,
-                row,
-                f"the id is already in row {lines[cells['id']]}",
-                "put all modalities of an instance into its one row; give another instance an id of its own",
-            )
-        lines[cells["id"]] = line
-        if cells["split"] not in SPLITS:
-            raise row_error(manifest, row, f"split {cells['split']!r} is unknown", "use train, val or test")
-        if not any(cells[m] for m in modalities):
-            raise row_error(manifest, row, "no modality is filled", "fill a cell or delete the row")
+        faults = list(_row_faults(row, modalities, lines))
+        for fault in faults:
+            complain(row_error(manifest, row, *fault))
+        lines.setdefault(row[1]["id"], row[0])
+        right += [] if faults else [row]
+    splits = {cells["split"] for _, cells in rows}
     for part in ("train", "test"):
-        if all(cells["split"] != part for _, cells in rows):
-            raise UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}")
+        if part not in splits and splits <= set(SPLITS):
+            complain(UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}"))
+    return right
 
 
-def class_names(manifest, rows):
-    """The train rows' labels, sorted. UserError where they are fewer than 2, or another row has a label of none."""
-    _check_labels(manifest, rows)
-    names = sorted({cells["label"] for _, cells in rows if cells["split"] == "train" and cells["label"]})
+def _row_faults(row, modalities, lines):
+    """(what, mend) of each fault of a row by itself. lines: {id: line} of the rows before it."""
+    _, cells = row
+    if not cells["id"]:
+        yield "the id is empty", "give every row an id of its own"
+    elif cells["id"] in lines:
+        yield (
+            f"the id is already in row {lines[cells['id']]}",
+            "put all modalities of an instance into its one row; give another instance an id of its own",
+        )
+    if cells["split"] not in SPLITS:
+        yield f"split {cells['split']!r} is unknown", "use train, val or test"
+    if not any(cells[m] for m in modalities):
+        yield "no modality is filled", "fill a cell or delete the row"
+
+
+def class_names(manifest, rows, complain=stop):
+    """The train rows' labels, sorted. Complains where they are fewer than 2, and of a label of val or test that is none
+    of them."""
+    _check_labels(manifest, rows, complain)
+    of_train = {cells["label"] for _, cells in rows if cells["split"] == "train"}
+    names = sorted(label for label in of_train if label and _look(label) not in NO_LABEL)
     if len(names) < 2:
-        raise UserError(
-            f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
-            f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes"
+        complain(
+            UserError(
+                f"{manifest}: the train rows have {len(names)} class{'es' if not names else ''} "
+                f"({', '.join(names) or 'no labels'}); label train rows with at least 2 classes"
+            )
         )
     for row in rows:
         _, cells = row
-        if cells["label"] and cells["label"] not in names:
-            raise row_error(
-                manifest,
-                row,
-                f"the {cells['split']} label {cells['label']!r} is in no train row",
-                "label train rows with it or remove this row",
+        if cells["label"] not in names and _look(cells["label"]) not in {"", *NO_LABEL}:
+            complain(
+                row_error(
+                    manifest,
+                    row,
+                    f"the {cells['split']} label {cells['label']!r} is in no train row",
+                    "label train rows with it or remove this row",
+                )
             )
     return names
 
 
-def _check_labels(manifest, rows):
-    """UserError for a label that stands for none, and for two that look the same but are not."""
+def _check_labels(manifest, rows, complain):
+    """Complains of a label that stands for none, and of two that look the same but are not."""
     seen: dict[str, Any] = {}  # how a label looks -> the first such label, its line
     for row in rows:
         line, label = row[0], row[1]["label"]
         look = _look(label)
         if look in NO_LABEL:
-            raise row_error(
-                manifest,
-                row,
-                f"the label is {label!r}; is it unlabelled?",
-                "empty the cell then, or give the class another name, such as 'nothing'",
+            complain(
+                row_error(
+                    manifest,
+                    row,
+                    f"the label is {label!r}; is it unlabelled?",
+                    "empty the cell then, or give the class another name, such as 'nothing'",
+                )
             )
+            continue
         if not label:
             continue
         first, where = seen.setdefault(look, (label, line))
         if first != label:
             case = _look(label, fold=False) != _look(first, fold=False)
             show = repr if case else ascii
-            raise row_error(
-                manifest,
-                row,
-                f"the label {show(label)} and {show(first)} of row {where} differ only in "
-                f"{'case' if case else 'what cannot be seen'}",
-                "write one of them in both, or give the classes names that differ",
+            complain(
+                row_error(
+                    manifest,
+                    row,
+                    f"the label {show(label)} and {show(first)} of row {where} differ only in "
+                    f"{'case' if case else 'what cannot be seen'}",
+                    "write one of them in both, or give the classes names that differ",
+                )
             )
 
 
