@@ -56,6 +56,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     args.kinds = key_values("--as", args.kinds)
     if not os.path.isdir(args.folder):
         raise UserError(f"{args.folder}: not a folder; give the one that contains manifest.csv")
+    if args.im and not args.oom:
+        raise UserError(f"--im {args.im}: give --oom as well")
     manifest = os.path.join(args.folder, "manifest.csv")
     if not args.make and not os.path.isfile(manifest):
         raise UserError(f"{manifest}: not there; write this table, or let --make write a first one ({make.LAYOUT})")
@@ -68,7 +70,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
 def say(title: str, groups: dict[str, list[str]], most: int) -> None:
     """Print faults or warnings, `most` of each kind."""
     if groups:
-        print(f"\n{sum(map(len, groups.values()))} {title}")
+        print(f"\n{title.capitalize()}")
     for lines in groups.values():
         for line in lines[:most]:
             print(f"  {escaped(line)}")
@@ -152,7 +154,7 @@ def commands(own: Folder) -> list[str]:
     extract += ["--on-error", args.on_error] if args.on_error != "fatal" else []
     extract += ["--on-silence", args.on_silence] if args.on_silence != "warn" else []
     extract += ["--option", f"limit={args.limit:g}"] if args.limit != 1 else []
-    extract += ["--pair-by-class"] if len(own.ims) > 1 and not all(shares(own, m) for m in own.ims) else []
+    extract += ["--pair-by-class"] if len(own.ims) > 1 and not all(survey.shares(own, m) for m in own.ims) else []
     learner = ["--patch", str(8 if not side or side >= 32 else 4), "--width", "64", "--depth", "4"]
     setting: list[str] = []
     if not own.count(oom, labelled=True):
@@ -201,16 +203,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.folder}: the new sensor is {own.oom}{told}")
         survey.look(own, found)
         survey.judge(own, found)
-    say("faults, at which the stages stop", found.faults, args.list)
-    say("warnings, with which they go on", found.warnings, args.list)
+    say("faults: the stages stop at the first", found.faults, args.list)
+    say("warnings: the stages go on", found.warnings, args.list)
     if own and own.data.ids:
         summary(own)
         print("\nCommands" + (", once the faults are mended" if found.faults else ""))
         for line in commands(own):
             print(f"  {line}")
-    n = sum(map(len, found.faults.values()))
-    print(f"\n{args.folder}: {n} faults, {sum(map(len, found.warnings.values()))} warnings")
-    if n:
+    faults, warnings = (sum(map(len, groups.values())) for groups in (found.faults, found.warnings))
+    print(f"\n{args.folder}: faults: {faults}, warnings: {warnings}")
+    if faults:
         sys.exit(1)
 
 

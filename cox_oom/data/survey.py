@@ -17,7 +17,6 @@ import numpy as np
 from cox_oom.data import Dataset, ahead, folder, inputs, media, rows, table
 from cox_oom.files import UserError
 
-
 # ---------------------------------------------------------------------------------------------------------------- items
 
 
@@ -97,8 +96,8 @@ class Folder:
         self.facts: dict[str, dict[int, Facts]] = {}
         self.manifest = os.path.join(args.folder, "manifest.csv")
         asked = args.im.split(",") if args.im else []
-        free = [m for m in data.modalities if m not in asked]
-        self.oom = args.oom or next((m for m in reversed(free) if m not in folder.KINDS), (free or [""])[-1])
+        names = list(data.modalities)
+        self.oom = args.oom or next((m for m in reversed(names) if m not in folder.KINDS), (names or [""])[-1])
         self.ims = [m for m in asked or data.modalities if m in data.modalities and m != self.oom]
 
     @property

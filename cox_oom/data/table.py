@@ -116,21 +116,23 @@ def row_error(manifest, row, what, mend):
 
 
 def check_rows(manifest, rows, modalities, complain=stop):
-    """The rows that are right. Complains of an empty or repeated id, an unknown split, an empty row; and where no row
-    is of train or of test."""
+    """The rows that can be used. Complains of an empty or repeated id, an unknown split, an empty row; and where no row
+    is of train or of test. A split such as Train or validation is complained of, and then read as it is meant."""
     lines: dict[str, int] = {}  # id -> line
-    right = []
+    usable = []
     for row in rows:
         faults = list(_row_faults(row, modalities, lines))
         for fault in faults:
             complain(row_error(manifest, row, *fault))
         lines.setdefault(row[1]["id"], row[0])
-        right += [] if faults else [row]
+        meant = next((s for s in SPLITS if row[1]["split"].lower().startswith(s)), None)
+        if meant and all(what.startswith("split") for what, _ in faults):
+            usable.append((row[0], {**row[1], "split": meant}) if faults else row)
     splits = {cells["split"] for _, cells in rows}
     for part in ("train", "test"):
         if part not in splits and splits <= set(SPLITS):
             complain(UserError(f"{manifest}: no row has split {part}; set the split of some rows to {part}"))
-    return right
+    return usable
 
 
 def _row_faults(row, modalities, lines):
@@ -179,6 +181,7 @@ def class_names(manifest, rows, complain=stop):
 def _check_labels(manifest, rows, complain):
     """Complains of a label that stands for none, and of two that look the same but are not."""
     seen: dict[str, Any] = {}  # how a label looks -> the first such label, its line
+    told: set[str] = set()
     for row in rows:
         line, label = row[0], row[1]["label"]
         look = _look(label)
@@ -195,7 +198,8 @@ def _check_labels(manifest, rows, complain):
         if not label:
             continue
         first, where = seen.setdefault(look, (label, line))
-        if first != label:
+        if first != label and label not in told:
+            told.add(label)
             case = _look(label, fold=False) != _look(first, fold=False)
             show = repr if case else ascii
             complain(
