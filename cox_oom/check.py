@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cox_oom import run
-from cox_oom.data import SPLITS, ahead, make, media, survey
+from cox_oom.data import SPLITS, ahead, folder, make, media, survey
 from cox_oom.data.survey import Facts, Folder, Found
 from cox_oom.files import UserError, escaped
 from cox_oom.run import Parser, key_values, number
@@ -36,6 +36,13 @@ EVERYDAY: tuple[tuple[Any, ...], ...] = (
         "read a column as language, image, audio, video or series; may be repeated",
         {"action": "append", "metavar": "COLUMN=KIND", "dest": "kinds"},
     ),
+    (
+        "--option",
+        [],
+        str,
+        "limit or frames, as in stage 1; may be repeated",
+        {"action": "append", "metavar": "KEY=VALUE"},
+    ),
     ("--on-error", "fatal", ("fatal", "skip"), "as in stage 1: are broken and missing files faults"),
     ("--on-silence", "warn", ("warn", "skip", "fatal"), "as in stage 1: are silent recordings faults"),
     ("--make", False, None, "write a first manifest.csv from folders of files named by class"),
@@ -43,17 +50,17 @@ EVERYDAY: tuple[tuple[Any, ...], ...] = (
     ("--list", 10, number(int, 1, run.ITEMS), "of faults or warnings of one kind, how many are printed"),
     ("--workers", run.CORES, number(int, 0, 1024), "processes that decode; 0: none besides this one"),
 )
-RARE: tuple[tuple[Any, ...], ...] = (
-    ("--limit", 1.0, number(float, 0.001, 10**6), "factor on the largest media that are read (--option limit=…)"),
-)
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = Parser(__doc__ or "", "docs/data/folder.md says what a folder holds.")
+    p.prog = "python -m cox_oom.check"
     p.rows(EVERYDAY)
-    p.rows(RARE, rare=True)
     args = p.parse_args(argv)
-    args.kinds = key_values("--as", args.kinds)
+    args.kinds, args.option = key_values("--as", args.kinds), key_values("--option", args.option)
+    for name in args.option:
+        if name not in folder.OPTIONS:
+            raise UserError(f"--option {name}: a folder has the options {', '.join(folder.OPTIONS)}")
     if not os.path.isdir(args.folder):
         raise UserError(f"{args.folder}: not a folder; give the one that contains manifest.csv")
     if args.im and not args.oom:
@@ -153,7 +160,8 @@ def commands(own: Folder) -> list[str]:
     extract += ["--image-size", str(side)] if side else []
     extract += ["--on-error", args.on_error] if args.on_error != "fatal" else []
     extract += ["--on-silence", args.on_silence] if args.on_silence != "warn" else []
-    extract += ["--option", f"limit={args.limit:g}"] if args.limit != 1 else []
+    for name, value in args.option.items():
+        extract += ["--option", f"{name}={value}"]
     extract += ["--pair-by-class"] if len(own.ims) > 1 and not all(survey.shares(own, m) for m in own.ims) else []
     learner = ["--patch", str(8 if not side or side >= 32 else 4), "--width", "64", "--depth", "4"]
     setting: list[str] = []

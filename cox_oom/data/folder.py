@@ -47,18 +47,29 @@ def read(
     columns: list | None = None,
     limit: float = 1,
     kinds: dict[str, str] | None = None,
-    complain: Callable[[UserError], object] | None = None,
     **unknown: Any,
 ) -> Dataset:
     """Dataset of a folder. `frames`: how many frames of each video clip `load` returns. limit: see OPTIONS.
 
     columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has
     them as well, so that it does not depend on this choice. kinds: {column: what --as says it holds, of TOLD}.
-    Raises UserError where the table or a column is not right. complain: takes each of these errors instead; what they
-    are about is left out of the Dataset.
+    Raises UserError where the table or a column is not right.
     """
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
+    return collect(folder, None, frames, columns, limit, kinds)
+
+
+def collect(
+    folder: str,
+    complain: Callable[[UserError], object] | None,
+    frames: int = 8,
+    columns: list | None = None,
+    limit: float = 1,
+    kinds: dict[str, str] | None = None,
+) -> Dataset:
+    """The Dataset that `read` gives, without what is wrong. complain: takes every error of those that `read` raises the
+    first of; None: as `read`. Files that are not there or of no use are listed in the Dataset, as ever."""
     frames = official.number(folder, "frames", frames, 1, 10**6)
     limit = official.number(folder, "limit", limit, 0.001, 10**6, float)
     folder, tell = os.path.normpath(str(folder)), complain or table.stop
@@ -137,9 +148,8 @@ def _files(digest, manifest, folder, rows, cells, named, checked, complain):
         if m in checked:
             _empty(cells[m], _check_forms(manifest, rows, m, forms, tell))
         found.kinds[m] = named[m] or next((kind for kind, _, _ in forms.values()), None)
-        faults = [i for n, i in found.faults if n == m]
-        if found.kinds[m] is None and m in checked and faults:  # no file tells what the column is
-            i = min(faults)
+        if found.kinds[m] is None and m in checked and not complain:  # no file tells what the column is
+            i = min(i for n, i in found.faults if n == m)
             what, mend = found.faults[m, i]
             what = f"{m} {cells[m][i]!r} {what}, and no other file of {m} can be used"
             tell(table.row_error(manifest, rows[i], what, mend))

@@ -128,14 +128,15 @@ def read(args: Namespace, found: Found) -> Folder | None:
             if name not in named:
                 raise UserError(f"{flag} {name}: {args.folder} has the columns {', '.join(named)}; name one of them")
     checked = [*args.im.split(","), args.oom] if args.im else None
-    data = folder.read(args.folder, columns=checked, limit=args.limit, kinds=args.kinds, complain=found.fault)
+    data = folder.collect(args.folder, found.fault, columns=checked, kinds=args.kinds, **args.option)
     return Folder(args, data, {cells["id"]: (line, cells) for line, cells in reversed(lines)})
 
 
 def look(own: Folder, found: Found) -> None:
     """Decode every item: faults and warnings about files, and own.facts."""
     data = own.data
-    for m in own.used if own.args.im else {**data.absent, **data.broken, **data.modalities}:
+    checked = [*own.args.im.split(","), own.oom] if own.args.im else {**data.absent, **data.broken}
+    for m in checked:
         for row in unusable(data, m):
             try:
                 data.load(m, row)

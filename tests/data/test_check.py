@@ -205,6 +205,8 @@ def test_a_table_without_a_header_is_one_fault(tmp_path, capsys):
         (["pets", "--as", "nose=image"], "--as nose=image"),
         (["pets", "--as", "rgb=smell"], "no such kind"),
         (["pets", "--as", "rgb"], "write KEY=VALUE"),
+        (["pets", "--option", "seed=1"], "--option seed: a folder has the options frames, limit"),
+        (["pets", "--option", "limit=x"], "the option limit is 'x'"),
     ],
 )
 def test_command_lines_that_cannot_be_followed(tmp_path, monkeypatch, flags, words):
@@ -326,7 +328,7 @@ def test_complaints_are_those_of_the_reader(tmp_path):
             rows[row][HEADER.index(column)] = value
         write(tmp_path, rows)
         found = []
-        folder.read(str(tmp_path), complain=found.append)
+        folder.collect(str(tmp_path), found.append)
         assert [str(e) for e in found[:1]] == ([first_complaint(tmp_path)] if n < len(faults) else [])
         assert len(found) == len(faults) - n
 
