@@ -54,3 +54,15 @@ def complaint(path, *parts, load=None):
     for part in ("manifest.csv", *parts):
         assert part in message, f"{part!r} is not in: {message}"
     return message
+
+
+def first_complaint(path):
+    """What the reader says of a folder: of its table, or of its first file of no use; None where it says nothing."""
+    try:
+        data = datasets.read(str(path))
+        for m in (*data.absent, *data.broken):
+            for row in sorted((*data.absent.get(m, ()), *data.broken.get(m, ()))):
+                data.load(m, row)
+    except UserError as error:
+        return str(error)
+    return None

@@ -35,6 +35,7 @@ def make(root, oom, seed):
         kinds = ", ".join(f"{n} {e or 'without extension'}" for e, n in others.most_common(5))
         print(f"left out, for no modality has such files: {kinds}")
     rows, modalities, divided = _rows(root, paths, oom)
+    table.check_header(manifest, ["id", "split", "label", *modalities])
     if not divided:
         _divide(rows, seed)
         print(
@@ -84,6 +85,11 @@ def _rows(root, paths, oom):
     if odd or depth - divided not in (2, 3):
         raise UserError(f"{root}: {'/'.join(odd or paths[0])} lies elsewhere than in {LAYOUT}; move it")
     named = depth - divided == 3
+    if named and not divided and tops & set(SPLITS):
+        beside = ", ".join(sorted(tops - set(SPLITS)))
+        raise UserError(
+            f"{root}: {beside} lies beside {', '.join(sorted(tops & set(SPLITS)))}; move it into one of these"
+        )
     if named and oom and oom not in {p[-3] for p in paths}:
         raise UserError(f"--oom {oom}: {root} has the modalities {', '.join(sorted({p[-3] for p in paths}))}")
     if not named and {p[-2] for p in paths} <= set(folder.KINDS):

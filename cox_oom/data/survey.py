@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from argparse import Namespace
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -215,16 +215,19 @@ def judge(own: Folder, found: Found) -> None:
 
 
 def judge_classes(own: Folder, found: Found) -> None:
-    """Warnings about classes that the new sensor can hardly learn, or is not judged by."""
+    """Warnings about classes that the new sensor can hardly learn, or is not judged by; a fault where all its items are
+    labelled and stage 2 would take them all."""
     data, oom = own.data, own.oom
     if not own.count(oom, labelled=True):
         what = f"no train row that holds {oom} has a label; label some, or expect chance from --setting unsup"
         found.warn(f"{own.manifest}: {what}", "unlabelled")
         return
+    held = Counter((data.split[r], data.labels[r]) for r in own.facts[oom])
+    if max(n for (split, _), n in held.items() if split == "train") < 2 and not held["train", -1]:
+        what = f"each train row that holds {oom} is the only one of its class, so none is left to explore"
+        found.fault(UserError(f"{own.manifest}: {what}; add train rows, with a label or without"))
     for c, name in enumerate(data.class_names):
-        train, test = (
-            sum(data.labels[r] == c and data.split[r] == s for r in own.facts.get(oom, ())) for s in ("train", "test")
-        )
+        train, test = held["train", c], held["test", c]
         if train < 2:
             what = f"class {name!r} has {train} train row{'s' * (train != 1)} with {oom}; label two or more"
             found.warn(f"{own.manifest}: {what}", "few")

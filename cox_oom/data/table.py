@@ -64,7 +64,7 @@ def read_table(manifest, complain=stop):
             if not any(record):  # a blank line, or commas alone
                 continue
             if header is None:
-                header = _header(manifest, record)
+                header = check_header(manifest, record)
             elif len(record) != len(header):
                 name = (record[header.index("id") :] or [""])[0] or "empty"
                 mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
@@ -81,7 +81,7 @@ def read_table(manifest, complain=stop):
     return header, rows, data
 
 
-def _header(manifest, record):
+def check_header(manifest, record):
     """The first line's cells, the names of the columns, where they are right; else UserError."""
     if len(record) == 1 and (other := next((c for c in ";\t|" if c in record[0]), None)):
         raise UserError(

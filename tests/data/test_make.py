@@ -124,6 +124,7 @@ def test_a_manifest_stays_as_it_is(tmp_path):
         (["train/cup/a.png", "val/cup/a.png"], "in train, val alone; give it the folders train and test"),
         (["cup/a.png", "cup/a.jpg"], "cup/a.jpg and cup/a.png would be one cell|cup/a.png and cup/a.jpg"),
         (["audio/cup/a.npy", "rgb/cup/a.png"], "a column audio cannot hold audio/cup/a.npy"),
+        (["train/cup/a.png", "test/cup/a.png", "more/cup/a.png"], "more lies beside test, train; move it"),
         (["label/cup/a.npy", "rgb/cup/a.png"], "a column label cannot hold"),
         (["cup/a\n.png", "plate/a.png"], "has a name that no cell can hold"),
         ([" cup/a.png", "plate/a.png"], "has a name that no cell can hold"),
@@ -141,6 +142,12 @@ def test_spaces_within_names_are_kept(tmp_path):
     assert all((tmp_path / r["rgb"]).is_file() for r in made(tmp_path).values())
     data = datasets.read(str(tmp_path))
     assert data.class_names == ["plate", "tea cup"] and not data.absent
+
+
+def test_a_name_that_no_column_can_have(tmp_path):
+    with pytest.raises(UserError, match="column name '../x' cannot name a file"):
+        made(put(tmp_path, *names("cup"), *names("train")), "--oom", "../x")
+    assert made(tmp_path, "--oom", "x")["train/00"]["label"] == "train"  # a class may be called so
 
 
 def test_oom_must_be_one_of_the_modalities(tmp_path):
