@@ -208,12 +208,12 @@ def main(argv: list[str] | None = None) -> None:
     own = survey.read(args, found)
     if own:
         told = "" if args.oom else " (--oom names another)"
-        print(f"{args.folder}: the new sensor is {own.oom}{told}")
+        print(f"{args.folder}: the new sensor is {own.oom or 'not to be found'}{told}")
         survey.look(own, found)
         survey.judge(own, found)
     say("faults: the stages stop at the first", found.faults, args.list)
     say("warnings: the stages go on", found.warnings, args.list)
-    if own and own.data.ids:
+    if own and own.used:
         summary(own)
         print("\nCommands" + (", once the faults are mended" if found.faults else ""))
         for line in commands(own):

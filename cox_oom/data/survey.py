@@ -199,7 +199,9 @@ def judge(own: Folder, found: Found) -> None:
     data, oom = own.data, own.oom
     if not own.ims:
         what = f"no modality besides {oom} can be used" if oom else "no modality can be used"
-        found.fault(UserError(f"{own.manifest}: {what}; COX learns {oom or 'one'} from others: add a column"))
+        found.fault(UserError(f"{own.manifest}: {what}; COX needs at least one besides the sensor: add a column"))
+    if not own.used:
+        return
     for m in own.used:
         try:
             rows.check_items(Namespace(root=None, data=own.args.folder, oom=oom), data, m, list(own.facts[m]))

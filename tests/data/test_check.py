@@ -162,6 +162,12 @@ def test_many_faults_of_one_kind_are_counted(tmp_path, capsys):
     assert code == 0 and out.endswith("faults: 0, warnings: 15\n") and "--on-error skip" in out.split("Commands")[1]
 
 
+def test_a_folder_of_which_nothing_can_be_used(tmp_path, capsys):
+    (tmp_path / "manifest.csv").write_text("id,split,label,a\n1,train,x,q.npy\n2,train,y,r.npy\n3,test,y,s.npy\n")
+    code, out = checked(capsys, tmp_path)
+    assert code == 1 and out.count("is not there;") == 3 and "no modality can be used" in out and "python" not in out
+
+
 def test_a_table_without_a_header_is_one_fault(tmp_path, capsys):
     write(tmp_path)
     (tmp_path / "manifest.csv").write_text("id;split;label;rgb\na;train;x;y\n")
