@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cox_oom import run
-from cox_oom.data import SPLITS, ahead, folder, make, media, survey
+from cox_oom.data import SPLITS, folder, make, media, survey
 from cox_oom.data.survey import Facts, Folder, Found
 from cox_oom.files import UserError, escaped
 from cox_oom.run import Parser, key_values, number
