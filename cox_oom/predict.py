@@ -117,7 +117,7 @@ class Trained:
             if not isinstance(what, (str, os.PathLike)) or self.kind == "text":
                 return raw_item(what, self.kind)
             path = os.fspath(what)
-            allowed = media.ARRAY if self.kind == "series" else folder.EXTENSIONS[self.kind] + media.ARRAY
+            allowed = folder.EXTENSIONS[self.kind]
             if not os.path.isfile(path):
                 raise UserError(f"{path}: it is not there; correct the path")
             if not path.lower().endswith(allowed):
@@ -144,14 +144,14 @@ class Trained:
 
     def judge(self, items: list[tuple[dict[str, Any] | None, str]]) -> Answer:
         """The Answer to a chunk of items (what `prepared` gives, or None; the note about it)."""
-        whole = [i for i, (item, _) in enumerate(items) if item and "x" in item]
+        made = [item for item, _ in items if item and "x" in item]
+        whole = torch.tensor([bool(item and "x" in item) for item, _ in items])
         posteriors = torch.full((len(items), len(self.classes)), torch.nan)
         novelty = torch.full((len(items),), torch.nan)
-        if whole:
-            made = [items[i][0] for i in whole]
+        if made:
             x = torch.stack([torch.as_tensor(item["x"]) for item in made])
             steps = torch.tensor([item["steps"] for item in made]) if self.preparation["lengths"] else None
-            file = {"kind": self.runs[0]["arch"]["kind"], "x": x, "lengths": steps}
+            file = {"kind": "series" if self.kind == "audio" else self.kind, "x": x, "lengths": steps}
             file |= {"mean": self.preparation["mean"], "std": self.preparation["std"]}
             found = [model(file, torch.arange(len(x))) for model in self.models]
             both = list(zip(self.runs, found))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cox_oom import files
-from cox_oom.data import folder, media
+from cox_oom.data import folder
 from cox_oom.files import UserError
 from cox_oom.predict import Answer, Trained
 from cox_oom.report.records import cell
@@ -39,8 +39,7 @@ def find(source: str, kind: str, modality: str) -> Recordings:
         return Recordings([source], [source])
     if not where.is_dir():
         raise UserError(f"--new {source}: it is not there; give a file, a folder, or - for paths from standard input")
-    wanted = media.ARRAY if kind == "series" else (*folder.EXTENSIONS.get(kind, ()), *media.ARRAY)
-    wanted = (".txt",) if kind == "text" else wanted
+    wanted = (".txt",) if kind == "text" else folder.EXTENSIONS[kind]
     found = sorted(p for p in where.rglob("*") if p.suffix.lower() in wanted and p.is_file())
     if not found:
         raise UserError(f"--new {source}: no file of kind {kind} in it; its names end in {' '.join(wanted)}")
