@@ -22,9 +22,12 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                  (stage 3)
       arch, learner, head, im [K], class_names, unlabelled [U] ids, before and after {agree, label, confidence,
       prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, and by modality: connections, mapped,
-      mapped_heads
+      mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std}, calibration {temperature, low,
+      high, n, source}, novelty {means (C', d), precision (d, d), distance}
+  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/folds/<k>of<n>/…                 its cross-fits (stage 3, --folds)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                (stage 4)
-      the record: what it is of, metrics as fractions, history, seconds, command, args
+      the record: what it is of, metrics as fractions, history, seconds, command, args; NAME.card.md: its card
+  <data>/predictions.csv                                classes of new recordings                     (stage 4, --new)
   beside them, while stage 2 or 3 runs: NAME.checkpoint.pt, from which a stopped run goes on, and NAME.log.jsonl, a line
   an epoch
 """
