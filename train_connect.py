@@ -67,7 +67,7 @@ def get_args(argv=None):
     p.common("--data", "--oom", "--perceptor", "--setting")
     p.rows(EVERYDAY)
     p.common("--seed", "--runs", "--device", "--force")
-    p.rows(RARE, rare=True)
+    p.rows((*RARE, run.LOG), rare=True)
     args = p.parse_args(argv)
     args.without = sorted(set(args.without))
     return args
@@ -96,8 +96,9 @@ def warm_up(work, learner, head, oom, start, steps, every, args, generator):
         run.descend(optimizer, terms, args.lr)
         run.add(sums, terms)
         if step % every == 0:
-            losses.append(run.means(sums, every)["loss"])
-            work.log(epoch=len(losses), loss=losses[-1])
+            means = run.means(sums, every)
+            losses.append(means["loss"])
+            work.log(epoch=len(losses), **means, lr=args.lr)
             work.checkpoint({"step": step, "losses": losses}, parts, generator)
             sums = {}
     return losses
@@ -163,7 +164,7 @@ def main(argv=None):
     connections, optimizers, mapped, heads, curve = {}, {}, {}, {}, []
     chance = torch.Generator().manual_seed(args.seed)
     for m, k in known.items():
-        c, optimizer, v, points = connect(m, k, pairs[m], head, z_oom, args, generator, chance)
+        c, optimizer, v, points = connect(m, k, pairs[m], head, z_oom, args, generator, chance, work.log)
         own = args.setting == "semi" and "connection" not in args.without
         h = fit_head(torch.cat([v, z_own]) if own else v, torch.cat([k.y, y_own]) if own else k.y, classes)
         connections[m], optimizers[m], mapped[m], heads[m] = state_of(c), optimizer.state_dict(), v.cpu(), state_of(h)

@@ -56,7 +56,7 @@ def get_args(argv=None):
     p.common("--data", "--oom", "--perceptor", "--setting")
     p.rows(EVERYDAY)
     p.common("--seed", "--runs", "--device", "--force")
-    p.rows((*RARE, *methods.flags()), rare=True)
+    p.rows((*RARE, run.LOG, *methods.flags()), rare=True)
     args = p.parse_args(argv)
     if args.tag and not re.fullmatch(r"[\w-]{1,80}", args.tag):
         raise UserError(f"--tag {args.tag}: it names a file; use letters, digits, - and _ alone, 80 at most")
@@ -157,7 +157,7 @@ def main(argv=None):
             run.add(sums, terms)
             bar.update()
         history.append({"epoch": epoch + 1, **run.means(sums, steps), **items.validate(learner, head, args.device)})
-        work.log(**history[-1])
+        work.log(**history[-1], lr=lr, **(chosen.counts() if chosen else {}))
     bar.close()
 
     # --------------------------------------------------------------------------------------------------- save

@@ -106,6 +106,17 @@ class Anchors:
             f"{self.mask.float().mean():.1%} of the unlabelled are anchors, {len(self.emergent['item'])} emergent pairs"
         )
 
+    def counts(self) -> dict[str, float]:
+        """What the log says of them: how many anchors; the share of these on which all heads agree, and of all
+        unlabelled items; how many emergent pairs."""
+        agree, mask = self.agreement["agree"], self.mask.cpu()
+        return {
+            "anchors": int(mask.sum()),
+            "anchors_agree": agree[mask].float().mean().item() if mask.any() else 0.0,
+            "heads_agree": agree.float().mean().item(),
+            "emergent_pairs": len(self.emergent["item"]),
+        }
+
 
 def agreement(z: Tensor, head: nn.Linear, bridge: Bridge, items: Items, args: Namespace) -> Anchors:
     """Anchors that say on which unlabelled items the modalities agree under the learner's features z (M, d): the heads

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cox_oom.learner import MASKED_BYTE, Learner
+from cox_oom.watch import progress
 
 
 def batch(file: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor | None]:
@@ -51,7 +52,7 @@ def embed(learner: Learner, file: dict[str, Any], rows: Tensor, device: str, vie
     out = []
     for view in range(1 + views):
         z = []
-        for r in rows.split(512):
+        for r in progress(rows.split(512), "embed"):
             x, lengths = batch(file, r, device)
             z.append(learner(*(augment(file["kind"], x, lengths) if view else (x, lengths))).float())
         out.append(torch.cat(z))

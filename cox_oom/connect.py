@@ -6,7 +6,7 @@ Equations and sections: "Towards Out-of-Modal Generalization without Instance-le
 
 import copy
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from cox_oom.heads import Head, deviation, fit_head
 from cox_oom.labels import Items, Start
 from cox_oom.learner import Learner
 from cox_oom.seed import Seed, features_of, split_rows, state_of
+from cox_oom.watch import progress
 
 
 class Connection(nn.Module):
@@ -102,7 +103,7 @@ def train_connection(
     views, pairs = z.shape[:2]
     loss = z.new_zeros(())
     with torch.enable_grad():
-        for _ in range(steps):
+        for _ in progress(range(steps), "connection"):
             i = torch.randint(pairs, (min(batch, 2 * pairs),), generator=generator).to(z.device)
             w = torch.randint(views, i.shape, generator=generator).to(z.device)
             loss = connection_loss(connection, z_im[i], z[w, i], y[i], head, beta=beta, w_ce=w_ce)
@@ -319,22 +320,27 @@ def connect(
     args: Namespace,
     generator: torch.Generator,
     chance: torch.Generator,
+    log: Callable[..., None],
 ) -> tuple[Connection, torch.optim.Optimizer, Tensor, list[dict[str, Any]]]:
     """Stage 2's connection of modality m, trained on `pair` (IM features, views of OOM features, labels), its
     optimizer, its items v (N, d) mapped, and Fig. 5's curve at seven points: MMD of mapped and OOM items, and the
-    head fitted to mapped items alone. chance: a generator for the sample of the MMD, so that this changes no run."""
+    head fitted to mapped items alone. chance: a generator for the sample of the MMD, so that this changes no run.
+    log: takes a line {connection: m, step, mmd, loss of the last step} at each point."""
     points = sorted({0, *(round(args.connect_steps * f) for f in (0.02, 0.07, 0.15, 0.3, 0.6, 1.0))})
     c = Connection(d_im=known.z.shape[1], d=args.width).to(args.device)
     c.standardise(known.z)
     optimizer = torch.optim.Adam(c.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     sample, curve = torch.randperm(len(known.z), generator=chance)[:2000].to(args.device), []
+    loss: dict[str, float] = {}
     for at, following in zip(points, [*points[1:], None]):
         v = map_items(c, known.z)
         h = fit_head(v, known.y, head.out_features, steps=60)
         curve.append({"modality": m, "step": at, "mmd": float(cox_ops.mmd(v[sample], z_oom)), "head": state_of(h)})
+        log(connection=m, step=at, mmd=curve[-1]["mmd"], **loss)
         if following is not None and "connection" not in args.without:
-            train_connection(
+            last = train_connection(
                 c, optimizer, *pair, head, steps=following - at, beta=args.beta, w_ce=args.w_ce, generator=generator
             )
+            loss = {"loss": last}
     print(f"  connection {m}: MMD {curve[0]['mmd']:.3f} -> {curve[-1]['mmd']:.3f}")
     return c, optimizer, v, curve

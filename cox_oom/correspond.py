@@ -17,6 +17,7 @@ from cox_oom.connect import Bridge
 from cox_oom.heads import fit_head, match_shares, move_head
 from cox_oom.labels import Items
 from cox_oom.seed import Seed
+from cox_oom.watch import progress
 
 
 def plain_vectors(file: dict[str, Any], rows: Tensor, side: int = 16, steps: int = 64, most: int = 8192) -> Tensor:
@@ -24,7 +25,7 @@ def plain_vectors(file: dict[str, Any], rows: Tensor, side: int = 16, steps: int
     `side`, a series with lengths played over `steps` steps, one without averaged down to them where it has over
     `most` numbers, text as the logarithm of its counts of byte pairs (hashed to 512)."""
     out = []
-    for r in rows.split(1024):
+    for r in progress(rows.split(1024), "plain vectors"):
         x, lengths = batch(file, r, "cpu")
         if file["kind"] == "text":
             pair = (x[:, :-1].long() * 257 + x[:, 1:].long()) % 512
@@ -67,7 +68,7 @@ def shared_vectors(banks: Sequence[Tensor], components: int = 80, ridge: float =
     1 on the mean, rises with how many modalities show it: what is seen by all that are known is what a new one will
     most probably see."""
     parts = []
-    for z in banks:
+    for z in progress(banks, "shared vectors"):
         u, s = principal(z, most)
         parts.append(u * (s.square() / (s.square() + ridge * s.square().mean())).sqrt())
     u, s = principal(torch.cat(parts, 1), components)
@@ -109,10 +110,8 @@ def correspond(
     paired, unpaired = (partner >= 0).nonzero().squeeze(1), (partner < 0).nonzero().squeeze(1)
     z_pair, at = z[paired], partner[paired]
     of_pair, of_class = F.one_hot(y[at], classes).to(z), F.one_hot(y, classes).to(z)
-    b = z_pair.mean(0)
-    x_mean = x[at].mean(0)
-    x = x - x_mean
-    eye = ridge * torch.eye(x.shape[1], device=x.device)
+    b, x_mean = z_pair.mean(0), x[at].mean(0)
+    x, eye = x - x_mean, ridge * torch.eye(x.shape[1], device=x.device)
     gram = x[at].T @ x[at]
     weights = torch.linalg.solve(gram + eye, x[at].T @ (z_pair - b))
     residual = of_pair.T @ (z_pair - b - x[at] @ weights)
@@ -124,20 +123,21 @@ def correspond(
     expected = z.new_empty(len(z), x.shape[1])
     expected[paired] = x[at]
     unknown = unpaired[y_z[unpaired] < 0]
+    bar = progress(None, "soft correspondences", rounds * len(unpaired))
     for _ in range(rounds):
         # E step: where may every unpaired item come from
         means, precision = b + x @ weights + offsets[y], torch.linalg.inv(noise)  # (N, d)
         pull, level = precision @ means.T, ((means @ precision) * means).sum(1)
         use, total, scatter = x.new_zeros(len(x)), x.new_zeros(len(x), d), x.new_zeros(d, d)
         for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time
-            far = (((z[r] @ precision) * z[r]).sum(1)[:, None] - 2 * z[r] @ pull + level).clamp(
-                min=0
-            )  # (rows, N), squared
+            far = ((z[r] @ precision) * z[r]).sum(1)[:, None] - 2 * z[r] @ pull + level
+            far = far.clamp(min=0)  # (rows, N), squared
             logits = bias[y] - 0.5 * (freedom + d) * (far / freedom).log1p()
             other = (y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y)
             q = logits.masked_fill(other, -1e9).softmax(1)
             posterior[r], expected[r] = q @ of_class, q @ x
             q = weight * (freedom + d) / (freedom + far) * q  # what each guess counts in the fit
+            bar.update(len(r))
             use, total, scatter = use + q.sum(0), total + q.T @ z[r], scatter + (z[r] * q.sum(1)[:, None]).T @ z[r]
         if held:
             bias = bias + match_shares(posterior[unknown].clamp(min=1e-9).log(), shares)
@@ -154,6 +154,7 @@ def correspond(
         noise = fit.T @ fit + scatter - both - both.T + means.T @ (means * use[:, None])
         noise = (1 - floor) * noise / (len(paired) + weight * len(unpaired))
         noise = noise + floor / (1 - floor) * noise.diagonal().mean() * torch.eye(d, device=z.device)
+    bar.close()
     return posterior, expected + x_mean
 
 

@@ -29,7 +29,7 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
       the record: what it is of, metrics as fractions, history, seconds, command, args; NAME.card.md: its card
   <data>/predictions.csv                                classes of new recordings                     (stage 4, --new)
   beside them, while stage 2 or 3 runs: NAME.checkpoint.pt, from which a stopped run goes on, and NAME.log.jsonl, a line
-  an epoch
+  an epoch; with --log tensorboard NAME.tensorboard/, the same lines as TensorBoard's event files
 """
 
 import hashlib
@@ -63,6 +63,7 @@ LIBRARIES = {
     **{name: (name, "export") for name in ("onnx", "onnxruntime", "onnxscript")},
     "PIL": ("Pillow", "stages"),
     "kaldi_native_fbank": ("kaldi-native-fbank", "stages"),
+    "tensorboard": ("tensorboard", "watch"),
 }
 
 

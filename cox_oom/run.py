@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from cox_oom import watch
 from cox_oom.files import UserError, data_name, escaped, finished, load, save, sweep, writable
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -143,6 +144,7 @@ COMMON = {  # flags that several stages have: default, type, help
     "--device": ("cuda" if torch.cuda.is_available() else "cpu", known_device, "cpu or cuda"),
     "--force": (False, None, "redo finished work"),
 }
+LOG = ("--log", None, ("tensorboard",), "write TensorBoard's event files to NAME.tensorboard/, beside NAME.log.jsonl")
 
 
 class Parser(argparse.ArgumentParser):
@@ -223,7 +225,7 @@ def means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
 
 
 class Work:
-    """One file of stage 2 or 3 in the making: `path` itself, its checkpoint and its log beside it.
+    """One file of stage 2 or 3 in the making: `path` itself, its checkpoint, its log and its events beside it.
 
     args: the stage's flags; those that shape the file are kept in its meta, and other ones are refused where it is
     done. oom: the OOM inputs; made_from: the digests of all files that it is made from."""
@@ -237,7 +239,9 @@ class Work:
             self.path.with_suffix(".checkpoint.pt"),
             self.path.with_suffix(".log.jsonl"),
         )
-        settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data")}
+        self.events_path = self.path.with_suffix(".tensorboard")
+        self.events = watch.Events(self.events_path) if args.log else None
+        settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data", "log")}
         self.facts = {
             "stage": stage,
             "data": data_name(args.data),
@@ -266,6 +270,7 @@ class Work:
             self.saved, self.begun = saved, self.begun - saved["seconds"]
         else:
             self.log_path.unlink(missing_ok=True)
+            watch.clear(self.events_path)
         return False
 
     @property
@@ -306,9 +311,11 @@ class Work:
         return self.state
 
     def log(self, **line: Any) -> None:
-        """One line of JSON at the end of the log."""
+        """One line of JSON at the end of the log, on the disk when this returns; a line of TensorBoard's, too."""
         with open(self.log_path, "a", encoding="utf-8") as f:
             f.write(json.dumps({**line, "seconds": round(self.seconds, 1)}) + "\n")
+        if self.events:
+            self.events.follow(self.log_path, self.begun)
 
     def save(self, obj: dict[str, Any], **facts: Any) -> None:
         """Write the file; the checkpoint goes."""

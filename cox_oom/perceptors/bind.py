@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cox_oom.augment import augment, batch
 from cox_oom.files import UserError
 from cox_oom.seed import split_rows
+from cox_oom.watch import progress
 
 
 def pair_table(inputs, pair_by_class, generator):
@@ -222,8 +223,8 @@ class Encoder(nn.Module):
 @torch.no_grad()
 def features(encoder, file, *, device="cpu", batch_size=512):
     """The bank of one modality: unit rows (n, dim) float32 for all n rows of its inputs file, in their order."""
-    out = [encoder(*batch(file, r, device)).float().cpu() for r in torch.arange(len(file["ids"])).split(batch_size)]
-    return torch.cat(out)
+    rows = progress(torch.arange(len(file["ids"])).split(batch_size), "features of bind")
+    return torch.cat([encoder(*batch(file, r, device)).float().cpu() for r in rows])
 
 
 def info_nce(a, b, scale):

@@ -148,8 +148,8 @@ def test_a_stopped_warm_up_goes_on_to_the_same_bits(runs, folder, monkeypatch):
     assert "going on from step" in stage("train_connect", folder, runs, flags)
     assert files.load(path)["meta"]["digest"] == whole and not checkpoint.exists()
     lines = [[json.loads(line) for line in text.splitlines()] for text in (log, read_log(run_dir(runs) / "connect"))]
-    assert [[(r["epoch"], r["loss"]) for r in of] for of in lines] == [[(r["epoch"], r["loss"]) for r in lines[0]]] * 2
-    assert [r["epoch"] for r in lines[0]] == [1, 2, 3, 4]
+    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in of] for of in lines]
+    assert lines[0] == lines[1] and [r["epoch"] for r in lines[0][:4]] == [1, 2, 3, 4]
 
 
 def read_log(stem):
@@ -173,7 +173,8 @@ def test_the_log_has_a_line_an_epoch_also_after_a_stop(runs, folder, monkeypatch
     stage("train_explore", folder, runs, "--method erm --epochs 4 --refreshes 2")
     lines = [json.loads(line) for line in read_log(run_dir(runs) / "erm").splitlines()]
     history = files.load(run_dir(runs) / "erm.pt")["history"]
-    assert [{k: v for k, v in line.items() if k != "seconds"} for line in lines] == history and len(history) == 4
+    assert [{k: v for k, v in line.items() if k not in ("seconds", "lr")} for line in lines] == history
+    assert len(history) == 4
 
 
 def test_a_forced_run_goes_on_as_well_but_not_from_what_it_is_to_replace(runs, folder, monkeypatch):
