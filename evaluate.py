@@ -2,6 +2,7 @@
 
     python evaluate.py --data synth                                     every run that is not evaluated yet
     python evaluate.py --data synth digits --table --out runs/report    and the table over two data sets
+    python evaluate.py --compare A B                                    two METHOD.pt, or folders of runs, side by side
 
 Reads   RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/{connect,METHOD}.pt, inputs and banks; test rows here alone
 Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, seconds, command
@@ -13,20 +14,24 @@ A filter left out means all. Runs with different labels or pairing stand in diff
 import json
 import shlex
 import sys
+from argparse import Namespace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from cox_oom import export, files, predict, recordings, run, shapes
 from cox_oom.files import Place, UserError
-from cox_oom.report import card, tables
+from cox_oom.report import card, compare, tables
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record
-from cox_oom.report.records import find, read_record, what_first, write_tables, write_text
+from cox_oom.report.records import check_once, find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order, score
 from cox_oom.run import Parser
 from cox_oom.seed import load_seed, split_rows
+from cox_oom.watch import progress
 
 MANY = {"nargs": "+"}
 EVERYDAY = (
-    ("--data", run.REQUIRED, str, "one or several data sets, as in stages 1 to 3", MANY),
+    ("--data", None, str, "one or several data sets, as in stages 1 to 3", MANY),
     ("--oom", None, str, "these OOM modalities; left out: all", MANY),
     ("--perceptor", None, str, "these perceptors; left out: all", MANY),
     ("--setting", None, ("semi", "unsup"), "left out: both", MANY),
@@ -39,14 +44,19 @@ EVERYDAY = (
     ("--export", None, str, "write the learner to this file, .onnx or .pt2, with learner.json beside it"),
     ("--int8", False, None, "with --export: the same in int8 beside it, NAME.int8.onnx"),
     ("--abstain", 0.0, run.number(float, 0, 1), "with --new: no class for what is less sure than this"),
+    ("--compare", None, str, "two METHOD.pt, METHOD.json or folders of runs", {"nargs": 2, "metavar": ("A", "B")}),
+    ("--runs", ["runs"], run.folder, "folders under which all stages write; several are put together", MANY),
 )
 
 
 def get_args(argv=None):
     p = Parser(__doc__, "")
     p.rows(EVERYDAY)
-    p.common("--runs", "--device", "--force")
-    return p.parse_args(argv)
+    p.common("--device", "--force")
+    args = p.parse_args(argv)
+    if not args.data and not args.compare:
+        p.error("the following arguments are required: --data, or --compare A B")
+    return args
 
 
 def words(record, task):
@@ -85,7 +95,7 @@ def judge(args, data):
     if not found and not kept:
         raise UserError(what_first(args, data))
     records = {}
-    for folder, method in found:
+    for folder, method in progress(found, f"evaluate {data}"):
         if folder not in records:
             (seed, test), connections, records[folder] = seed_of(args, data, folder), None, []
         path = folder / f"{method}.pt"
@@ -104,7 +114,7 @@ def judge(args, data):
             old = record(run, seed, test, connections, args.device, args.task)
             write_text(path.with_suffix(".json"), json.dumps(old, indent=1))
             write_text(path.with_suffix(".card.md"), card.card(old))
-        print(
+        tqdm.write(
             f"{'wrote' if new else 'already evaluated:'} {path.with_suffix('.json')}: {words(old, args.task)}"
             + ("" if new else " (--force redoes it)")
         )
@@ -141,6 +151,9 @@ def use(args):
     """What is asked of a learner instead of a table: to name new recordings, to be exported."""
     if len(args.data) > 1:
         raise UserError(f"--data {shlex.join(args.data)}: name one data set")
+    if len(args.runs) > 1:
+        raise UserError(f"--runs {shlex.join(args.runs)}: name one folder")
+    args.runs = args.runs[0]
     paths = predict.choose(find(args, args.data[0], ".pt"), what_first(args, args.data[0]))
     learner = predict.Trained(paths, args.device)
     print(f"note: {', '.join(map(str, paths))}, {learner.certainty}", file=sys.stderr)
@@ -156,6 +169,8 @@ def use(args):
 
 def main(argv=None):
     args = get_args(argv)
+    if args.compare:
+        return compare.compare(args.compare, args.out)
     if args.new or args.export:
         return use(args)
     if args.table:
@@ -167,20 +182,22 @@ def main(argv=None):
 
     # ----------------------------------------------------------------------------------- evaluate what is new
     records, clouds = [], {}
-    for data in args.data:
-        by_folder, kept = judge(args, data)
+    trees = [Namespace(**{**vars(args), "runs": runs}) for runs in dict.fromkeys(args.runs)]
+    for tree, data in [(tree, data) for tree in trees for data in args.data]:
+        by_folder, kept = judge(tree, data)
         records += [*sum(by_folder.values(), []), *kept]
         for folder, some in by_folder.items() if args.table else ():  # of each row the lowest seed
             key = (some[0]["data"], some[0]["perceptor"], some[0]["oom"], condition(some[0]))
-            clouds[key] = clouds.get(key) or cloud(args, data, folder, [r["method"] for r in some])
+            clouds[key] = clouds.get(key) or cloud(tree, data, folder, [r["method"] for r in some])
     if not args.table:
         task = " --task retrieval" if args.task == "retrieval" else ""
-        print(f"Next: python evaluate.py --data {shlex.join(args.data)} --runs {shlex.quote(args.runs)}{task} --table")
+        print(f"Next: python evaluate.py --data {shlex.join(args.data)} --runs {shlex.join(args.runs)}{task} --table")
         return
 
     # --------------------------------------------------------------------------------------- table and report
-    base = Path(args.runs) / (files.data_name(args.data[0]) if len(args.data) == 1 else "")
+    base = Path(args.runs[0]) / (files.data_name(args.data[0]) if len(args.data) == 1 else "")
     out = Path(args.out) if args.out else base / ("report-retrieval" if args.task == "retrieval" else "report")
+    check_once(records)
     blocks = tables.tables(records, args.task)
     write_tables(out, records, blocks)
     command = " ".join(["python", *(["evaluate.py", *argv] if argv else sys.argv)])

@@ -6,6 +6,7 @@
 #   DATA=msrvtt EXTRACT="--root DIR" PERCEPTOR=imagebind OOM=audio bash run.sh            a public data set (docs/data/)
 #   SETTING=unsup DATA=my_robot OOM=sonar bash run.sh                                     no label, no pair at all
 #   METHODS="cox cox-soft" EXPLORE_cox_soft="--w-agree 0.3" bash run.sh                   two runs of one method
+#   LABELS="0.02 0.05 0.1 0.2" bash run.sh          how many labels are enough: RUNS/labels-0.02 and so on (docs/watch.md)
 #
 # Finished work is skipped, so the same command goes on after a stop. On a GPU set JOBS to what fits its memory.
 set -euo pipefail
@@ -21,8 +22,13 @@ for method in $METHODS; do
     esac
 done
 SEEDS=${SEEDS:-0 1 2}
+LABELS=${LABELS:-}                            # shares of labels, each with runs of its own; empty: stage 2's own share
 export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3
 # EXPLORE_method, EXPLORE_method_tag (- becomes _): further flags of stage 3 for this method, for this run, if exported
+case "${LABELS:+$SETTING} $CONNECT " in
+*unsup*) echo "error: LABELS: without labels (SETTING=unsup) there is no share of them" >&2; exit 2 ;;
+*--labels*|*--per-class*) [ -z "$LABELS" ] || { echo "error: LABELS and CONNECT both say how many labels; give one" >&2; exit 2; } ;;
+esac
 cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS=${JOBS:-$cores}                          # seeds and methods side by side
 name=$([ -d "$DATA" ] && cd "$DATA" && basename "$(pwd -P)" || basename "$DATA")
@@ -48,27 +54,39 @@ job() {  # job NAME COMMAND...: output to the log, one line on the screen, the e
         return 1
     fi
 }
-connect() {
-    job "connect-seed$1" "$PYTHON" train_connect.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" \
-        --setting "$SETTING" --seed "$1" $CONNECT
+share() {  # share FRACTION: stage 1's files of RUNS serve the runs of this share of labels as well
+    local part link
+    for part in "$RUNS/$name"/{inputs,*/no-"$OOM",*/banks}; do
+        link="$RUNS/labels-$1/${part#"$RUNS"/}"
+        [ -e "$part" ] && [ ! -e "$link" ] || continue
+        mkdir -p "$(dirname "$link")" && ln -s "$(cd "$part" && pwd)" "$link"
+    done
 }
-explore() {
+connect() {  # connect SEED [FRACTION]
+    job "connect-seed$1${2:+-labels-$2}" "$PYTHON" train_connect.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" \
+        --runs "$RUNS${2:+/labels-$2}" --setting "$SETTING" --seed "$1" $CONNECT ${2:+--labels "$2"}
+}
+explore() {  # explore SEED METHOD [FRACTION]
     local method=${2%%-*} run=EXPLORE_${2//-/_} flags=EXPLORE_${2%%-*} tag=
     [ "$2" = "$method" ] && run= || tag=${2#*-}
-    job "$2-seed$1" "$PYTHON" train_explore.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" \
-        --setting "$SETTING" --seed "$1" --method "$method" ${tag:+--tag "$tag"} $EXPLORE ${!flags:-} ${run:+${!run:-}}
+    job "$2-seed$1${3:+-labels-$3}" "$PYTHON" train_explore.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" \
+        --runs "$RUNS${3:+/labels-$3}" --setting "$SETTING" --seed "$1" --method "$method" ${tag:+--tag "$tag"} $EXPLORE ${!flags:-} ${run:+${!run:-}}
 }
 export -f job connect explore
 
 echo "== 1 extract_features: perceptor and banks, all $cores cores"
 "$PYTHON" extract_features.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" $EXTRACT
 
-echo "== 2 train_connect: seeds $SEEDS; logs in $log"
-for seed in $SEEDS; do echo "$seed"; done | side_by_side connect
+trees=("$RUNS")
+[ -z "$LABELS" ] || { trees=(); for f in $LABELS; do share "$f"; trees+=("$RUNS/labels-$f"); done; }
+
+echo "== 2 train_connect: seeds $SEEDS${LABELS:+, labels $LABELS}; logs in $log"
+for f in ${LABELS:-""}; do for seed in $SEEDS; do echo "$seed${f:+ $f}"; done; done | side_by_side connect
 
 echo "== 3 train_explore: $METHODS"
-for seed in $SEEDS; do for method in $METHODS; do echo "$seed $method"; done; done | side_by_side explore
+for f in ${LABELS:-""}; do for seed in $SEEDS; do for method in $METHODS; do echo "$seed $method${f:+ $f}"; done; done; done |
+    side_by_side explore
 
 [ "${EVALUATE:-}" = none ] && exit                     # EVALUATE: flags of stage 4 in the place of --table --out
 echo "== 4 evaluate"
-"$PYTHON" evaluate.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "$RUNS" ${EVALUATE:---table --out "$OUT"}
+"$PYTHON" evaluate.py --data "$DATA" --oom "$OOM" --perceptor "$PERCEPTOR" --runs "${trees[@]}" ${EVALUATE:---table --out "$OUT"}

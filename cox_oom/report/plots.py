@@ -205,6 +205,65 @@ def training_curves(rows):
     return figure
 
 
+def learning_curves(some):
+    """Accuracy over the number of labels, mean and sd over seeds, with the law that was fitted and what it predicts for
+    twice the last number; some: [(curve, prediction)] of learning.predicted."""
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    names = [curve["method"] for curve, _ in some]
+    ax, colour = figure.subplots(), colours(names)
+    for curve, found in some:
+        n, look = np.array(curve["labels"]), {"color": colour[curve["method"]]}
+        mean, sd = zip(*(mean_sd([100 * v for v in values]) for values in curve["accuracy"]))
+        ax.errorbar(n, mean, [s or 0 for s in sd], fmt="o", ms=3.5, capsize=2, label=curve["method"], **look)
+        if found["law"]:
+            a, b, c = found["law"]
+            x = np.geomspace(n[0], 2 * n[-1], 60)
+            ax.plot(x, 100 * (a - b * (x / n[-1]) ** -c), lw=1.2, ls="--", **look)
+            span = [[100 * (found["accuracy"] - found["lowest"])], [100 * (found["highest"] - found["accuracy"])]]
+            ax.errorbar([2 * n[-1]], [100 * found["accuracy"]], span, fmt="o", ms=4, mfc="none", capsize=2, **look)
+        else:
+            ax.plot(n, mean, lw=1.2, **look)
+    if some[0][0]["aligned"] is not None:
+        ax.axhline(100 * some[0][0]["aligned"], color="#444", lw=1, ls=":", label="aligned, all labels")
+    counts = sorted({round(n) for curve, _ in some for n in curve["labels"]})
+    ax.set_xscale("log")
+    ax.set_xticks([*counts, 2 * counts[-1]], [*map(str, counts), f"{2 * counts[-1]}\npredicted"])
+    ax.minorticks_off()
+    plain(ax, x="labelled items", y="test accuracy, %")
+    wide = legend_columns(figure, [*names, "aligned, all labels"])
+    figure.legend(fontsize=7, frameon=False, loc="outside upper left", ncols=wide)
+    return figure
+
+
+def reliability(rows):
+    """How often the learner is right where it is so confident: a panel for each method with a point for each bin, its
+    area by the items in it; each seed has points of its own. None where no record has metrics.calibration."""
+    rows = [r for r in rows if r["metrics"].get("calibration")]
+    if not rows:
+        return None
+    methods = method_names(rows)
+    figure, axes = grid(len(methods), width=2.6, height=2.7)
+    colour = colours(methods)
+    for ax, m in zip(axes, methods):
+        mine = [r["metrics"]["calibration"] for r in rows if r["method"] == m]
+        bins = np.array([b for c in mine for b in c["bins"] if b[2] > 0], dtype=float).reshape(-1, 3)
+        ax.plot([0, 100], [0, 100], color="#999", lw=1, ls="--")
+        ax.scatter(
+            100 * bins[:, 0],
+            100 * bins[:, 1],
+            s=4 + 180 * bins[:, 2] / max(1, bins[:, 2].max(initial=0)),
+            color=colour[m],
+            alpha=0.6,
+            linewidths=0,
+            label=f"ECE {percent([c['ece'] for c in mine])}%",
+        )
+        ax.set_xlim(0, 103)
+        ax.set_ylim(0, 103)
+        plain(ax, f"{m}, {len(mine)} seed{'s' * (len(mine) > 1)}", "confidence, %", "right, %" if ax is axes[0] else "")
+        ax.legend(fontsize=7, frameon=False, loc="upper left", handlelength=0, markerscale=0.3)
+    return figure
+
+
 def confusions(rows):
     """Row-normalised confusion matrices of erm and cox, or else of what there is, summed over seeds."""
     methods = [m for m in ("erm", "cox") if any(r["method"] == m for r in rows)] or [rows[0]["method"]]

@@ -127,6 +127,19 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def check_once(records: list[dict[str, Any]]) -> None:
+    """UserError where a run of one seed is there twice: it would count twice in a mean."""
+    seen = set()
+    for r in records:
+        key = (r["data"], r["perceptor"], r["oom"], condition(r), r["method"], r["seed"], r["fingerprint"])
+        if key in seen:
+            raise files.UserError(
+                f"two folders of --runs have {r['method']} of {r['data']} {r['oom']}, {condition(r)}, seed "
+                f"{r['seed']}; leave one of them out"
+            )
+        seen.add(key)
+
+
 def write_text(path: str | Path, text: str) -> None:
     files.write_atomic(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cox_oom.correspond import explain
 from cox_oom.files import escaped
+from cox_oom.report.learning import learning_tables
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
 from cox_oom.report.tests import tests_table
 
@@ -44,6 +45,7 @@ def tables(records, task="classification"):
         some = [r for r in records if r["perceptor"] == perceptor]
         columns = sorted({(r["data"], r["oom"]) for r in some})
         blocks = (retrieval_tables if task == "retrieval" else accuracy_tables)(some, columns)
+        blocks += learning_tables(some) if task == "classification" else []
         out += [{**b, "title": f"{b['title']} (perceptor {perceptor})"} for b in blocks]
     return out
 
@@ -560,7 +562,11 @@ def at_chance(records, name):
 
 def word_columns(block):
     """Per column: does it hold words (left-aligned) rather than numbers."""
-    leading = [h in ("setting", "direction", "method", "OOM", "IM", "OOM left out", "flags") for h in block["header"]]
+    leading = [
+        h
+        in ("setting", "direction", "method", "OOM", "IM", "OOM left out", "flags", "where", "flag", "metric", "class")
+        for h in block["header"]
+    ]
     return [w and all(leading[:i]) for i, w in enumerate(leading)]
 
 
