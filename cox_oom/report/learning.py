@@ -12,7 +12,8 @@ from cox_oom.files import optional
 from cox_oom.methods import METHODS
 from cox_oom.report.scores import flags, mean_sd, order, percent
 
-DRAWS, INSIDE = 100, 0.9  # simulated curves behind an interval, and the share of them that it holds
+DRAWS, INSIDE = 1000, 0.9  # simulated curves behind an interval, and the share of them that it holds
+POWERS = np.geomspace(0.05, 3, 150)  # exponents that the law may have
 BOUNDS = ("low", "high", "lowest", "highest")
 MISFIT = 0.01  # probability of a worse fit, below which the power law is not used
 
@@ -53,18 +54,24 @@ def law(n: Any, a: float, b: float, c: float) -> Any:
     return a - b * n**-c
 
 
-def fit(
-    n: np.ndarray, y: np.ndarray, error: np.ndarray, start: tuple[float, ...] | None = None
-) -> tuple[float, ...] | None:
-    """(a, b, c) of the law with a ≤ 1 and b ≥ 0, fitted to accuracies y of standard `error` at n labels, from a
-    `start` or a guess; None where there are fewer than three points or no fit is found."""
-    if len(n) < 3:
-        return None
-    start = start or (min(1.0, y[-1] + 0.05), max(0.05, y[-1] - y[0]), 0.5)
-    found = optional("scipy.optimize", "the learning curve").least_squares(
-        lambda p: (law(n, *p) - y) / error, start, bounds=((0, 0, 0.05), (1, np.inf, 3)), ftol=1e-6
-    )
-    return tuple(map(float, found.x)) if found.success else None
+def fit(n: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """(a, b, c) of the law with a ≤ 1, b ≥ 0 and c in POWERS, (D, 3), by weighted least squares: D curves of
+    accuracies y (D, k) ≤ 1 at n (k,) labels, k ≥ 3, with standard errors `error` (k,). For each c the rest is linear,
+    hence all curves are fitted at once, and no start can mislead (Golub and Pereyra, SIAM J. Numer. Anal. 1973)."""
+    w, least, out = 1 / error**2, np.full(len(y), np.inf), np.empty((len(y), 3))
+    mean = y @ w / w.sum()
+    for c in POWERS:
+        x = n**-c
+        middle = x @ w / w.sum()
+        b = np.maximum(-(y - mean[:, None]) @ (w * (x - middle)) / ((x - middle) ** 2 @ w), 0)
+        a = mean + b * middle
+        b = np.where(a > 1, (1 - y) @ (w * x) / (x**2 @ w), b)  # the best with a = 1
+        a = np.minimum(a, 1)
+        loss = (a[:, None] - b[:, None] * x - y) ** 2 @ w
+        better = loss < least
+        out[better] = np.stack([a, b, np.full(len(y), c)], 1)[better]
+        least = np.minimum(least, loss)
+    return out
 
 
 def last_step(n: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float]:
@@ -75,9 +82,10 @@ def last_step(n: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, f
     return float(steps[-1]), float(min(gain, 1 - steps[-1]))
 
 
-def ahead(found: tuple[float, ...], times: float) -> tuple[float, float]:
-    """(accuracy, gain) of a fitted law at `times` the number of labels that is its unit."""
-    return float(law(times, *found)), float(law(times, *found) - law(1.0, *found))
+def ahead(found: np.ndarray, times: float) -> np.ndarray:
+    """(accuracy, gain), (2, D), of fitted laws (D, 3) at `times` the number of labels that is their unit."""
+    a, b, c = found.T
+    return np.stack([law(times, a, b, c), law(times, a, b, c) - law(1.0, a, b, c)])
 
 
 def standard_errors(curve: dict[str, Any]) -> tuple[np.ndarray, int]:
@@ -103,22 +111,21 @@ def prediction(curve: dict[str, Any], times: float = 2.0) -> dict[str, Any]:
     labelled items, the same test items and law."""
     n, y = np.array(curve["labels"]), np.array([np.mean(a) for a in curve["accuracy"]])
     error, freedom = standard_errors(curve)
-    found = fit(n / n[-1], y, error)
-    if found and len(n) > 3:
-        square = float((((law(n / n[-1], *found) - y) / error) ** 2).sum()) / (len(n) - 3)
+    found = fit(n / n[-1], y[None], error) if len(n) > 2 else None
+    if found is not None and len(n) > 3:
+        square = float((((law(n / n[-1], *found[0]) - y) / error) ** 2).sum()) / (len(n) - 3)
         worse = optional("scipy.stats", "the learning curve").f.sf(square, len(n) - 3, freedom or 1000)
         found = found if worse >= MISFIT else None
-    if not found:
+    if found is None:
         level, gain = last_step(n, y, error)
         gain *= float(np.log2(times))
         return {"law": None, "accuracy": min(1.0, level + gain), "gain": gain} | dict.fromkeys(BOUNDS)
     noise = np.random.default_rng(0).standard_t(freedom or 1000, (DRAWS, len(n))) * error
-    refitted = [fit(n / n[-1], np.clip(y + e, 0, 1), error, found) for e in noise]
-    each = np.array([ahead(f, times) for f in refitted if f])
-    (lowest, low), (highest, high) = np.quantile(each, (0.5 - INSIDE / 2, 0.5 + INSIDE / 2), axis=0).tolist()
-    accuracy, gain = ahead(found, times)
+    each = ahead(fit(n / n[-1], np.clip(y + noise, 0, 1), error), times)
+    (lowest, highest), (low, high) = np.quantile(each, (0.5 - INSIDE / 2, 0.5 + INSIDE / 2), axis=1).T.tolist()
+    accuracy, gain = ahead(found, times)[:, 0].tolist()
     bounds = (min(low, gain), max(high, gain), min(lowest, accuracy), max(highest, accuracy))
-    return {"law": found, "accuracy": accuracy, "gain": gain} | dict(zip(BOUNDS, bounds))
+    return {"law": tuple(found[0].tolist()), "accuracy": accuracy, "gain": gain} | dict(zip(BOUNDS, bounds))
 
 
 def words(curve: dict[str, Any], found: dict[str, Any]) -> str:
