@@ -22,9 +22,9 @@ from tqdm import tqdm
 from cox_oom import export, files, predict, recordings, run, shapes
 from cox_oom.files import Place, UserError
 from cox_oom.report import card, compare, tables
-from cox_oom.report.judge import features, judge_connections, labelled_rows, record
+from cox_oom.report.judge import features, judge_connections, labelled_rows, record, words
 from cox_oom.report.records import check_once, find, read_record, what_first, write_tables, write_text
-from cox_oom.report.scores import condition, order, score
+from cox_oom.report.scores import condition, order
 from cox_oom.run import Parser
 from cox_oom.seed import load_seed, split_rows
 from cox_oom.watch import progress
@@ -57,23 +57,6 @@ def get_args(argv=None):
     if not args.data and not args.compare:
         p.error("the following arguments are required: --data, or --compare A B")
     return args
-
-
-def words(record, task):
-    """A run's numbers in words."""
-    m = record["metrics"]
-    text = f"accuracy {100 * m['accuracy']:.1f}%, balanced {100 * m['balanced_accuracy']:.1f}%"
-    if record["setting"] == "unsup":
-        text += f", Hungarian {100 * m['hungarian_accuracy']:.1f}%, NMI {m['nmi']:.3f}"
-    if task == "retrieval":
-        found = {level: score(record, f"retrieval.out.{level}.r1") for level in ("category", "instance")}
-        r1 = ", ".join(f"{level} {100 * v:.1f}%" for level, v in found.items() if v is not None)
-        text += (
-            f"; R@1, OOM → IM: {r1}"
-            if r1
-            else "; nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items"
-        )
-    return text
 
 
 def seed_of(args, data, folder):

@@ -12,6 +12,7 @@ from cox_oom.files import data_name
 from cox_oom.heads import Head
 from cox_oom.methods import METHODS, refreshes
 from cox_oom.report.metrics import accuracy, agreement, class_metrics, retrieval
+from cox_oom.report.scores import score
 from cox_oom.seed import Seed, features_of, split_rows
 
 
@@ -193,3 +194,20 @@ def record(
         "connect_args": {k: v for k, v in known.items() if k != "seed"},
         "torch": meta["torch"],
     }
+
+
+def words(record: dict[str, Any], task: str) -> str:
+    """A run's numbers in words."""
+    m = record["metrics"]
+    text = f"accuracy {100 * m['accuracy']:.1f}%, balanced {100 * m['balanced_accuracy']:.1f}%"
+    if record["setting"] == "unsup":
+        text += f", Hungarian {100 * m['hungarian_accuracy']:.1f}%, NMI {m['nmi']:.3f}"
+    if task == "retrieval":
+        found = {level: score(record, f"retrieval.out.{level}.r1") for level in ("category", "instance")}
+        r1 = ", ".join(f"{level} {100 * v:.1f}%" for level, v in found.items() if v is not None)
+        text += (
+            f"; R@1, OOM → IM: {r1}"
+            if r1
+            else "; nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items"
+        )
+    return text
