@@ -20,7 +20,7 @@ MISFIT = 0.01  # probability of a worse fit, below which the power law is not us
 
 def curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """[{data, oom, perceptor, method, labels [n], accuracy [[a fraction for each seed]], n_test, aligned}] of the runs
-    that exist with several numbers of labels. labels: rising means over the seeds; aligned: mean accuracy with all
+    that exist with several numbers of labels. labels: rising, means over the seeds; aligned: mean accuracy with all
     labels, None where it was not run."""
     groups: dict[tuple, dict[str, dict[tuple, list]]] = {}
     for r in records:
@@ -33,16 +33,17 @@ def curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (column, _), methods in sorted(groups.items(), key=repr):
         upper = [r["metrics"]["accuracy"] for rows in methods.get("aligned", {}).values() for r in rows]
         for method in sorted(methods, key=order):
-            if len(methods[method]) > 1 and not METHODS[method.partition("-")[0]].all_labels:
-                count = lambda rows: mean_sd([r["n_labelled"] for r in rows])[0]
-                points = sorted(methods[method].values(), key=count)
+            points: dict[int, list] = {}
+            for rows in methods[method].values():
+                points.setdefault(round(mean_sd([r["n_labelled"] for r in rows])[0]), []).extend(rows)
+            if len(points) > 1 and not METHODS[method.partition("-")[0]].all_labels:
                 out.append(
                     {
                         **dict(zip(("data", "oom", "perceptor"), column)),
                         "method": method,
-                        "labels": [count(rows) for rows in points],
-                        "accuracy": [[r["metrics"]["accuracy"] for r in rows] for rows in points],
-                        "n_test": points[0][0]["metrics"]["n_test"],
+                        "labels": sorted(points),
+                        "accuracy": [[r["metrics"]["accuracy"] for r in points[n]] for n in sorted(points)],
+                        "n_test": rows[0]["metrics"]["n_test"],
                         "aligned": mean_sd(upper)[0] if upper else None,
                     }
                 )
@@ -82,12 +83,6 @@ def last_step(n: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, f
     return float(steps[-1]), float(min(gain, 1 - steps[-1]))
 
 
-def ahead(found: np.ndarray, times: float) -> np.ndarray:
-    """(accuracy, gain), (2, D), of fitted laws (D, 3) at `times` the number of labels that is their unit."""
-    a, b, c = found.T
-    return np.stack([law(times, a, b, c), law(times, a, b, c) - law(1.0, a, b, c)])
-
-
 def standard_errors(curve: dict[str, Any]) -> tuple[np.ndarray, int]:
     """Standard errors of a curve's means by the sd over seeds, pooled over its points, and its degrees of freedom; of
     one seed: of the test items alone, and 0."""
@@ -105,13 +100,13 @@ def standard_errors(curve: dict[str, Any]) -> tuple[np.ndarray, int]:
 def prediction(curve: dict[str, Any], times: float = 2.0) -> dict[str, Any]:
     """{law, accuracy, gain, low, high, lowest, highest}: what `times` the last number of labels would bring, as
     fractions, with the interval of the gain (low, high) and of the accuracy. law: the fitted (a, b, c) in units of the
-    last number; None: the last step goes on, and the interval is None.
+    last number; None: the last step goes on, and the interval is None. The gain is over the measured mean.
 
-    The interval holds INSIDE of DRAWS curves whose means are moved by Student's t of their standard errors: other
-    labelled items, the same test items and law."""
+    The interval holds INSIDE of DRAWS curves whose means are moved by Student's t of their standard errors, the wider
+    the worse the law fits: other labelled items, the same test items and law."""
     n, y = np.array(curve["labels"]), np.array([np.mean(a) for a in curve["accuracy"]])
     error, freedom = standard_errors(curve)
-    found = fit(n / n[-1], y[None], error) if len(n) > 2 else None
+    found, square = fit(n / n[-1], y[None], error) if len(n) > 2 else None, 1.0
     if found is not None and len(n) > 3:
         square = float((((law(n / n[-1], *found[0]) - y) / error) ** 2).sum()) / (len(n) - 3)
         worse = optional("scipy.stats", "the learning curve").f.sf(square, len(n) - 3, freedom or 1000)
@@ -120,12 +115,17 @@ def prediction(curve: dict[str, Any], times: float = 2.0) -> dict[str, Any]:
         level, gain = last_step(n, y, error)
         gain *= float(np.log2(times))
         return {"law": None, "accuracy": min(1.0, level + gain), "gain": gain} | dict.fromkeys(BOUNDS)
-    noise = np.random.default_rng(0).standard_t(freedom or 1000, (DRAWS, len(n))) * error
-    each = ahead(fit(n / n[-1], np.clip(y + noise, 0, 1), error), times)
-    (lowest, highest), (low, high) = np.quantile(each, (0.5 - INSIDE / 2, 0.5 + INSIDE / 2), axis=1).T.tolist()
-    accuracy, gain = ahead(found, times)[:, 0].tolist()
-    bounds = (min(low, gain), max(high, gain), min(lowest, accuracy), max(highest, accuracy))
-    return {"law": tuple(found[0].tolist()), "accuracy": accuracy, "gain": gain} | dict(zip(BOUNDS, bounds))
+    noise = np.random.default_rng(0).standard_t(freedom or 1000, (DRAWS, len(n))) * error * max(1.0, square) ** 0.5
+    moved = np.clip(y + noise, 0, 1)
+    accuracy = law(times, *np.concatenate([found, fit(n / n[-1], moved, error)]).T)
+    gain = accuracy - np.append(y[-1], moved[:, -1])
+    between = lambda v: [
+        f(w, v[0]) for f, w in zip((min, max), np.quantile(v[1:], (0.5 - INSIDE / 2, 0.5 + INSIDE / 2)))
+    ]
+    bounds = map(float, [*between(gain), *between(accuracy)])
+    return {"law": tuple(found[0].tolist()), "accuracy": float(accuracy[0]), "gain": float(gain[0])} | dict(
+        zip(BOUNDS, bounds)
+    )
 
 
 def words(curve: dict[str, Any], found: dict[str, Any]) -> str:
