@@ -208,7 +208,7 @@ def training_curves(rows):
 def learning_curves(some):
     """Accuracy over the number of labels, mean and sd over seeds, with the law that was fitted and what it predicts for
     twice the last number; some: [(curve, prediction)] of learning.predicted."""
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     names = [curve["method"] for curve, _ in some]
     ax, colour = figure.subplots(), colours(names)
     for curve, found in some:
