@@ -19,12 +19,18 @@ DRAWING = ("cox_oom.report.plots", "cox_oom.report.page")  # imported by stage 4
 
 # Runs in a process that has none of LIBRARIES: every command of a list, with its output and exit status.
 ALONE = """
-import contextlib, importlib, io, json, pkgutil, runpy, sys
+import contextlib, importlib, importlib.machinery, io, json, pkgutil, runpy, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in LIBRARIES:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.partition(".")[0] in LIBRARIES:  # looking for it is allowed, as torch does; importing it is not
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+
+    def exec_module(self, module):
+        pass
 
 LIBRARIES, COMMANDS, DRAWING = json.loads(sys.argv[1])
 sys.meta_path.insert(0, Blocked())
