@@ -129,16 +129,18 @@ def correspond(
         means, precision = b + x @ weights + offsets[y], torch.linalg.inv(noise)  # (N, d)
         pull, level = precision @ means.T, ((means @ precision) * means).sum(1)
         use, total, scatter = x.new_zeros(len(x)), x.new_zeros(len(x), d), x.new_zeros(d, d)
-        for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time
-            far = (((z[r] @ precision) * z[r]).sum(1)[:, None] - 2 * z[r] @ pull + level).clamp(
-                min=0
-            )  # (rows, N), squared
-            logits = bias[y] - 0.5 * (freedom + d) * (far / freedom).log1p()
-            other = (y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y)
-            q = logits.masked_fill(other, -1e9).softmax(1)
+        for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time, three of them held
+            far = 2 * z[r] @ pull
+            far = torch.sub(((z[r] @ precision) * z[r]).sum(1)[:, None], far, out=far).add_(level).clamp_(min=0)  # squared
+            logits = (far / freedom).log1p_().mul_(0.5 * (freedom + d))
+            logits = torch.sub(bias[y], logits, out=logits)
+            logits.masked_fill_((y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y), -1e9)
+            q = logits.softmax(1)
             posterior[r], expected[r] = q @ of_class, q @ x
-            q = weight * (freedom + d) / (freedom + far) * q  # what each guess counts in the fit
+            # what each guess counts in the fit
+            q = far.add_(freedom).reciprocal_().mul_(weight * (freedom + d)).mul_(q)
             use, total, scatter = use + q.sum(0), total + q.T @ z[r], scatter + (z[r] * q.sum(1)[:, None]).T @ z[r]
+            del far, logits, q
         if held:
             bias = bias + match_shares(posterior[unknown].clamp(min=1e-9).log(), shares)
         else:

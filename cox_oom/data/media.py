@@ -37,7 +37,7 @@ def load_file(path, kind, modality="", frames=8, sample=None, limit=1):
     if kind == "image":
         return load_image(path, modality, limit)
     if kind == "audio":
-        return load_audio(path, limit=limit)
+        return load_audio(path, limit=limit, resample=sample)
     return load_video(path, frames, sample, limit=limit)
 
 

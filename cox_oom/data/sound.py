@@ -15,12 +15,13 @@ SILENCE = 1e-4  # a recording that nowhere exceeds this share of full scale (-80
 BLOCK = 1 << 20  # values that are read at a time
 
 
-def load_audio(path, start=None, end=None, limit=1):
+def load_audio(path, start=None, end=None, limit=1, resample=None):
     """float32 (T,): the channels' mean at 16 kHz. Of a video (mp4, mkv, ...) its first audio track.
 
     start, end: seconds; only this part is read. A negative start counts as 0, an end beyond the end as the end.
     A recording whose rate or channels change midway is put together from its parts, each at its own rate.
     limit: what the limits are multiplied by.
+    resample: callable (wave float32 (T,), rate) -> wave at 16 kHz, in place of scipy's resample_poly.
     """
     start = max(0.0, start or 0.0)
     extension = os.path.splitext(str(path))[1].lower()
@@ -38,7 +39,7 @@ def load_audio(path, start=None, end=None, limit=1):
         raise MediaError("contains no audio samples" + (f" from second {start:g} on" if start else ""))
     if not all(np.isfinite(x).all() for x, _ in parts):
         raise MediaError("contains NaN or Inf")
-    waves = [_resampled(x, rate) for x, rate in parts if len(x)]
+    waves = [(resample or _resampled)(x, rate) for x, rate in parts if len(x)]
     return np.ascontiguousarray(waves[0] if len(waves) == 1 else np.concatenate(waves), dtype=np.float32)
 
 
