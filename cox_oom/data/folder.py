@@ -101,6 +101,7 @@ def collect(
         fingerprint=digest.hexdigest(),
         load=_loader(manifest, folder, rows, cells, found.kinds, found.faults, frames, limit),
         source={"path": os.path.abspath(folder), **({"kinds": told} if told else {})},
+        facts=[fact for m in checked if named[m] == "text" for fact in _no_sentences(manifest, rows, m)],
         absent=found.absent,
         broken=found.broken,
     )
@@ -198,6 +199,17 @@ def _cell_fault(folder, modality, cell, kind, folders):
         told = f"if these are series, give --as {modality}=series; else "
     mend = f"{told}convert the file to one of: {' '.join(EXTENSIONS[kind])}{remove}"
     return "has an extension that is not supported", mend
+
+
+def _no_sentences(manifest, rows, modality):
+    """A line on the sentences of a column that may stand for none; none where there are none."""
+    odd = [row for row in rows if row[1][modality] and table.stands_for_none(row[1][modality])]
+    if odd:
+        line, cells = odd[0]
+        yield (
+            f"{manifest}: {len(odd)} cells of {modality} may mean that nothing was said, the first is "
+            f"{cells[modality]!r} in row {line}; they are read as sentences: empty them if they are none"
+        )
 
 
 def _missing(folder, cells):
