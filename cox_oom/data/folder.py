@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cox_oom.data import Dataset, media, official, table
+from cox_oom.data import Dataset, media, official, sound, table
 from cox_oom.files import UserError
 
 KINDS = {
@@ -101,7 +101,7 @@ def collect(
         fingerprint=digest.hexdigest(),
         load=_loader(manifest, folder, rows, cells, found.kinds, found.faults, frames, limit),
         source={"path": os.path.abspath(folder), **({"kinds": told} if told else {})},
-        facts=[fact for m in checked if named[m] == "text" for fact in _no_sentences(manifest, rows, m)],
+        facts=found.facts,
         absent=found.absent,
         broken=found.broken,
     )
@@ -132,6 +132,7 @@ class _Files(NamedTuple):
     absent: dict[str, list[int]]  # see Dataset
     broken: dict[str, list[int]]
     faults: dict[tuple[str, int], tuple[str, str]]  # {(modality, row): (what, mend)} of both
+    facts: list[str]  # see Dataset
 
 
 def _files(digest, manifest, folder, rows, cells, named, checked, complain):
@@ -139,10 +140,13 @@ def _files(digest, manifest, folder, rows, cells, named, checked, complain):
     size, first and last bytes of every file are added to it."""
     missing = {m: _missing(folder, cells[m]) for m in cells if named[m] != "text"}
     absent = {m: missing[m] for m in checked if missing.get(m)}
-    found = _Files(dict(named), absent, {}, _missing_faults(absent, counted=complain is None))
+    facts = [fact for m in checked if named[m] == "text" for fact in _no_sentences(manifest, rows, m)]
+    found = _Files(dict(named), absent, {}, _missing_faults(absent, counted=complain is None), facts)
     tell = complain or table.stop
     for m in missing:
-        forms, useless = _inspect(digest, folder, m, named[m], cells[m], missing[m])
+        forms, useless, cut = _inspect(digest, folder, m, named[m], cells[m], missing[m])
+        if cut and m in checked:
+            facts.append(_cut_short(manifest, m, cut, rows, len(forms)))
         if useless:
             found.broken[m] = list(useless)
             found.faults.update({(m, i): fault for i, fault in useless.items()})
@@ -234,12 +238,13 @@ def _missing_faults(absent, counted):
 
 
 def _inspect(digest, folder, modality, kind, cells, missing):
-    """({row: form} of a column's files, {row: (what, mend)} of those that are of no use), as their first bytes tell.
+    """({row: form} of a column's files, {row: (what, mend)} of those that are of no use, {row: bytes that are missing}
+    of recordings that end early), as their first bytes tell.
 
     kind: what the column's name or --as says. missing: the rows whose file is not there.
     digest: name, size, first and last bytes of every file are added to it.
     """
-    forms, faults, missing = {}, {}, set(missing)
+    forms, faults, cut, missing = {}, {}, {}, set(missing)
     for i, cell in enumerate(cells):
         if cell is None:
             continue
@@ -258,7 +263,20 @@ def _inspect(digest, folder, modality, kind, cells, missing):
             forms[i] = _form(cell, head, modality, kind)
         except media.MediaError as e:
             faults[i] = (str(e), e.mend or "correct the file or empty the cell")
-    return forms, faults
+        if lost := sound.missing_bytes(head, size):
+            cut[i] = lost
+    return forms, faults, cut
+
+
+def _cut_short(manifest, modality, cut, rows, count):
+    """A line on the recordings of a column that hold less than their headers claim. cut: {row: missing bytes}."""
+    first, lost = next(iter(cut.items()))
+    line, cells = rows[first]
+    return (
+        f"{manifest}: {len(cut)} of {count} files of {modality} end before the length in their header, the first is "
+        f"{cells[modality]!r} in row {line}, {lost} bytes short; they are read to their end: copy them anew if they "
+        f"were cut"
+    )
 
 
 def _check_forms(manifest, rows, modality, forms, complain):

@@ -1,7 +1,9 @@
 """Sound files and the sound of videos to waves (media.py lists the decoders)."""
 
+import io
 import math
 import os
+import struct
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,7 @@ def _sound(path, start, end, limit):
     """[(wave (T,) float32, rate)] of a file that libsndfile reads."""
     import soundfile
 
+    _check_wav(path)
     with soundfile.SoundFile(path) as f:
         rate = f.samplerate
         _check(rate, 0, limit)
@@ -82,6 +85,53 @@ def _sound(path, start, end, limit):
             optional("av", "reading sound")
             return _track(path, start, end, limit)
     return [(_joined(parts), rate)]
+
+
+def _chunks(f):
+    """(name, place of the contents, length that is claimed) of each chunk of an open WAV file; none of other files."""
+    f.seek(0)
+    head = f.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return
+    while len(head := f.read(8)) == 8:
+        name, n = struct.unpack("<4sI", head)
+        place = f.tell()
+        yield name, place, n
+        f.seek(place + n + n % 2)
+
+
+def missing_bytes(head, size):
+    """How many bytes of sound a WAV file of `size` bytes that begins with `head` lacks of what its header claims. 0 for
+    other files, and where writers to a pipe claim what cannot be."""
+    for name, place, n in _chunks(io.BytesIO(head)):
+        if name == b"data":
+            return max(0, place + n - size) if n < 0x7FF00000 else 0
+    return 0
+
+
+def _check_wav(path):
+    """MediaError where sound or something else follows the length that a WAV file's header claims: it would be read as
+    a shorter recording. Further chunks, tags and padding may follow."""
+    size, sound = os.path.getsize(path), None
+    with open(path, "rb") as f:
+        for name, place, n in _chunks(f):
+            if sound is None:
+                sound = n if name == b"data" else None
+                continue
+            rest = size - place + 8
+            if sound == 0 or rest <= max(8, min(512, sound // 100)):
+                return
+            f.seek(place - 8 - sound % 2)  # some writers leave the byte out that makes an odd length even
+            odd, following = f.read(sound % 2), f.read(4096)
+            if (odd + following)[:4] in (b"LIST", b"id3 "):
+                return
+            if following[:3] in (b"TAG", b"ID3", b"APE") or rest == len(following) and not any(following):
+                return
+            if name in (b"data", b"RIFF") or not name.strip(b" _").isalnum() or place + n > size + 1:
+                raise MediaError(
+                    f"holds {sound} bytes of sound by its header, but {rest} more follow that are no chunk of a WAV file",
+                    "write it anew with the true length, or cut off what follows",
+                )
 
 
 def _joined(parts):
