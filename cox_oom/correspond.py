@@ -130,15 +130,13 @@ def correspond(
         pull, level = precision @ means.T, ((means @ precision) * means).sum(1)
         use, total, scatter = x.new_zeros(len(x)), x.new_zeros(len(x), d), x.new_zeros(d, d)
         for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time, three of them held
-            far = 2 * z[r] @ pull
-            far = torch.sub(((z[r] @ precision) * z[r]).sum(1)[:, None], far, out=far).add_(level).clamp_(min=0)  # squared
+            far = squares(z[r], precision, pull, level)
             logits = (far / freedom).log1p_().mul_(0.5 * (freedom + d))
             logits = torch.sub(bias[y], logits, out=logits)
             logits.masked_fill_((y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y), -1e9)
             q = logits.softmax(1)
             posterior[r], expected[r] = q @ of_class, q @ x
-            # what each guess counts in the fit
-            q = far.add_(freedom).reciprocal_().mul_(weight * (freedom + d)).mul_(q)
+            q = far.add_(freedom).reciprocal_().mul_(weight * (freedom + d)).mul_(q)  # what a guess counts in the fit
             use, total, scatter = use + q.sum(0), total + q.T @ z[r], scatter + (z[r] * q.sum(1)[:, None]).T @ z[r]
             del far, logits, q
         if held:
@@ -157,6 +155,13 @@ def correspond(
         noise = (1 - floor) * noise / (len(paired) + weight * len(unpaired))
         noise = noise + floor / (1 - floor) * noise.diagonal().mean() * torch.eye(d, device=z.device)
     return posterior, expected + x_mean
+
+
+def squares(z: Tensor, precision: Tensor, pull: Tensor, level: Tensor) -> Tensor:
+    """Squared Mahalanobis distances (R, N) of z (R, d) by `precision` (d, d) to N points: pull (d, N) is the precision
+    times them, level (N,) their own squares. No other matrix of that size is made."""
+    far = 2 * z @ pull
+    return torch.sub(((z @ precision) * z).sum(1)[:, None], far, out=far).add_(level).clamp_(min=0)
 
 
 def coarse_and_fine(raw: Tensor, learned: Tensor, p: int, q: int = 20) -> list[Tensor]:

@@ -40,10 +40,9 @@ def integers(op: str, most: int = 2**63 - 1, **named: Any) -> None:
             raise TypeError(f"{op}: {name} must be an int, got {type(n).__name__}")
         if isinstance(n, torch.SymInt):  # of a compiled call: the operator looks at its value
             continue
-        if n < 0:
-            raise RuntimeError(f"{op}: expected {name} >= 0, got {n}")
-        if n > most:
-            raise RuntimeError(f"{op}: expected {name} <= {most}, got {n}")
+        if not 0 <= int(n) <= most:
+            bound = f">= 0, got {n}" if int(n) < 0 else f"<= {most}, got {n}"
+            raise RuntimeError(f"{op}: expected {name} {bound}")
 
 
 def booleans(op: str, **named: Any) -> None:

@@ -161,8 +161,8 @@ def top_anchors(
     score (M,), mask (M,) bool, classes (M,) int64 -> (t,) int64. Ties go to the lowest index. Never chosen:
     NaN; the worst infinity (+inf, or -inf with largest); items outside mask; items of a negative class. With
     quota at most that many per class, the best ones. Fewer than t candidates: the rest is -1, so the size is
-    never in question. t is at most M, or 2^24 where M is less. Time O(M + t) on the CPU (a radix select and sort; more passes where a quota turns many
-    away), O(M log M) on CUDA. Not differentiable.
+    never in question. t is at most M, or 2^24 where M is less. Time O(M + t) on the CPU (a radix
+    select and sort; more passes where a quota turns many away), O(M log M) on CUDA. Not differentiable.
 
     >>> top_anchors(torch.tensor([3., 1., 1., float("nan"), 2.]), 3)
     tensor([1, 2, 4])

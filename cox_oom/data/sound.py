@@ -129,7 +129,7 @@ def _check_wav(path):
                 return
             if name in (b"data", b"RIFF") or not name.strip(b" _").isalnum() or place + n > size + 1:
                 raise MediaError(
-                    f"holds {sound} bytes of sound by its header, but {rest} more follow that are no chunk of a WAV file",
+                    f"holds {sound} bytes of sound by its header, but {rest} more follow that are no part of it",
                     "write it anew with the true length, or cut off what follows",
                 )
 

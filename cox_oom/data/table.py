@@ -114,7 +114,9 @@ def check_header(manifest, record):
     for name in record:  # modality names become file names under runs/
         look = _look(name, fold=False)
         if look and look != name:
-            raise UserError(f"{manifest}, row 1: column name {_short(name)!a} is not what it looks like; type it anew: {look}")
+            raise UserError(
+                f"{manifest}, row 1: column name {_short(name)!a} is not what it looks like; type it anew: {look}"
+            )
         if any(c in name for c in "/\\") or name[0] == "." or not look or len(name.encode()) > 100:
             raise UserError(f"{manifest}, row 1: column name {_short(name)!r} cannot name a file; rename it")
     if len(record) == len(REQUIRED):
@@ -242,6 +244,8 @@ def _check_labels(manifest, rows, complain):
 
 def _look(label, fold=True):
     """A label as a reader sees it, without case where `fold`: composed letters, no invisible marks, single spaces."""
-    seen = (c for c in unicodedata.normalize("NFC", label) if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc"))
+    seen = (
+        c for c in unicodedata.normalize("NFC", label) if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
+    )
     look = unicodedata.normalize("NFC", " ".join(UNSEEN.sub("", "".join(seen)).split()))
     return unicodedata.normalize("NFC", look.casefold()) if fold else look

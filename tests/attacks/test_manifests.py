@@ -23,8 +23,30 @@ HEADER = ["id", "split", "label", "rgb", "imu", "language"]
 ODD = ["", " ", "nan", "None", "N/A", "0", "-1", "1e400", "\0", "a\0b", "\x1b[2J", "\u200b", "\u202e", "\ufeff", "é"]
 ODD += ["e\u0301", "=1+1", "@x", "<script>", "|", "a\nb", "a\r\nb", '"', "''", '""', "x" * 300, "x" * 140_000, "\\"]
 ODD += ["..", "../..", "/etc/passwd", "/dev/zero", "C:\\x.png", "rgb", "rgb/", "imu", ".", "~", "$HOME", "%00", "*"]
-ODD += ["nowhere.png", "manifest.csv", "rgb/../rgb/itrain0.png", "imu/itrain0.npy", "rgb/itrain0.png", "rgb//itrain0.png"]
-ODD += ["cup", "Cup", "CUP ", "cup\u200b", "key", "train", "Test", "TRAIN", "validation", "test", "val", "\ud7ff", "😀", "ß"]
+ODD += [
+    "nowhere.png",
+    "manifest.csv",
+    "rgb/../rgb/itrain0.png",
+    "imu/itrain0.npy",
+    "rgb/itrain0.png",
+    "rgb//itrain0.png",
+]
+ODD += [
+    "cup",
+    "Cup",
+    "CUP ",
+    "cup\u200b",
+    "key",
+    "train",
+    "Test",
+    "TRAIN",
+    "validation",
+    "test",
+    "val",
+    "\ud7ff",
+    "😀",
+    "ß",
+]
 
 
 def cell(rng, header, rows, value):

@@ -13,12 +13,14 @@ from cox_oom.data import media
 N = 16000
 WAVE = np.random.default_rng(0).integers(-20000, 20000, N, dtype=np.int16)
 
+BYTES = WAVE.tobytes()
+
 
 def chunk(name, data, n=None):
     return name + struct.pack("<I", len(data) if n is None else n) + data
 
 
-def wav(claimed=None, behind=b"", data=WAVE.tobytes(), riff=None):
+def wav(claimed=None, behind=b"", data=BYTES, riff=None):
     """The bytes of a mono recording at 16 kHz; `claimed`: the length that its header gives."""
     body = b"WAVE" + chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16)) + chunk(b"data", data, claimed)
     return chunk(b"RIFF", body + behind, riff)
@@ -30,7 +32,13 @@ def load(path, data):
 
 
 LIST = chunk(b"LIST", b"INFO" + bytes(range(1, 255)) * 4)
-BEHIND = [b"", LIST, chunk(b"id3 ", b"ID3" + b"x" * 999), chunk(b"_PMX", b"<x>" * 500), LIST + chunk(b"cue ", b"x" * 600)]
+BEHIND = [
+    b"",
+    LIST,
+    chunk(b"id3 ", b"ID3" + b"x" * 999),
+    chunk(b"_PMX", b"<x>" * 500),
+    LIST + chunk(b"cue ", b"x" * 600),
+]
 BEHIND += [bytes(3000), b"TAG" + b"x" * 125, b"ID3\x04" + b"x" * 2000, b"junk" * 20]
 
 

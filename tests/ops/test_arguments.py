@@ -1,4 +1,4 @@
-"""What is no tensor, no integer or boolean, beyond any range or on another device: one line that names the operator and the argument."""
+"""What is no tensor, integer or boolean, out of range or on another device: one line with operator and argument."""
 
 import numpy as np
 import pytest
