@@ -37,7 +37,8 @@ OPTIONS = {
     "frames": "video frames of a clip (default 8)",
     "limit": "factor on the largest image, video and sound that are read (default 1)",
 }
-READER = b"\0reader 2\0"  # enters the fingerprint with every file that an earlier version read otherwise: _read_anew
+# These enter the fingerprint with every file that an earlier version read otherwise (_readers): add one for a change.
+READER_2, READER_3 = b"\0reader 2\0", b"\0reader 3\0"
 EDGE = 4096  # bytes at either end of a file that enter the fingerprint
 
 
@@ -257,8 +258,7 @@ def _inspect(digest, folder, modality, kind, cells, missing):
         digest.update(f"\0{modality}\0{cell}\0{size}\0".encode() + head + tail)
         if size < 0:
             continue
-        if _read_anew(cell, head):
-            digest.update(READER)
+        digest.update(_readers(cell, head))
         try:
             forms[i] = _form(cell, head, modality, kind)
         except media.MediaError as e:
@@ -384,10 +384,12 @@ def _form(cell, head, modality, kind):
     return ("series" if len(shape) == 2 else "image", shape[0], detail)
 
 
-def _read_anew(cell, head):
-    """Whether the decoders gave another item for such a file once; change READER with the next such change."""
+def _readers(cell, head):
+    """The marks of the decoders that gave another item for such a file than the version before."""
     deep = media.deep_png(head) and head[25:26] != b"\0"  # 16 bits, and not grey alone
-    return deep or cell.lower().endswith((".mp3", ".ogg", ".tif", ".tiff", *media.VIDEO))
+    second = deep or cell.lower().endswith((".mp3", ".ogg", ".tif", ".tiff", *media.VIDEO))
+    third = cell.lower().endswith((".tif", ".tiff")) or cell.lower().endswith(".wav") and sound.compressed(head)
+    return READER_2 * second + READER_3 * third
 
 
 def _channels_last(shape):

@@ -27,9 +27,8 @@ def load_audio(path, start=None, end=None, limit=1, resample=None):
     """
     start = max(0.0, start or 0.0)
     extension = os.path.splitext(str(path))[1].lower()
-    exact = (
-        extension == ".wav"
-    )  # of other formats libsndfile believes the header's length, and reads one link of a chain
+    # Of other formats libsndfile believes the header's length, and reads one link of a chain. Names may lie.
+    exact = extension == ".wav" and not compressed(_head(path))
     optional(*(("av", "reading video") if extension in VIDEO else ("soundfile" if exact else "av", "reading sound")))
     try:
         parts = (_sound if exact else _track)(str(path), start, end, limit)  # [(wave (T,), rate)]
@@ -43,6 +42,21 @@ def load_audio(path, start=None, end=None, limit=1, resample=None):
         raise MediaError("contains NaN or Inf")
     waves = [(resample or _resampled)(x, rate) for x, rate in parts if len(x)]
     return np.ascontiguousarray(waves[0] if len(waves) == 1 else np.concatenate(waves), dtype=np.float32)
+
+
+def compressed(head):
+    """Whether a file that begins so is FLAC, OGG, MP3, MP4 or Matroska, whatever its name."""
+    mpeg = len(head) > 2 and head[0] == 0xFF and head[1] >= 0xE0 and head[1] & 6 and 0 < head[2] >> 4 < 15
+    return bool(mpeg) or head.startswith((b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")) or head[4:8] == b"ftyp"
+
+
+def _head(path):
+    """The first bytes of a file; none where it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return f.read(8)
+    except OSError:
+        return b""
 
 
 def _resampled(x, rate):
@@ -73,7 +87,8 @@ def _sound(path, start, end, limit):
         first = min(round(start * rate), f.frames)
         last = f.frames if end is None else min(f.frames, max(first, round(end * rate)))
         _check(rate, last - first, limit)
-        f.seek(first)
+        if first:
+            f.seek(first)
         parts, left = [], last - first
         while left:
             x = f.read(min(left, max(1, BLOCK // f.channels)), dtype="float32", always_2d=True).T
