@@ -113,7 +113,7 @@ def write_data(folder, role, count):
         cells.append(str(path))
     load = {
         "image": lambda c, s: datasets.media.load_image(c),
-        "audio": lambda c, s: datasets.media.load_audio(c),
+        "audio": lambda c, s: datasets.media.load_audio(c, resample=s),
         "video": lambda c, s: datasets.media.load_video(c, sample=s),
         "text": lambda c, s: c,
     }[role]

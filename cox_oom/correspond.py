@@ -119,9 +119,8 @@ def correspond(
     bias, posterior = torch.zeros(classes, device=z.device), z.new_zeros(len(z), classes)
     if held:
         bias[shares == 0] = -20.0  # never, from the first turn on
-    posterior[paired] = of_pair
     expected = z.new_empty(len(z), x.shape[1])
-    expected[paired] = x[at]
+    posterior[paired], expected[paired] = of_pair, x[at]
     unknown = unpaired[y_z[unpaired] < 0]
     bar = progress(None, "soft correspondences", rounds * len(unpaired))
     for _ in range(rounds):
@@ -129,16 +128,17 @@ def correspond(
         means, precision = b + x @ weights + offsets[y], torch.linalg.inv(noise)  # (N, d)
         pull, level = precision @ means.T, ((means @ precision) * means).sum(1)
         use, total, scatter = x.new_zeros(len(x)), x.new_zeros(len(x), d), x.new_zeros(d, d)
-        for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time
-            far = ((z[r] @ precision) * z[r]).sum(1)[:, None] - 2 * z[r] @ pull + level
-            far = far.clamp(min=0)  # (rows, N), squared
-            logits = bias[y] - 0.5 * (freedom + d) * (far / freedom).log1p()
-            other = (y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y)
-            q = logits.masked_fill(other, -1e9).softmax(1)
+        for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time, three of them held
+            far = squares(z[r], precision, pull, level)
+            logits = (far / freedom).log1p_().mul_(0.5 * (freedom + d))
+            logits = torch.sub(bias[y], logits, out=logits)
+            logits.masked_fill_((y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y), -1e9)
+            q = logits.softmax(1)
             posterior[r], expected[r] = q @ of_class, q @ x
-            q = weight * (freedom + d) / (freedom + far) * q  # what each guess counts in the fit
-            bar.update(len(r))
+            q = far.add_(freedom).reciprocal_().mul_(weight * (freedom + d)).mul_(q)  # what a guess counts in the fit
             use, total, scatter = use + q.sum(0), total + q.T @ z[r], scatter + (z[r] * q.sum(1)[:, None]).T @ z[r]
+            bar.update(len(r))
+            del far, logits, q
         if held:
             bias = bias + match_shares(posterior[unknown].clamp(min=1e-9).log(), shares)
         else:
@@ -156,6 +156,13 @@ def correspond(
         noise = noise + floor / (1 - floor) * noise.diagonal().mean() * torch.eye(d, device=z.device)
     bar.close()
     return posterior, expected + x_mean
+
+
+def squares(z: Tensor, precision: Tensor, pull: Tensor, level: Tensor) -> Tensor:
+    """Squared Mahalanobis distances (R, N) of z (R, d) by `precision` (d, d) to N points: pull (d, N) is the precision
+    times them, level (N,) their own squares. No other matrix of that size is made."""
+    far = 2 * z @ pull
+    return torch.sub(((z @ precision) * z).sum(1)[:, None], far, out=far).add_(level).clamp_(min=0)
 
 
 def coarse_and_fine(raw: Tensor, learned: Tensor, p: int, q: int = 20) -> list[Tensor]:

@@ -1,11 +1,12 @@
-"""What every wrapper of cox_ops/ops.py asks of its tensors before the dispatcher sees them.
+"""What every wrapper of cox_ops/ops.py asks of its arguments before the dispatcher sees them.
 
-Shapes and dtypes are not looked at here: csrc/common.h checks those.
+Shapes and dtypes of tensors are not looked at here: csrc/common.h checks those.
 """
 
 import numbers
 from typing import Any
 
+import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -32,11 +33,23 @@ def tensors(op: str, *, differentiable: bool = True, **named: Any) -> list[Any]:
     return [t.float() if cast and t.dtype in half else t for t in named.values()]
 
 
-def integers(op: str, **named: Any) -> None:
-    """TypeError where one is no integer, with its name."""
+def integers(op: str, most: int = 2**63 - 1, **named: Any) -> None:
+    """TypeError where one is no integer (a bool is none), RuntimeError where it is not in 0 ... most, with its name."""
     for name, n in named.items():
-        if not isinstance(n, (numbers.Integral, torch.SymInt)):
+        if isinstance(n, bool) or not isinstance(n, (numbers.Integral, torch.SymInt)):
             raise TypeError(f"{op}: {name} must be an int, got {type(n).__name__}")
+        if isinstance(n, torch.SymInt):  # of a compiled call: the operator looks at its value
+            continue
+        if not 0 <= int(n) <= most:
+            bound = f">= 0, got {n}" if int(n) < 0 else f"<= {most}, got {n}"
+            raise RuntimeError(f"{op}: expected {name} {bound}")
+
+
+def booleans(op: str, **named: Any) -> None:
+    """TypeError where one is no bool, with its name."""
+    for name, b in named.items():
+        if not isinstance(b, (bool, np.bool_, torch.SymBool)):
+            raise TypeError(f"{op}: {name} must be a bool, got {type(b).__name__}")
 
 
 def no_other_derivative(op: str, given: list[Tensor]) -> None:

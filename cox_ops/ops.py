@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import integers, positive, rescaled, tensors
+from .arguments import booleans, integers, positive, rescaled, tensors
 
 ops = torch.ops.cox_ops  # mypy: of type Any, as the operators that are found in it
 
 
+MOST = 2**24  # indices that top_anchors gives of fewer scores: t is then a slip, and would take any memory
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -47,6 +48,7 @@ def pairwise_distances(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
     >>> pairwise_distances(torch.tensor([[0., 0.]]), torch.tensor([[3., 4.], [0., 0.]]))
     tensor([[5., 0.]])
     """
+    booleans("pairwise_distances", squared=squared)
     return ops.pairwise_distances(*tensors("pairwise_distances", x=x, y=y), squared)
 
 
@@ -159,15 +161,17 @@ def top_anchors(
     score (M,), mask (M,) bool, classes (M,) int64 -> (t,) int64. Ties go to the lowest index. Never chosen:
     NaN; the worst infinity (+inf, or -inf with largest); items outside mask; items of a negative class. With
     quota at most that many per class, the best ones. Fewer than t candidates: the rest is -1, so the size is
-    never in question. Time O(M + t) on the CPU (a radix select and sort; more passes where a quota turns many
-    away), O(M log M) on CUDA. Not differentiable.
+    never in question. t is at most M, or 2^24 where M is less. Time O(M + t) on the CPU (a radix
+    select and sort; more passes where a quota turns many away), O(M log M) on CUDA. Not differentiable.
 
     >>> top_anchors(torch.tensor([3., 1., 1., float("nan"), 2.]), 3)
     tensor([1, 2, 4])
     """
     optional = {name: x for name, x in (("classes", classes), ("mask", mask)) if x is not None}
-    integers("top_anchors", t=t, **({} if quota is None else {"quota": quota}))
     tensors("top_anchors", differentiable=False, score=score, **optional)
+    integers("top_anchors", most=max(MOST, score.numel()), t=t)
+    integers("top_anchors", **({} if quota is None else {"quota": quota}))
+    booleans("top_anchors", largest=largest)
     return ops.top_anchors(score, t, largest=largest, classes=classes, quota=quota, mask=mask)
 
 

@@ -27,8 +27,9 @@ class Dataset:
       audio   float32 (T,), mono, 16 kHz
       text    str
       video   uint8 (F, 3, H, W)
-    `load` takes a third argument `sample`, which only video looks at: a callable (n_frames, fps) -> frame indices in
-    place of the reader's even choice of F frames.
+    `load` takes a third argument `sample`, which only two kinds look at. Video: a callable (n_frames, fps) -> frame
+    indices in place of the reader's even choice of F frames. Audio: a callable (wave float32 (T,), rate) -> wave at
+    16 kHz in place of the reader's resampling.
     """
 
     name: str  # 'synth' or the folder's base name

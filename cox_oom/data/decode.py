@@ -8,6 +8,7 @@ ARRAY = (".npy",)
 # A few bytes can ask for any memory and time. More than this is refused; the option limit multiplies all of these.
 IMAGE_PIXELS = 10**8
 FRAME_PIXELS = 2**25  # of a video's frame: 8K is just below
+CLIP_PIXELS = 2 * 10**8  # of the frames that are taken of a clip, together: 24 frames of 4K, 6 of 8K
 VIDEO_FRAMES = 10**6
 SECONDS = 3600  # of sound
 RATE = 768_000  # Hz

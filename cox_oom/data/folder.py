@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cox_oom.data import Dataset, media, official, table
+from cox_oom.data import Dataset, media, official, sound, table
 from cox_oom.files import UserError
 
 KINDS = {
@@ -37,7 +37,8 @@ OPTIONS = {
     "frames": "video frames of a clip (default 8)",
     "limit": "factor on the largest image, video and sound that are read (default 1)",
 }
-READER = b"\0reader 2\0"  # enters the fingerprint with every file that an earlier version read otherwise: _read_anew
+# These enter the fingerprint with every file that an earlier version read otherwise (_readers): add one for a change.
+READER_2, READER_3 = b"\0reader 2\0", b"\0reader 3\0"
 EDGE = 4096  # bytes at either end of a file that enter the fingerprint
 
 
@@ -101,6 +102,7 @@ def collect(
         fingerprint=digest.hexdigest(),
         load=_loader(manifest, folder, rows, cells, found.kinds, found.faults, frames, limit),
         source={"path": os.path.abspath(folder), **({"kinds": told} if told else {})},
+        facts=found.facts,
         absent=found.absent,
         broken=found.broken,
     )
@@ -131,6 +133,7 @@ class _Files(NamedTuple):
     absent: dict[str, list[int]]  # see Dataset
     broken: dict[str, list[int]]
     faults: dict[tuple[str, int], tuple[str, str]]  # {(modality, row): (what, mend)} of both
+    facts: list[str]  # see Dataset
 
 
 def _files(digest, manifest, folder, rows, cells, named, checked, complain):
@@ -138,10 +141,13 @@ def _files(digest, manifest, folder, rows, cells, named, checked, complain):
     size, first and last bytes of every file are added to it."""
     missing = {m: _missing(folder, cells[m]) for m in cells if named[m] != "text"}
     absent = {m: missing[m] for m in checked if missing.get(m)}
-    found = _Files(dict(named), absent, {}, _missing_faults(absent, counted=complain is None))
+    facts = [fact for m in checked if named[m] == "text" for fact in _no_sentences(manifest, rows, m)]
+    found = _Files(dict(named), absent, {}, _missing_faults(absent, counted=complain is None), facts)
     tell = complain or table.stop
     for m in missing:
-        forms, useless = _inspect(digest, folder, m, named[m], cells[m], missing[m])
+        forms, useless, cut = _inspect(digest, folder, m, named[m], cells[m], missing[m])
+        if cut and m in checked:
+            facts.append(_cut_short(manifest, m, cut, rows, len(forms)))
         if useless:
             found.broken[m] = list(useless)
             found.faults.update({(m, i): fault for i, fault in useless.items()})
@@ -200,6 +206,17 @@ def _cell_fault(folder, modality, cell, kind, folders):
     return "has an extension that is not supported", mend
 
 
+def _no_sentences(manifest, rows, modality):
+    """A line on the sentences of a column that may stand for none; none where there are none."""
+    odd = [row for row in rows if row[1][modality] and table.stands_for_none(row[1][modality])]
+    if odd:
+        line, cells = odd[0]
+        yield (
+            f"{manifest}: {len(odd)} cells of {modality} may mean that nothing was said, the first is "
+            f"{cells[modality]!r} in row {line}; they are read as sentences: empty them if they are none"
+        )
+
+
 def _missing(folder, cells):
     """The rows of a column whose file is not there, or outside the folder."""
     folders: dict[str, Any] = {}
@@ -222,12 +239,13 @@ def _missing_faults(absent, counted):
 
 
 def _inspect(digest, folder, modality, kind, cells, missing):
-    """({row: form} of a column's files, {row: (what, mend)} of those that are of no use), as their first bytes tell.
+    """({row: form} of a column's files, {row: (what, mend)} of those that are of no use, {row: bytes that are missing}
+    of recordings that end early), as their first bytes tell.
 
     kind: what the column's name or --as says. missing: the rows whose file is not there.
     digest: name, size, first and last bytes of every file are added to it.
     """
-    forms, faults, missing = {}, {}, set(missing)
+    forms, faults, cut, missing = {}, {}, {}, set(missing)
     for i, cell in enumerate(cells):
         if cell is None:
             continue
@@ -240,13 +258,25 @@ def _inspect(digest, folder, modality, kind, cells, missing):
         digest.update(f"\0{modality}\0{cell}\0{size}\0".encode() + head + tail)
         if size < 0:
             continue
-        if _read_anew(cell, head):
-            digest.update(READER)
+        digest.update(_readers(cell, head))
         try:
             forms[i] = _form(cell, head, modality, kind)
         except media.MediaError as e:
             faults[i] = (str(e), e.mend or "correct the file or empty the cell")
-    return forms, faults
+        if lost := sound.missing_bytes(head, size):
+            cut[i] = lost
+    return forms, faults, cut
+
+
+def _cut_short(manifest, modality, cut, rows, count):
+    """A line on the recordings of a column that hold less than their headers claim. cut: {row: missing bytes}."""
+    first, lost = next(iter(cut.items()))
+    line, cells = rows[first]
+    return (
+        f"{manifest}: {len(cut)} of {count} files of {modality} end before the length in their header, the first is "
+        f"{cells[modality]!r} in row {line}, {lost} bytes short; they are read to their end: copy them anew if they "
+        f"were cut"
+    )
 
 
 def _check_forms(manifest, rows, modality, forms, complain):
@@ -354,10 +384,12 @@ def _form(cell, head, modality, kind):
     return ("series" if len(shape) == 2 else "image", shape[0], detail)
 
 
-def _read_anew(cell, head):
-    """Whether the decoders gave another item for such a file once; change READER with the next such change."""
+def _readers(cell, head):
+    """The marks of the decoders that gave another item for such a file than the version before."""
     deep = media.deep_png(head) and head[25:26] != b"\0"  # 16 bits, and not grey alone
-    return deep or cell.lower().endswith((".mp3", ".ogg", ".tif", ".tiff", *media.VIDEO))
+    second = deep or cell.lower().endswith((".mp3", ".ogg", ".tif", ".tiff", *media.VIDEO))
+    third = cell.lower().endswith((".tif", ".tiff")) or cell.lower().endswith(".wav") and sound.compressed(head)
+    return READER_2 * second + READER_3 * third
 
 
 def _channels_last(shape):

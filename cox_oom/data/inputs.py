@@ -73,9 +73,13 @@ def square(x, size):
     x = x[..., top : top + s, left : left + s]
     if s == size:
         return x
-    y = x.reshape(-1, 1, s, s).float()
-    y = F.interpolate(y, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    y = y.reshape(*x.shape[:-2], size, size)
+    planes, few = x.reshape(-1, 1, s, s), max(1, (1 << 24) // (s * s))  # a large image in float32 would fill the memory
+    y = torch.cat(
+        [
+            F.interpolate(p.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+            for p in planes.split(few)
+        ]
+    ).reshape(*x.shape[:-2], size, size)
     return y.round().clamp(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else y
 
 

@@ -3,6 +3,8 @@
 The loaders raise MediaError with the bare reason; the reader that knows file and row adds those (folder.py).
 """
 
+from typing import Any
+
 import numpy as np
 
 from cox_oom.data import decode
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow's names: it starts no other program for these
+DEEP = 3  # times the memory that a pixel of 16 bits and several channels takes
 NO_DATA = 0.99e18  # no sensor measures this: 3.4e38, 9.97e36, 1e20 and 1e18 mark what is missing
 
 
@@ -37,7 +40,7 @@ def load_file(path, kind, modality="", frames=8, sample=None, limit=1):
     if kind == "image":
         return load_image(path, modality, limit)
     if kind == "audio":
-        return load_audio(path, limit=limit)
+        return load_audio(path, limit=limit, resample=sample)
     return load_video(path, frames, sample, limit=limit)
 
 
@@ -52,37 +55,73 @@ def load_image(path, modality="", limit=1):
 
     Image.MAX_IMAGE_PIXELS = None  # the limit below takes its place
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > decode.IMAGE_PIXELS * limit:
-                most = f"{decode.IMAGE_PIXELS * limit / 1e6:.0f} megapixels"
-                raise decode.TooLarge(f"has {image.width} x {image.height} pixels, more than {most}")
-            x = _pixels(image, str(path), modality)
+        with _opened(path) as image:
+            _check_size(image, limit)
+            x = _pixels(image, str(path), modality, limit)
     except (MediaError, MissingLibrary):
         raise
     except Exception as e:  # broken files raise OSError, SyntaxError, ValueError, struct.error, ...
         raise MediaError(f"cannot be read as an image ({reason(e)})") from None
-    x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
     check_values(x)
-    return np.array(x, order="C")  # a copy: Pillow lends its memory read-only
+    return np.ascontiguousarray(x)
 
 
-def _pixels(image, path, modality):
-    """uint8 or float32 (H, W) or (H, W, 3) of an opened image."""
+def _opened(path):
+    """A file as Pillow opens it. Its own decoder scrambles a TIFF that is neither compressed nor upright."""
+    from PIL import Image, TiffImagePlugin
+
+    image = Image.open(path, formats=FORMATS)
+    if image.format == "TIFF" and image.tag_v2.get(259, 1) == 1 and image.tag_v2.get(274, 1) > 4:
+        image.close()
+        before, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
+        try:
+            return Image.open(path, formats=FORMATS)
+        finally:
+            TiffImagePlugin.READ_LIBTIFF = before
+    return image
+
+
+def _check_size(image, limit):
+    """TooLarge where an image has more pixels than `limit` allows."""
+    if image.width * image.height > decode.IMAGE_PIXELS * limit:
+        most = f"{decode.IMAGE_PIXELS * limit / 1e6:.0f} megapixels"
+        raise decode.TooLarge(f"has {image.width} x {image.height} pixels, more than {most}")
+
+
+def _pixels(image, path, modality, limit):
+    """uint8 or float32 (1|3, H, W) of an opened image."""
     from PIL import ImageOps
 
     metres = 1000 if modality == "depth" else 1
     if _deep_colours(image, path):  # Pillow would keep 8 bits of each value
-        x = _deep_planes(path).astype(np.float32) / metres
-        return _exif_transposed(x, image.getexif().get(0x0112, 1))
+        _check_size(image, limit / DEEP)
+        return _exif_transposed(_deep_planes(path, metres), image.getexif().get(0x0112, 1))
+    forms = set(image.tag_v2.get(339, (1,))) if image.format == "TIFF" else {1}  # 1: unsigned, 2: signed
     image.load()
-    unsigned = image.mode == "I" and image.format == "TIFF" and set(image.tag_v2.get(339, (1,))) == {1}
-    image = ImageOps.exif_transpose(image)
+    unsigned = image.mode == "I" and image.format == "TIFF" and forms == {1}
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
-        return np.asarray(image, dtype=np.float32)
+        return _array(image, np.float32)
     if image.mode.startswith("I"):  # I, I;16, I;16B: 16 or 32 bit grey
-        x = np.asarray(image)
-        return (x.view(np.uint32) if unsigned and x.dtype == np.int32 else x).astype(np.float32) / metres
-    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
+        x = _array(image, np.float32, np.uint32 if unsigned and image.mode == "I" else None)
+        return np.divide(x, metres, out=x)
+    if forms == {2}:  # 8 bits, which Pillow takes for unsigned ones
+        return _array(image, np.float32, np.int8)
+    return _array(image, np.uint8, mode="L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+
+
+def _array(image, dtype, view=None, mode=None):
+    """A loaded image as an array (C, H, W), strip by strip: a large one is in memory once besides. view: the type that
+    its values are of, where Pillow takes them for another of that size; mode: the one to convert to."""
+    out: Any = None
+    rows = max(1, (1 << 20) // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(image.height, top + rows)))
+        x = np.asarray(part if mode in (None, part.mode) else part.convert(mode))
+        x = (x.view(view) if view else x)[None] if x.ndim == 2 else x.transpose(2, 0, 1)
+        out = np.empty((len(x), image.height, image.width), dtype) if out is None else out
+        out[:, top : top + rows] = x
+    return out
 
 
 def _deep_colours(image, path):
@@ -91,7 +130,10 @@ def _deep_colours(image, path):
         with open(path, "rb") as f:
             return deep_png(f.read(26)) and image.mode not in ("I", "I;16", "I;16B")
     bits = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else (8,)
-    return len(bits) > 1 and max(bits) > 8
+    deep = len(bits) > 1 and max(bits) > 8
+    if deep and image.tag_v2.get(262, 2) not in (1, 2):
+        raise MediaError("has more than 8 bits in colours that are not RGB", "save it as a 16-bit RGB image")
+    return deep
 
 
 def deep_png(head):
@@ -99,8 +141,8 @@ def deep_png(head):
     return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10"
 
 
-def _deep_planes(path):
-    """uint16 (H, W, 1|3) of a 16-bit image, without alpha."""
+def _deep_planes(path, divisor):
+    """float32 (1|3, H, W) of a 16-bit image, without alpha, by `divisor`."""
     optional("av", "reading 16-bit colour images")
     with decode.open_container(path, "png_pipe,tiff_pipe") as container:
         frame = next(container.decode(video=0))
@@ -113,15 +155,16 @@ def _deep_planes(path):
         )
     x = np.frombuffer(frame.planes[0], np.dtype(np.uint16).newbyteorder(">" if layout.endswith("be") else "<"))
     x = x.reshape(frame.height, -1)[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
-    return x[:, :, : 1 if channels < 3 else 3]
+    out = x[:, :, : 1 if channels < 3 else 3].transpose(2, 0, 1).astype(np.float32, order="C")
+    return np.divide(out, divisor, out=out)
 
 
 def _exif_transposed(x, orientation):
-    """x (H, W, C) as EXIF's number asks: 1 upright ... 8."""
+    """x (C, H, W) as EXIF's number asks: 1 upright ... 8."""
     if orientation in (5, 6, 7, 8):
-        x = x.transpose(1, 0, 2)
-    x = x[:, ::-1] if orientation in (2, 3, 6, 7) else x
-    return x[::-1] if orientation in (3, 4, 7, 8) else x
+        x = x.transpose(0, 2, 1)
+    x = x[:, :, ::-1] if orientation in (2, 3, 6, 7) else x
+    return x[:, ::-1] if orientation in (3, 4, 7, 8) else x
 
 
 def check_values(x):

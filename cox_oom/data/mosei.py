@@ -242,7 +242,7 @@ def _fetch(root, cells, frames):
         start, end = map(float, time.split("-")) if time else (None, None)
         path = os.path.join(root, file)
         if modality == "audio":
-            return media.load_audio(path, start, end)
+            return media.load_audio(path, start, end, resample=sample)
         return media.load_video(path, frames, sample, start, end)
 
     return fetch

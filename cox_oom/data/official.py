@@ -208,7 +208,9 @@ def clips(root, cells, frames):
 
     def fetch(modality, row, sample):
         path = os.path.join(root, cells[modality][row])
-        return media.load_audio(path) if modality == "audio" else media.load_video(path, frames, sample)
+        if modality == "audio":
+            return media.load_audio(path, resample=sample)
+        return media.load_video(path, frames, sample)
 
     return fetch
 

@@ -1,7 +1,9 @@
 """Sound files and the sound of videos to waves (media.py lists the decoders)."""
 
+import io
 import math
 import os
+import struct
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,18 @@ SILENCE = 1e-4  # a recording that nowhere exceeds this share of full scale (-80
 BLOCK = 1 << 20  # values that are read at a time
 
 
-def load_audio(path, start=None, end=None, limit=1):
+def load_audio(path, start=None, end=None, limit=1, resample=None):
     """float32 (T,): the channels' mean at 16 kHz. Of a video (mp4, mkv, ...) its first audio track.
 
     start, end: seconds; only this part is read. A negative start counts as 0, an end beyond the end as the end.
     A recording whose rate or channels change midway is put together from its parts, each at its own rate.
     limit: what the limits are multiplied by.
+    resample: callable (wave float32 (T,), rate) -> wave at 16 kHz, in place of scipy's resample_poly.
     """
     start = max(0.0, start or 0.0)
     extension = os.path.splitext(str(path))[1].lower()
-    exact = (
-        extension == ".wav"
-    )  # of other formats libsndfile believes the header's length, and reads one link of a chain
+    # Of other formats libsndfile believes the header's length, and reads one link of a chain. Names may lie.
+    exact = extension == ".wav" and not compressed(_head(path))
     optional(*(("av", "reading video") if extension in VIDEO else ("soundfile" if exact else "av", "reading sound")))
     try:
         parts = (_sound if exact else _track)(str(path), start, end, limit)  # [(wave (T,), rate)]
@@ -38,8 +40,23 @@ def load_audio(path, start=None, end=None, limit=1):
         raise MediaError("contains no audio samples" + (f" from second {start:g} on" if start else ""))
     if not all(np.isfinite(x).all() for x, _ in parts):
         raise MediaError("contains NaN or Inf")
-    waves = [_resampled(x, rate) for x, rate in parts if len(x)]
+    waves = [(resample or _resampled)(x, rate) for x, rate in parts if len(x)]
     return np.ascontiguousarray(waves[0] if len(waves) == 1 else np.concatenate(waves), dtype=np.float32)
+
+
+def compressed(head):
+    """Whether a file that begins so is FLAC, OGG, MP3, MP4 or Matroska, whatever its name."""
+    mpeg = len(head) > 2 and head[0] == 0xFF and head[1] >= 0xE0 and head[1] & 6 and 0 < head[2] >> 4 < 15
+    return bool(mpeg) or head.startswith((b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")) or head[4:8] == b"ftyp"
+
+
+def _head(path):
+    """The first bytes of a file; none where it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return f.read(8)
+    except OSError:
+        return b""
 
 
 def _resampled(x, rate):
@@ -63,13 +80,15 @@ def _sound(path, start, end, limit):
     """[(wave (T,) float32, rate)] of a file that libsndfile reads."""
     import soundfile
 
+    _check_wav(path)
     with soundfile.SoundFile(path) as f:
         rate = f.samplerate
         _check(rate, 0, limit)
         first = min(round(start * rate), f.frames)
         last = f.frames if end is None else min(f.frames, max(first, round(end * rate)))
         _check(rate, last - first, limit)
-        f.seek(first)
+        if first:
+            f.seek(first)
         parts, left = [], last - first
         while left:
             x = f.read(min(left, max(1, BLOCK // f.channels)), dtype="float32", always_2d=True).T
@@ -81,6 +100,53 @@ def _sound(path, start, end, limit):
             optional("av", "reading sound")
             return _track(path, start, end, limit)
     return [(_joined(parts), rate)]
+
+
+def _chunks(f):
+    """(name, place of the contents, length that is claimed) of each chunk of an open WAV file; none of other files."""
+    f.seek(0)
+    head = f.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return
+    while len(head := f.read(8)) == 8:
+        name, n = struct.unpack("<4sI", head)
+        place = f.tell()
+        yield name, place, n
+        f.seek(place + n + n % 2)
+
+
+def missing_bytes(head, size):
+    """How many bytes of sound a WAV file of `size` bytes that begins with `head` lacks of what its header claims. 0 for
+    other files, and where writers to a pipe claim what cannot be."""
+    for name, place, n in _chunks(io.BytesIO(head)):
+        if name == b"data":
+            return max(0, place + n - size) if n < 0x7FF00000 else 0
+    return 0
+
+
+def _check_wav(path):
+    """MediaError where sound or something else follows the length that a WAV file's header claims: it would be read as
+    a shorter recording. Further chunks, tags and padding may follow."""
+    size, sound = os.path.getsize(path), None
+    with open(path, "rb") as f:
+        for name, place, n in _chunks(f):
+            if sound is None:
+                sound = n if name == b"data" else None
+                continue
+            rest = size - place + 8
+            if sound == 0 or rest <= max(8, min(512, sound // 100)):
+                return
+            f.seek(place - 8 - sound % 2)  # some writers leave the byte out that makes an odd length even
+            odd, following = f.read(sound % 2), f.read(4096)
+            if (odd + following)[:4] in (b"LIST", b"id3 "):
+                return
+            if following[:3] in (b"TAG", b"ID3", b"APE") or rest == len(following) and not any(following):
+                return
+            if name in (b"data", b"RIFF") or not name.strip(b" _").isalnum() or place + n > size + 1:
+                raise MediaError(
+                    f"holds {sound} bytes of sound by its header, but {rest} more follow that are no part of it",
+                    "write it anew with the true length, or cut off what follows",
+                )
 
 
 def _joined(parts):

@@ -7,6 +7,7 @@ Every complaint is a UserError of one line: file, row, id, what, mend. Each chec
 import csv
 import io
 import os
+import re
 import unicodedata
 from typing import Any
 
@@ -24,7 +25,18 @@ NO_LABEL = {
     "<na>",
     "nat",
     "nil",
+    "<null>",
+    "(null)",
+    "\\n",
+    "undefined",
+    "?",
+    "-",
+    "--",
 }  # what programs write for no value
+
+
+# Marks without width that unicodedata does not call formats (Cf): joiners, fillers, choices of a glyph.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 
 
 class RowError(UserError):
@@ -66,7 +78,7 @@ def read_table(manifest, complain=stop):
             if header is None:
                 header = check_header(manifest, record)
             elif len(record) != len(header):
-                name = (record[header.index("id") :] or [""])[0] or "empty"
+                name = _short((record[header.index("id") :] or [""])[0]) or "empty"
                 mend = "add the commas" if len(record) < len(header) else "put cells with commas in quotes"
                 what = f"{len(record)} cells, but the header has {len(header)} columns"
                 complain(row_error(manifest, (line, {"id": name}), what, mend))
@@ -99,20 +111,37 @@ def check_header(manifest, record):
             raise UserError(
                 f"{manifest}, row 1: column {name} is there {record.count(name)} times; rename or remove one"
             )
-    bad = [n for n in record if any(c in n for c in "/\\\0") or n.startswith(".")]
-    if bad:  # modality names become file names under runs/
-        raise UserError(f"{manifest}, row 1: column name {bad[0]!r} cannot name a file; rename it")
+    for name in record:  # modality names become file names under runs/
+        look = _look(name, fold=False)
+        if look and look != name:
+            raise UserError(
+                f"{manifest}, row 1: column name {_short(name)!a} is not what it looks like; type it anew: {look}"
+            )
+        if any(c in name for c in "/\\") or name[0] == "." or not look or len(name.encode()) > 100:
+            raise UserError(f"{manifest}, row 1: column name {_short(name)!r} cannot name a file; rename it")
     if len(record) == len(REQUIRED):
         raise UserError(f"{manifest}, row 1: no modality column; add one per modality, as in id,split,label,rgb,audio")
     return record
 
 
+def stands_for_none(text):
+    """Whether a cell holds what programs write for no value."""
+    return _look(text) in NO_LABEL
+
+
 def row_error(manifest, row, what, mend):
     """The RowError about a row: file, line, id, what, mend."""
     line, cells = row
-    error = RowError(f"{manifest}, row {line} (id {cells['id'] or 'empty'}): {what}; {mend}")
+    error = RowError(
+        f"{manifest}, row {line} (id {_short(cells['id']) or 'empty'}): {_short(what, 400)}; {_short(mend, 400)}"
+    )
     error.line, error.mend = line, mend
     return error
+
+
+def _short(text, most=100):
+    """A text for a line, without its middle where it is long."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
 
 
 def check_rows(manifest, rows, modalities, complain=stop):
@@ -156,7 +185,7 @@ def class_names(manifest, rows, complain=stop):
     of them."""
     _check_labels(manifest, rows, complain)
     of_train = {cells["label"] for _, cells in rows if cells["split"] == "train"}
-    names = sorted(label for label in of_train if label and _look(label) not in NO_LABEL)
+    names = sorted(label for label in of_train if _look(label) not in {"", *NO_LABEL})
     if len(names) < 2:
         complain(
             UserError(
@@ -185,12 +214,12 @@ def _check_labels(manifest, rows, complain):
     for row in rows:
         line, label = row[0], row[1]["label"]
         look = _look(label)
-        if look in NO_LABEL:
+        if look in NO_LABEL or label and not look:
             complain(
                 row_error(
                     manifest,
                     row,
-                    f"the label is {label!r}; is it unlabelled?",
+                    f"the label is {_short(label)!r}; is it unlabelled?",
                     "empty the cell then, or give the class another name, such as 'nothing'",
                 )
             )
@@ -215,6 +244,8 @@ def _check_labels(manifest, rows, complain):
 
 def _look(label, fold=True):
     """A label as a reader sees it, without case where `fold`: composed letters, no invisible marks, single spaces."""
-    shown = (c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf" and c != "\ufe0f")
-    look = unicodedata.normalize("NFC", " ".join("".join(shown).split()))
+    seen = (
+        c for c in unicodedata.normalize("NFC", label) if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
+    )
+    look = unicodedata.normalize("NFC", " ".join(UNSEEN.sub("", "".join(seen)).split()))
     return unicodedata.normalize("NFC", look.casefold()) if fold else look

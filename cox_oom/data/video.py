@@ -53,7 +53,11 @@ def load_video(path, frames=8, sample=None, start=None, end=None, limit=1):
     # a truncated clip has fewer frames than packets: the last that decoded stands for the others
     order = sorted(images)
     nearest = [max([j for j in order if j <= clip.first + k], default=order[0]) for k in indices]
-    return np.stack([_fitted(images[j], images[nearest[0]].shape[1:]) for j in nearest])
+    size = images[nearest[0]].shape[1:]
+    out = np.empty((len(nearest), 3, *size), np.uint8)
+    for k, j in enumerate(nearest):  # a frame goes when it is needed no more: large ones fill the memory
+        out[k] = _fitted(images[j] if j in nearest[k + 1 :] else images.pop(j), size)
+    return out
 
 
 def _clip(path, start, end, limit):
@@ -146,7 +150,7 @@ def _choose(clip, frames, sample):
 
 def _frames(path, indices, stamps, limit):
     """{index: uint8 (3, H, W)} of the frames at a set of indices, as far as they decode; stamps: see Clip."""
-    images, i = {}, -1
+    images, i, pixels = {}, -1, 0
     with decode.open_container(path) as container:
         stream = container.streams.video[0]
         place = {s: k for k, s in enumerate(stamps)} if stamps else {}
@@ -156,6 +160,10 @@ def _frames(path, indices, stamps, limit):
             _check_size(frame.width, frame.height, limit)
             i = place.get(frame.pts, i) if stamps else i + 1
             if i in indices and i not in images:
+                pixels += frame.width * frame.height
+                if pixels > decode.CLIP_PIXELS * limit:
+                    most = f"{decode.CLIP_PIXELS * limit / 1e6:.0f} megapixels"
+                    raise TooLarge(f"has frames of {frame.width} x {frame.height}; those to take have more than {most}")
                 images[i] = _upright(frame.to_ndarray(format="rgb24"), frame).transpose(2, 0, 1)
             if i >= max(indices):
                 break

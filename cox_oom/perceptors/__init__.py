@@ -11,7 +11,8 @@ A pretrained one is a module with
   load(roles, *, weights, device, dtype) -> a perceptor with
       dims {role: d}, weights {name: sha256}
       preparer(), light enough for worker processes: prepare(role, raw item) -> tensor or dict of tensors,
-          sample(role) -> None or (n_frames, fps) -> frame indices
+          sample(role) -> None or what Dataset.load takes: video (n_frames, fps) -> frame indices, audio
+          (wave, rate) -> wave at 16 kHz
       encode(role, batch) -> (B, d) float32 unit rows
 """
 

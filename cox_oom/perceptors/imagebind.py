@@ -25,7 +25,7 @@ MODALITIES = {
     "thermal": "thermal",
     "imu": "imu",
 }
-PREPROCESSING = "imagebind-1"  # changes with any number that `prepare` gives
+PREPROCESSING = "imagebind-2"  # changes with any number that `prepare` gives
 BIND_TO = "image"  # what an encoder trained beside it is bound to, as in its own training
 NAMES = ("imagebind_huge.pth", "model.safetensors", "pytorch_model.bin")
 WHERE = (
@@ -344,7 +344,7 @@ class Preparer:
     depth_scale: float = 8.0
 
     def sample(self, role):
-        return video_frames if role == "video" else None
+        return {"video": video_frames, "audio": preprocess.sinc_resampled}.get(role)
 
     def prepare(self, role, item):
         """One raw item (data.Dataset) -> what Encoder takes, without B; several clips are the first axis.

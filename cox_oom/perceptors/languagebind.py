@@ -31,7 +31,7 @@ MODALITIES = {
     "thermal": "infrared image",
     "text": "a sentence",
 }
-PREPROCESSING = "languagebind-1"
+PREPROCESSING = "languagebind-2"
 BIND_TO = "text"  # what an encoder trained beside it is bound to: the language, as in its own training
 
 # The hub's folders by role, the one that LanguageBind's own examples take first.
@@ -138,8 +138,10 @@ class Preparer:
         self.facts, self.vocabulary = facts, vocabulary
 
     def sample(self, role):
-        """Which frames of a clip: evenly spaced, the first and the last among them."""
-        return functools.partial(preprocess.spread, count=self.facts[role]["num_frames"]) if role == "video" else None
+        """Which frames of a clip: evenly spaced, the first and the last among them. How sound is resampled."""
+        if role == "video":
+            return functools.partial(preprocess.spread, count=self.facts[role]["num_frames"])
+        return preprocess.sinc_resampled if role == "audio" else None
 
     def prepare(self, role, item):
         """One raw item (data.Dataset has their forms) -> its input.

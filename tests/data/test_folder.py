@@ -115,7 +115,7 @@ def test_bad_cells(tmp_path, change, parts):
     complaint(write(tmp_path, changed(*change)), *parts)
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "None", "N/A", "NULL", "na", "<NA>", "\u200bnan"])
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "N/A", "NULL", "na", "<NA>", "?", "\\N", "\u200bnan"])
 @pytest.mark.parametrize("row", [0, 3, 4])
 def test_labels_that_stand_for_none_are_asked_about(tmp_path, word, row):
     where = f"row {row + 2} (id {'abcde'[row]})"
@@ -131,6 +131,10 @@ def test_labels_that_stand_for_none_are_asked_about(tmp_path, word, row):
         ("caf\xe9", "cafe\u0301", "'cafe\\u0301' and 'caf\\xe9' of row 2"),
         ("a cup", "a\xa0cup", "'a\\xa0cup'"),
         ("cup", "\ufeffcup", "what cannot be seen"),
+        ("cup", "cu\x00p", "what cannot be seen"),
+        ("cup", "cup\u3164", "what cannot be seen"),
+        ("cup", "cup\ufe00", "what cannot be seen"),
+        ("cup", "c\u034fup\U000e0101", "what cannot be seen"),
     ],
 )
 def test_labels_that_look_the_same_are_refused(tmp_path, first, second, words):
@@ -138,6 +142,35 @@ def test_labels_that_look_the_same_are_refused(tmp_path, first, second, words):
     rows[1][2] = "dog"
     rows[3][2] = rows[4][2] = second
     complaint(write(tmp_path, rows), "row 5 (id d)", words, "write one of them in both")
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\x00", "\u3164"])
+def test_a_label_that_cannot_be_seen_is_asked_about(tmp_path, name):
+    complaint(write(tmp_path, changed(3, "label", name)), "row 5 (id d)", "unlabelled?")
+
+
+@pytest.mark.parametrize("name", ["pulse\u200b", "pul\x1bse", "\ufeffpulse", "pulse\ufe0f"])
+def test_a_column_name_that_is_not_what_it_looks_like_is_refused(tmp_path, name):
+    complaint(write(tmp_path, header=[*HEADER[:-1], name]), "row 1", ascii(name), "type it anew: pulse")
+
+
+@pytest.mark.parametrize("name", ["\u200b", "x" * 101, "a/b", ".a"])
+def test_a_column_name_that_cannot_name_a_file_is_refused(tmp_path, name):
+    complaint(write(tmp_path, header=[*HEADER[:-1], name]), "row 1", "cannot name a file")
+
+
+def test_a_long_cell_makes_no_long_line(tmp_path):
+    with pytest.raises(UserError) as e:
+        datasets.read(str(write(tmp_path, changed(3, "split", "x" * 100_000))))
+    assert len(str(e.value)) < 700 + len(str(tmp_path)) and "row 5 (id d): split 'xxx" in str(e.value)
+
+
+def test_sentences_that_stand_for_none_are_told(tmp_path):
+    data = datasets.read(str(write(tmp_path, changed(3, "language", "NaN"))))
+    assert data.load("language", 3) == "NaN" and len(data.facts) == 1
+    for part in ("manifest.csv", "1 cells of language", "'NaN' in row 5", "empty them"):
+        assert part in data.facts[0]
+    assert not datasets.read(str(write(tmp_path))).facts
 
 
 def test_labels_that_differ_are_let_through(tmp_path):

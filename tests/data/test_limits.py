@@ -1,7 +1,9 @@
 """Small files that ask for much: refused in one line, soon, and in little memory."""
 
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -72,6 +74,41 @@ def test_a_sampling_rate_that_cannot_be(tmp_path, rate):
     data[24:28] = rate.to_bytes(4, "little")
     (tmp_path / "x.wav").write_bytes(data)
     refused("load_audio", tmp_path / "x.wav", str(rate), "768000")
+
+
+def test_what_is_just_below_the_limits_is_read_in_less_than_a_gigabyte(tmp_path):
+    """More than the process has without it: a large image is in memory once besides what the decoder has."""
+    row, pack = zlib.compressobj(9), []
+    for _ in range(9900):
+        pack.append(row.compress(bytes(1 + 3 * 9900)))
+    (tmp_path / "x.png").write_bytes(png(9900, 9900, 8, b"".join([*pack, row.flush()])))
+    assert (tmp_path / "x.png").stat().st_size < 10**6
+    used = subprocess.run([sys.executable, "-c", MEASURED, "load_image", str(tmp_path / "x.png")], capture_output=True)
+    least = subprocess.run([sys.executable, "-c", MEASURED, "load_image", "nowhere"], capture_output=True)
+    peaks = [float(done.stdout.split()[-1]) for done in (used, least)]
+    assert 0.29 < peaks[0] - peaks[1] < 1 or not peaks[0]
+
+
+def png(width, height, bits, data):
+    """The bytes of an RGB image of compressed rows."""
+    head = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts
+    )
+
+
+def test_a_huge_image_of_16_bits(tmp_path):
+    (tmp_path / "x.png").write_bytes(png(5900, 5900, 16, b""))
+    refused("load_image", tmp_path / "x.png", "5900 x 5900", "33 megapixels")
+
+
+def test_a_clip_whose_frames_are_huge_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "CLIP_PIXELS", 5 * 64 * 64)
+    path = black(tmp_path / "x.mp4", 64, 8)
+    assert len(media.load_video(path, 5)) == 5 and len(media.load_video(path, 8, limit=2)) == 8
+    with pytest.raises(decode.TooLarge, match="64 x 64; those to take have more than 0 megapixels"):
+        media.load_video(path, 6)
 
 
 def test_hours_of_silence(tmp_path):

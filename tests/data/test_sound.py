@@ -142,3 +142,17 @@ def test_a_hole_in_the_middle_is_refused_and_a_cut_end_is_not(tmp_path):
     data = (tmp_path / "x.flac").read_bytes()
     (tmp_path / "x.flac").write_bytes(data[: 3 * len(data) // 4])
     assert 44000 <= len(media.load_audio(tmp_path / "x.flac")) <= 49000
+
+
+@pytest.mark.parametrize("name, seconds", [("vbr_streamed_4s.mp3", 4.05), ("streamed_1s.flac", 1.0)])
+@pytest.mark.parametrize("extension", [".wav", ".mp3", ".flac", ".ogg"])
+def test_contents_decide_and_not_the_name(cases, tmp_path, name, seconds, extension):
+    """Named .wav, the first one was 1.2 s long."""
+    (tmp_path / f"x{extension}").write_bytes((cases / name).read_bytes())
+    assert abs(len(media.load_audio(tmp_path / f"x{extension}")) / 16000 - seconds) < 0.06
+
+
+@pytest.mark.parametrize("form, subtype", [("AIFF", "PCM_16"), ("AU", "PCM_24"), ("NIST", "PCM_16"), ("WAV", "GSM610")])
+def test_other_formats_named_wav(tmp_path, form, subtype):
+    soundfile.write(tmp_path / "x.wav", tone(16000)[0], 16000, format=form, subtype=subtype)
+    check(tmp_path / "x.wav", 1.0)

@@ -1,5 +1,6 @@
-"""What is no tensor, no integer or on another device: one line that names the operator and the argument."""
+"""What is no tensor, integer or boolean, out of range or on another device: one line with operator and argument."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,8 +54,59 @@ def test_meta_tensors_alone_give_meta_tensors(op):
         assert m.is_meta and (m.shape, m.dtype) == (r.shape, r.dtype)
 
 
-@pytest.mark.parametrize("op, name", [("top_anchors", "t"), ("top_anchors", "quota"), ("nearest_anchor", "tile")])
+INTEGERS = [("top_anchors", "t"), ("top_anchors", "quota"), ("nearest_anchor", "tile")]
+BOOLEANS = [("top_anchors", "largest"), ("pairwise_distances", "squared")]
+
+
+def test_these_are_all_integers_and_booleans():
+    """By the schemas that the dispatcher knows."""
+    kinds = {"int": INTEGERS, "Optional[int]": INTEGERS, "bool": BOOLEANS}
+    for op in CALLS:
+        for a in getattr(torch.ops.cox_ops, op).default._schema.arguments:
+            assert str(a.type).endswith(("Tensor", "Optional[Tensor]")) or (op, a.name) in kinds[str(a.type)], (op, a)
+
+
+@pytest.mark.parametrize("op, name", INTEGERS)
 def test_what_is_no_integer(op, name):
-    for wrong in (2.5, "2", [2]):
+    for wrong in (2.5, 2.0, "2", [2], True, float("nan"), torch.tensor(2), np.bool_(True)):
         with pytest.raises(TypeError, match=f"^{op}: {name} must be an int, got {type(wrong).__name__}$"):
             getattr(cox_ops, op)(**{**CALLS[op], name: wrong})
+
+
+@pytest.mark.parametrize("op, name", INTEGERS)
+@pytest.mark.parametrize("n", [-(2**70), -(2**63), -1, 0, 2**24, 2**31, 2**33, 2**62, 2**63 - 1, 2**63, 2**64, 10**30])
+def test_integers_of_any_size(op, name, n):
+    """What is refused is one line of ours; what is taken gives what a large number of before gave, or nothing for 0."""
+    f, given = getattr(cox_ops, op), CALLS[op]
+    if n < 0 or n >= 2**63 or name == "t" and n > 2**24:
+        with pytest.raises(RuntimeError, match=f"^{op}: expected {name} [<>]= [0-9]+, got {n}$"):
+            f(**{**given, name: n})
+        return
+    if name == "t":
+        got = f(**{**given, name: n})
+        assert got.shape == (n,) and torch.equal(got[:4], f(**{**given, name: 4})[:n]) and (got[4:] == -1).all()
+    else:
+        want = f(**{**given, name: 100 if n else 0})
+        for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (f(**{**given, name: n}), want))):
+            assert torch.equal(a, b)
+
+
+def test_more_scores_than_the_bound_may_all_be_asked_for():
+    score = torch.zeros(2**24 + 8, dtype=torch.float16)
+    assert cox_ops.top_anchors(score, 2**24 + 8)[-1] == 2**24 + 7
+    with pytest.raises(RuntimeError, match="^top_anchors: expected t <= 16777224, got 16777225$"):
+        cox_ops.top_anchors(score, 2**24 + 9)
+
+
+@pytest.mark.parametrize("n", [np.int64(2), np.uint8(2), np.int32(2)])
+def test_integers_of_numpy(n):
+    for op, name in INTEGERS:
+        assert getattr(cox_ops, op)(**{**CALLS[op], name: n}) is not None
+
+
+@pytest.mark.parametrize("op, name", BOOLEANS)
+def test_what_is_no_boolean(op, name):
+    for wrong in (1, 2.5, "a", None, torch.tensor(True)):
+        with pytest.raises(TypeError, match=f"^{op}: {name} must be a bool, got {type(wrong).__name__}$"):
+            getattr(cox_ops, op)(**{**CALLS[op], name: wrong})
+    assert getattr(cox_ops, op)(**{**CALLS[op], name: np.bool_(False)}) is not None
