@@ -34,6 +34,9 @@ class Whole(nn.Module):
     items differ in length, x is (B, channels, time) of any time up to the longest, or bytes (B, time), and steps (B,)
     int64 are the valid ones."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         made = [load_learner(run["arch"], run, "cpu") for run in trained.runs]
@@ -156,14 +159,16 @@ def write_onnx(trained: Trained, path: Path, facts: dict[str, Any]) -> None:
     files.optional("onnxscript", "--export to ONNX")
     args, free = sizes(example(trained))
     names = ["x", "steps"][: len(args)]
-    how: dict[str, Any] = {
-        "dynamo": True,
-        "dynamic_shapes": free,
-        "input_names": names,
-        "output_names": NAMES,
-        "verbose": False,
-    }
-    model = torch.onnx.export(Whole(trained), args, **how).model_proto
+    program: Any = torch.onnx.export(
+        Whole(trained),
+        args,
+        dynamo=True,
+        dynamic_shapes=free,
+        input_names=names,
+        output_names=NAMES,
+        verbose=False,
+    )
+    model = program.model_proto
     for key in ("classes", "preparation"):
         model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=json.dumps(facts[key])))
     files.write_atomic(path, lambda tmp: onnx.save_model(model, str(tmp)))
