@@ -33,5 +33,3 @@ if __name__ == "__main__":
         main()
     except UserError as e:
         sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        pass

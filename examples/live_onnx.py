@@ -7,6 +7,7 @@ It needs numpy and onnxruntime, and for sound kaldi-native-fbank. learner.json l
 """
 
 import json
+import sys
 
 import numpy as np
 import onnxruntime
@@ -53,4 +54,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as e:
+        sys.exit(f"error: {e}")

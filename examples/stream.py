@@ -58,22 +58,34 @@ def pieces(source, channels, wait):
         time.sleep(0.05)
 
 
+def windows(args, channels, window, hop):
+    """(end, x (channels, window)) each `hop` samples."""
+    end, held = window, np.zeros((channels, 0), np.float32)
+    for piece in pieces(args.source, channels, args.wait):
+        if len(piece) != channels:
+            sys.exit(f"error: {args.source} has {len(piece)} channels, the learner takes {channels}")
+        held = np.concatenate([held, piece], 1)
+        while held.shape[1] >= window:
+            yield end, held[:, :window]
+            held, end = held[:, hop:], end + hop
+
+
 def follow(args, preparation, classes, answer):
     """Print the answer to each window: its end in seconds, class, confidence; at the end what a second costs.
 
     answer(x (channels, window)) -> (posteriors (C,), novelty)."""
-    sound, longest = preparation["kind"] == "audio", preparation["longest"]
-    window = args.window or (160 * longest + 240 if sound else longest)  # a frame of sound is 25 ms, each 10 ms
-    hop, end, spent, held = min(args.hop or max(1, window // 2), window), window, [], None
-    for piece in pieces(args.source, 1 if sound else preparation["shape"][0], args.wait):
-        held = piece if held is None else np.concatenate([held, piece], 1)
-        while held.shape[1] >= window:
+    kind, longest, spent = preparation["kind"], preparation["longest"], []
+    window = args.window or (160 * longest + 240 if kind == "audio" else longest)  # a frame is 25 ms, each 10 ms
+    hop = min(args.hop or max(1, window // 2), window)
+    if kind not in ("audio", "series") or hop < 1:
+        sys.exit(f"error: a window of {kind}, {window} samples each {hop}, is none; give sound or series, 1 or more")
+    with contextlib.suppress(KeyboardInterrupt):
+        for end, x in windows(args, 1 if kind == "audio" else preparation["shape"][0], window, hop):
             begun = time.perf_counter()
-            posteriors, novelty = answer(held[:, :window])
+            posteriors, novelty = answer(x)
             spent.append(time.perf_counter() - begun)
             note = " (unlike the training items)" if novelty > 1 else ""
             print(f"{end / args.rate:8.2f} s  {classes[posteriors.argmax()]} {posteriors.max():.2f}{note}", flush=True)
-            held, end = held[:, hop:], end + hop
     if not spent:
         sys.exit(f"error: {args.source} has no {window} samples, which are one window; give --window")
     each = 1000 * float(np.median(spent))

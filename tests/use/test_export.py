@@ -1,6 +1,5 @@
 """Exported learners, ONNX and .pt2, answer as cox_oom.load does, with no other file of this repository."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -18,38 +17,6 @@ from cox_oom.seed import split_rows
 
 KINDS = ("thermal", "imu", "pose", "language", "audio", "video")
 ENDINGS = (".onnx", ".pt2")
-
-
-def changed(path, out, seed):
-    """A copy of a METHOD.pt with other weights, whose temperature leaves its posteriors sure."""
-    run, generator = files.load(path), torch.Generator().manual_seed(seed)
-    for part in ("learner", "head"):
-        run[part] = {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in run[part].items()}
-    run["calibration"]["temperature"] = 0.2 + 0.1 * seed
-    facts = {k: run["meta"][k] for k in ("stage", "data", "fingerprint", "args", "made_from")}
-    files.save(out, {k: v for k, v in run.items() if k != "meta"}, **facts, quiet=True)
-    return out
-
-
-@pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    """{modality: (Trained, recordings, arguments of the exported file)} of the test rows, and the folder in which
-    MODALITY.onnx and MODALITY.pt2 lie. Learners of pose are the average of two runs."""
-    (folder, paths), out, found = trained, tmp_path_factory.mktemp("exported"), {}
-    with open(folder / "manifest.csv", newline="", encoding="utf-8") as f:
-        rows = [row for row in csv.DictReader(f) if row["split"] == "test"]
-    for m in KINDS:
-        seeds = (1, 2) if m == "pose" else (1,)
-        learner = cox_oom.load([changed(paths[m], out / f"{m}{seed}.pt", seed) for seed in seeds])
-        recordings = [row[m] if m == "language" else folder / row[m] for row in rows]
-        items = [learner.prepared(learner.data(recordings).load(m, i)) for i in range(len(recordings))]
-        args = (torch.stack([torch.as_tensor(item["x"]) for item in items]),)
-        if learner.preparation["lengths"]:
-            args += (torch.tensor([item["steps"] for item in items]),)
-        for ending in ENDINGS:
-            export.export(learner, out / (m + ending))
-        found[m] = learner, recordings, args
-    return found, out
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
