@@ -7,6 +7,7 @@
 A learner with drawn weights and jpg files of 640 x 480 are written to a temporary folder. `--rounds` times in turn:
   import    python -c "import torch", a process of its own
   cold      python -c "import cox_oom; cox_oom.load(METHOD.pt)([one file])", a process of its own
+  prepare   100 of the images decoded and prepared, one process
   forward   the learner over the prepared images, in memory, as many at a time as below
   files     Trained.answer: the files by worker processes, decoded and prepared, the learner, confidence, novelty
 The medians and the ratio go to bench/results/predict-<device>.md; what was measured with other sizes stays in it.
@@ -88,16 +89,18 @@ def measure(folder, args):
     paths = write_images(folder, args.items)
     learner = cox_oom.load(folder / "learner.pt", args.device)
     data = learner.data(paths)
-    items = [learner.prepared(data.load("rgb", k)) for k in range(min(100, args.items))]
+    prepare = lambda: [learner.prepared(data.load("rgb", k)) for k in range(100)]
+    items = prepare()
     x = torch.stack([items[k % 100]["x"] for k in range(args.items)])
     file = {"kind": "image", "x": x, "mean": learner.preparation["mean"], "std": learner.preparation["std"]}
     forward = lambda: [learner.models[0](file, rows) for rows in torch.arange(args.items).split(CHUNK)]
     cold = "import sys, cox_oom; cox_oom.load(sys.argv[1])(sys.argv[2:])"
     learner.answer(paths[:CHUNK])
-    found = {"import": [], "cold": [], "forward": [], "files": []}
+    found = {"import": [], "cold": [], "prepare": [], "forward": [], "files": []}
     for _ in range(args.rounds):
         found["import"].append(process("import torch"))
         found["cold"].append(process(cold, folder / "learner.pt", paths[0]))
+        found["prepare"].append(seconds(prepare)[0])
         found["forward"].append(seconds(forward)[0])
         found["files"].append(seconds(lambda: learner.answer(paths, workers=args.workers))[0])
         print({name: round(values[-1], 2) for name, values in found.items()}, flush=True)
@@ -113,9 +116,9 @@ def write(out, size, row):
         "",
         "`python -m bench.predict`; its docstring says what is measured. Medians; the ratio is of images a second.",
         "",
-        "| learner | import torch, s | one recording, cold, s | forward, images/s | from files, images/s | files / forward "
-        "| measured |",
-        "|:--|--:|--:|--:|--:|--:|:--|",
+        "| learner | import torch, s | one recording, cold, s | prepare alone, images/s | forward alone, images/s "
+        "| from files, images/s | files / forward | measured |",
+        "|:--|--:|--:|--:|--:|--:|--:|:--|",
     ]
     out.parent.mkdir(exist_ok=True)
     out.write_text("\n".join([*head, *rows.values()]) + "\n")
@@ -129,10 +132,9 @@ def main():
     size = f"{args.image_size} x {args.image_size}, patch {args.patch}, {args.width} wide, {args.depth} deep"
     how = f"{args.items} images, {args.workers} workers, {torch.get_num_threads()} threads, {args.rounds} rounds"
     where = f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.0f}, torch {torch.__version__}"
-    row = (
-        f"| {size} | {s['import']:.1f} | {s['cold']:.1f} | {args.items / s['forward']:.1f} | "
-        f"{args.items / s['files']:.1f} | {s['forward'] / s['files']:.2f} | {how}, {where}, {time.strftime('%Y-%m-%d')} |"
-    )
+    rates = [100 / s["prepare"], args.items / s["forward"], args.items / s["files"], s["forward"] / s["files"]]
+    numbers = [f"{s['import']:.1f}", f"{s['cold']:.1f}", *(f"{r:.0f}" for r in rates[:3]), f"{rates[3]:.2f}"]
+    row = f"| {size} | {' | '.join(numbers)} | {how}, {where}, {time.strftime('%Y-%m-%d')} |"
     print(row)
     write(ROOT / "bench" / "results" / f"predict-{device.replace(' ', '-')}.md", size, row)
 
