@@ -187,9 +187,7 @@ def quietly() -> Iterator[None]:
 
 
 def quantize(path: Path) -> Path:
-    """An ONNX file with its products in int8 (dynamic quantisation): NAME.int8.onnx beside it. UserError for .pt2."""
-    if path.suffix != ".onnx":
-        raise UserError(f"--int8: {path} is no ONNX file; let the name of --export end in .onnx")
+    """An ONNX file with its products in int8 (dynamic quantisation): NAME.int8.onnx beside it."""
     quantization = files.optional("onnxruntime.quantization", "--int8")
     new = path.with_suffix(".int8.onnx")
     with quietly():

@@ -1,6 +1,7 @@
 """Exported learners, ONNX and .pt2, answer as cox_oom.load does, with no other file of this repository."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -103,15 +104,28 @@ def test_int8_names_as_before(exported, modality, tmp_path):
     assert torch.equal(p.argmax(1)[sure], expected.argmax(1)[sure])
 
 
-def test_measure_compares_a_file_with_its_learner(exported, trained):
-    found, out = exported
-    learner, recordings, _ = found["imu"]
-    oom = files.load(trained[1]["imu"].parents[4] / "inputs" / "imu.pt")
+def test_the_command_writes_measures_and_says_no_more(trained, named, tmp_path):
+    """evaluate.py --export --int8: its figures are those of the files on the test rows; the exporters are silent."""
+    folder, paths = trained
+    flags = ["--data", folder, "--runs", paths["pose"].parents[5], "--oom", "pose"]
+    named(*flags)
+    command = [sys.executable, "evaluate.py", *flags, "--export", tmp_path / "learner.onnx", "--int8"]
+    said = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0 and {p.name for p in tmp_path.iterdir()} == {
+        "learner.onnx",
+        "learner.int8.onnx",
+        "learner.json",
+    }
+    oom = files.load(paths["pose"].parents[4] / "inputs" / "pose.pt")
     rows = split_rows(oom, ("test",))
-    facts = export.measure(learner, out / "imu.onnx", oom, rows)
-    right = [learner.classes[c] == name for c, name in zip(oom["labels"][rows].tolist(), learner(recordings)[0])]
-    assert facts["accuracy"] == pytest.approx(np.mean(right)) and facts["difference"] <= 1e-5
-    assert facts["bytes"] == (out / "imu.onnx").stat().st_size and facts["ms"] > 0
+    card = paths["pose"].with_suffix(".card.md").read_text(encoding="utf-8")
+    lines = said.stdout.splitlines()
+    assert len(lines) == 3 and said.stderr.startswith("note: ") and said.stderr.count("\n") == 1
+    for name, line in zip(("learner.onnx", "learner.int8.onnx"), lines):
+        path = tmp_path / name
+        right = export.Exported(path)(oom["x"][rows])[0].argmax(1) == oom["labels"][rows]
+        figures = rf".*{name}: {path.stat().st_size / 1e6:.2f} MB, .* accuracy {100 * right.double().mean():.1f}%"
+        assert re.match(figures, line) and name in card
 
 
 def test_refusals_are_one_line(exported, tmp_path):
@@ -124,8 +138,9 @@ def test_refusals_are_one_line(exported, tmp_path):
     with pytest.raises(UserError, match=r"erm\.json would be replaced"):
         export.export(learner, tmp_path / "erm.onnx")
     assert record.read_text() == "{}" and not (tmp_path / "erm.onnx").exists()
-    with pytest.raises(UserError, match="--int8"):
-        export.quantize(out / "imu.pt2")
+    with pytest.raises(UserError, match=r"--int8 .* ends in \.onnx"):
+        export.command(learner, tmp_path / "learner.pt2", int8=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["erm.json"]
 
 
 @pytest.mark.parametrize("library", ("onnx", "onnxscript", "onnxruntime"))
@@ -140,19 +155,11 @@ def test_a_missing_library_is_one_line(exported, tmp_path, monkeypatch, library)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_nothing_is_printed(trained, tmp_path):
-    """Neither the exporters nor the quantiser say a word to the user."""
-    code = (
-        "import sys, cox_oom; from pathlib import Path; from cox_oom import export; "
-        "t = cox_oom.load(sys.argv[1]); out = Path(sys.argv[2]); "
-        "export.export(t, out / 'a.pt2'); export.export(t, out / 'a.onnx'); "
-        "[export.Exported(p)(*export.example(t)) for p in (out / 'a.pt2', export.quantize(out / 'a.onnx'))]"
-    )
-    said = subprocess.run(
-        [sys.executable, "-c", code, trained[1]["pose"], tmp_path], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
-    assert {p.name for p in tmp_path.iterdir()} == {"a.pt2", "a.onnx", "a.json", "a.int8.onnx"}
+def test_pt2_is_written_and_run_in_silence(exported, tmp_path, capfd, recwarn):
+    learner, _, args = exported[0]["pose"]
+    export.export(learner, tmp_path / "a.pt2")
+    export.Exported(tmp_path / "a.pt2")(*args)
+    assert capfd.readouterr() == ("", "") and not recwarn.list
 
 
 def test_it_runs_on_arrays_of_numpy(exported):
