@@ -34,6 +34,9 @@ class Whole(nn.Module):
     items differ in length, x is (B, channels, time) of any time up to the longest, or bytes (B, time), and steps (B,)
     int64 are the valid ones."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         made = [load_learner(run["arch"], run, "cpu") for run in trained.runs]
@@ -44,8 +47,10 @@ class Whole(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, trained.preparation[name])
         for i, run in enumerate(trained.runs):
-            self.register_buffer(f"means{i}", run["novelty"]["means"])
-            self.register_buffer(f"precision{i}", run["novelty"]["precision"] / run["novelty"]["distance"] ** 2)
+            self.register_buffer(f"means{i}", run["novelty"]["means"].double())
+            self.register_buffer(
+                f"precision{i}", run["novelty"]["precision"].double() / run["novelty"]["distance"] ** 2
+            )
         self.requires_grad_(False)
 
     def forward(self, x: Tensor, steps: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -61,41 +66,45 @@ class Whole(nn.Module):
         for i, (learner, head) in enumerate(zip(self.learners, self.heads)):
             z = learner(x, steps)
             posteriors.append((head(z) / self.temperatures[i]).softmax(-1))
-            off = z[:, None] - getattr(self, f"means{i}")
+            off = z.double()[:, None] - getattr(self, f"means{i}")
             far = ((off @ getattr(self, f"precision{i}")) * off).sum(-1).clamp(min=0).amin(1)
             novelty.append(far.sqrt())
-        return torch.stack(posteriors).mean(0), torch.stack(novelty).mean(0)
+        return torch.stack(posteriors).mean(0), torch.stack(novelty).mean(0).float()
 
 
 def facts_of(trained: Trained) -> dict[str, Any]:
-    """What learner.json says: classes, inputs and outputs, and how a raw file becomes an input."""
+    """What learner.json says: classes, inputs and outputs with shape and dtype, and how a raw file becomes an input."""
     to = {k: v for k, v in trained.preparation.items() if k not in ("mean", "std")}
-    size, steps = to["image_size"], "steps (B,) int64: the valid ones of each item"
-    square = f"cut the centre square, resize it to {size} x {size}, bilinear with antialiasing"
-    series = (
-        f"average time down by {to['longest']} / {to['series_length']}" if to["longest"] > to["series_length"] else ""
-    )
+    square = f"cut the centre square, resize it to {to['image_size']} x {to['image_size']}, bilinear with antialiasing"
+    time = []
+    if to["longest"] > to["series_length"]:
+        parts = f"ceil(steps * {to['series_length']} / {to['longest']})"
+        time = [f"average time over {parts} equal parts (adaptive average pooling)"]
+    if to["lengths"]:
+        time += [f"cut what is beyond {to['shape'][-1]} steps; in a batch fill up with 0 at the end; steps: valid ones"]
     mel = (
-        f"mono at {SAMPLE_RATE} Hz; {to['mels']} log mel energies of {inputs.WINDOW} ms windows each {inputs.SHIFT} ms "
-        "(kaldi-native-fbank: dither 0, snip_edges, use_energy False)"
+        f"mono float32 in -1 to 1 at {SAMPLE_RATE} Hz, with 0 at the end to {inputs.WINDOW} ms at least; "
+        f"{to['mels']} log mel energies of {inputs.WINDOW} ms windows each {inputs.SHIFT} ms "
+        "(kaldi-native-fbank: dither 0, snip_edges True, use_energy False)"
     )
     how = {
-        "image": [square, "channels first"],
-        "video": [f"take {to['frames']} frames evenly over time", square, "(3, frames, height, width)"],
-        "series": ["(channels, time) float32", series],
-        "audio": [mel, series],
-        "text": [f"UTF-8 bytes, {to['shape'][0]} at most, cut between characters; 0 is padding"],
+        "image": ["(channels, height, width), values as in the file", square],
+        "video": [f"take {to['frames']} frames evenly over time, RGB", square, "(3, frames, height, width)"],
+        "series": ["(channels, time) float32", *time],
+        "audio": [mel, *time],
+        "text": [f"UTF-8 bytes, {to['shape'][0]} at most, cut between characters", *time],
     }
+    batch = {"x": {"shape": ["B", *to["shape"]], "dtype": to["dtype"]}, "steps": {"shape": ["B"], "dtype": "int64"}}
     return {
         "classes": trained.classes,
         "modality": trained.modality,
         "made_from": [str(p) for p in trained.paths],
-        "inputs": {
-            "x": {"shape": ["B", *to["shape"]], "dtype": to["dtype"]},
-            **({"steps": steps} if to["lengths"] else {}),
+        "inputs": batch if to["lengths"] else {"x": batch["x"]},
+        "outputs": {
+            "posteriors": {"shape": ["B", len(trained.classes)], "dtype": "float32"},
+            "novelty": {"shape": ["B"], "dtype": "float32", "above 1": "unlike 95% of the training items"},
         },
-        "outputs": {"posteriors": ["B", len(trained.classes)], "novelty": "(B,): above 1 is unlike the training items"},
-        "prepare": [line for line in how[trained.kind] if line],
+        "prepare": how[trained.kind],
         "preparation": to,
         "certainty": trained.certainty,
     }
@@ -109,49 +118,60 @@ def example(trained: Trained, n: int = 2) -> tuple[Tensor, ...]:
 
 
 def export(trained: Trained, path: Path) -> dict[str, Any]:
-    """Write the learners to `path`, .onnx or .pt2, and learner.json beside it. Returns {"file", "bytes"}. UserError
-    for another ending, or a run that is no network."""
+    """Write the learners to `path`, .onnx or .pt2, and learner.json (NAME.json) beside it. Returns {"file", "bytes"}.
+    UserError for another ending, or where NAME.json is there and was not written by this function."""
     if path.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--export {path}: the name ends in .onnx or .pt2")
-    if any("arch" not in run for run in trained.runs):
-        raise UserError(f"{trained.paths[0]} is no network; --export needs a method that trains one")
-    batch, args = torch.export.Dim("batch", min=1), example(trained)
-    dynamic: list[Any] = [{0: batch}, {0: batch}][: len(args)]
-    if len(args) > 1 and args[0].shape[-1] > 2:
-        dynamic[0] = {0: batch, args[0].dim() - 1: torch.export.Dim("time", min=1, max=args[0].shape[-1])}
-        args = (args[0][..., :-1].contiguous(), args[1] - 1)
+    beside = path.with_suffix(".json")
+    if beside.exists() and '"prepare"' not in beside.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"--export {path}: {beside} would be replaced, a record of a run; give another name")
     facts = facts_of(trained)
     text = json.dumps(facts, indent=1, ensure_ascii=False)
     with quietly():
-        write(trained, path, args, tuple(dynamic), facts, text)
-    files.write_atomic(path.with_suffix(".json"), lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        if path.suffix == ".onnx":
+            write_onnx(trained, path, facts)
+        else:
+            write_pt2(trained, path, text)
+    files.write_atomic(beside, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return {"file": str(path), "bytes": path.stat().st_size}
 
 
-def write(
-    trained: Trained, path: Path, args: tuple[Tensor, ...], dynamic: Any, facts: dict[str, Any], text: str
-) -> None:
-    """The exported file alone."""
-    if path.suffix == ".pt2":
-        program = torch.export.export(Whole(trained), args, dynamic_shapes=dynamic)
-        files.write_atomic(path, lambda tmp: torch.export.save(program, tmp, extra_files={"learner.json": text}))
-    else:
-        onnx = files.optional("onnx", "--export to ONNX")
-        files.optional("onnxscript", "--export to ONNX")
-        names = ["x", "steps"][: len(args)]
-        program = torch.onnx.export(
-            Whole(trained),
-            args,
-            dynamo=True,
-            dynamic_shapes=dynamic,
-            input_names=names,
-            output_names=NAMES,
-            verbose=False,
-        )
-        model = program.model_proto
-        for key in ("classes", "preparation"):
-            model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=json.dumps(facts[key])))
-        files.write_atomic(path, lambda tmp: onnx.save_model(model, str(tmp)))
+def sizes(args: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Whole's arguments, and which of their dimensions are free: the batch, and the time of items with steps."""
+    batch, longest = torch.export.Dim("batch", min=1), args[0].shape[-1]
+    if len(args) == 1 or longest <= 2:
+        return args, ({0: batch},) * len(args)
+    time = torch.export.Dim("time", min=1, max=longest)
+    shorter = (args[0][..., :-1].contiguous(), args[1] - 1)  # the full length itself would be taken for fixed
+    return shorter, ({0: batch, args[0].dim() - 1: time}, {0: batch})
+
+
+def write_pt2(trained: Trained, path: Path, text: str) -> None:
+    """The .pt2 file; `text`, that of learner.json, is in it as an extra file of this name."""
+    args, free = sizes(example(trained))
+    program = torch.export.export(Whole(trained), args, dynamic_shapes=free)
+    files.write_atomic(path, lambda tmp: torch.export.save(program, tmp, extra_files={"learner.json": text}))
+
+
+def write_onnx(trained: Trained, path: Path, facts: dict[str, Any]) -> None:
+    """The ONNX file; its metadata hold `classes` and `preparation` as JSON."""
+    onnx = files.optional("onnx", "--export to ONNX")
+    files.optional("onnxscript", "--export to ONNX")
+    args, free = sizes(example(trained))
+    names = ["x", "steps"][: len(args)]
+    program: Any = torch.onnx.export(
+        Whole(trained),
+        args,
+        dynamo=True,
+        dynamic_shapes=free,
+        input_names=names,
+        output_names=NAMES,
+        verbose=False,
+    )
+    model = program.model_proto
+    for key in ("classes", "preparation"):
+        model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=json.dumps(facts[key])))
+    files.write_atomic(path, lambda tmp: onnx.save_model(model, str(tmp)))
 
 
 @contextlib.contextmanager

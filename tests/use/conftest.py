@@ -4,15 +4,19 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 import worlds
 from PIL import Image
 from scipy.io import wavfile
 from small_media import write_clip
 
+import cox_oom
 import evaluate
+from cox_oom import export, files
 
 KINDS = {"thermal": "image", "imu": "series", "pose": "series", "note": "text", "audio": "audio", "video": "video"}
 CLASSES = ("cup", "key")
+MODALITIES = ("thermal", "imu", "pose", "language", "audio", "video")
 
 
 def write_folder(path, n=(24, 6, 8)):
@@ -50,12 +54,44 @@ def trained(tmp_path_factory):
     folder, runs = write_folder(tmp_path_factory.mktemp("use") / "many"), tmp_path_factory.mktemp("runs")
     found = {}
     with worlds.quickly():
-        for m in ("thermal", "imu", "pose", "language", "audio", "video"):
+        for m in MODALITIES:
             worlds.stage("extract_features", folder, runs, "--im rgb --frames 2 --series-length 16 --workers 0", oom=m)
             worlds.stage("train_connect", folder, runs, "--labels 0.5", oom=m)
             worlds.stage("train_explore", folder, runs, "--method erm --epochs 3", oom=m)
             found[m] = worlds.run_dir(runs, data="many", oom=m) / "erm.pt"
     return folder, found
+
+
+def changed(path, out, seed):
+    """A copy of a METHOD.pt with other weights, whose temperature leaves its posteriors sure."""
+    run, generator = files.load(path), torch.Generator().manual_seed(seed)
+    for part in ("learner", "head"):
+        run[part] = {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in run[part].items()}
+    run["calibration"]["temperature"] = 0.2 + 0.1 * seed
+    facts = {k: run["meta"][k] for k in ("stage", "data", "fingerprint", "args", "made_from")}
+    files.save(out, {k: v for k, v in run.items() if k != "meta"}, **facts, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    """{modality: (Trained, recordings, arguments of the exported file)} of the test rows, and the folder in which
+    MODALITY.onnx and MODALITY.pt2 lie. Learners of pose are the average of two runs."""
+    (folder, paths), out, found = trained, tmp_path_factory.mktemp("exported"), {}
+    with open(folder / "manifest.csv", newline="", encoding="utf-8") as f:
+        rows = [row for row in csv.DictReader(f) if row["split"] == "test"]
+    for m in MODALITIES:
+        seeds = (1, 2) if m == "pose" else (1,)
+        learner = cox_oom.load([changed(paths[m], out / f"{m}{seed}.pt", seed) for seed in seeds])
+        recordings = [row[m] if m == "language" else folder / row[m] for row in rows]
+        items = [learner.prepared(learner.data(recordings).load(m, i)) for i in range(len(recordings))]
+        args = (torch.stack([torch.as_tensor(item["x"]) for item in items]),)
+        if learner.preparation["lengths"]:
+            args += (torch.tensor([item["steps"] for item in items]),)
+        for ending in (".onnx", ".pt2"):
+            export.export(learner, out / (m + ending))
+        found[m] = learner, recordings, args
+    return found, out
 
 
 @pytest.fixture
