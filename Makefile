@@ -9,9 +9,9 @@ PYTHON3 ?= python3
 DEMO ?= full
 demo_runs_full = runs/demo
 demo_runs_short = runs/demo-short
-demo_full  = RUNS=$(demo_runs_full) SEEDS="0 1 2" METHODS="random erm selftrain cox" \
+demo_full  = RUNS=$(demo_runs_full) SEEDS="0 1 2" METHODS="random raw erm selftrain cox" \
 	EXTRACT="--image-size 24 --bind-epochs 12" CONNECT="--width 64 --depth 3 --slice 3 --connect-steps 200" EXPLORE="--epochs 30"
-demo_short = RUNS=$(demo_runs_short) SEEDS="0" METHODS="random erm cox" \
+demo_short = RUNS=$(demo_runs_short) SEEDS="0" METHODS="random raw erm cox" \
 	EXTRACT="--im rgb,language --image-size 16 --bind-epochs 3" CONNECT="--width 32 --depth 2 --slice 3 --warmup-epochs 4" \
 	EXPLORE="--epochs 4 --refreshes 2"
 

@@ -71,7 +71,7 @@ def check(args, plan, seed, items):
         raise UserError(
             f"--method {args.method} needs labels: use --setting semi, or one of {', '.join(methods.names('unsup'))}"
         )
-    if not METHODS[args.method].all_labels and not len(items.unlabelled):
+    if METHODS[args.method].learn and not len(items.unlabelled):
         raise UserError(
             f"all {len(items.rows)} training items are labelled, nothing is left to explore; lower --labels in stage 2"
         )
@@ -171,7 +171,8 @@ def main(argv=None):
     kept = {"arch": seed.connect["arch"], "learner": state_of(learner), "head": state_of(head), **bridge.saved()}
     kept |= {"class_names": seed.oom["class_names"], "unlabelled": [items.ids[i] for i in items.unlabelled.tolist()]}
     kept |= {"before": before or after, "after": after, "history": history, "trust": facts.get("trust", {})}
-    kept |= {"fallback": facts.get("fallback", {}), **confidence.of_run(seed, args, items, learner, head)}
+    kept |= {"fallback": facts.get("fallback", {}), **methods.without_learner(args, items)}
+    kept |= confidence.of_run(seed, args, items, learner, head, kept.get("classical"))
     work.save(kept, n_labelled=len(items.labelled))
     print(f"stage 3 done in {work.seconds:.0f} s. Next: {Place(args.runs, args.data).command('evaluate.py')} --table")
 

@@ -69,9 +69,15 @@ def classify(
 
 
 def model_of(state: dict[str, Any], device: str) -> Callable[[dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
-    """classify(file, rows) by the learner and head in a connect.pt or METHOD.pt."""
+    """classify(file, rows) by the learner and head in a connect.pt or METHOD.pt. Of a method without a learner logits
+    are its own model's; features are the untrained learner's."""
     learner = Learner(**state["arch"]).to(device)
     learner.load_state_dict(state["learner"])
+    if "classical" in state:
+        from cox_oom import classical  # here, since it imports this module
+
+        z = lambda file, rows: classify(learner, state["head"], file, rows, device)[0]
+        return lambda file, rows: (z(file, rows), classical.logits(state["classical"], file, rows))
     return lambda file, rows: classify(learner, state["head"], file, rows, device)
 
 

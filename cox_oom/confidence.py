@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cox_oom import classical
 from cox_oom.augment import classify, model_of
 from cox_oom.data.inputs import preparation
 from cox_oom.files import UserError, load
@@ -26,13 +27,24 @@ BINS, DRAWS = 15, 200
 BEYOND = 0.95  # share of the training items that are within novelty 1
 
 
-def of_run(seed: Seed, args: Namespace, items: Items, learner: Learner, head: nn.Linear) -> dict[str, Any]:
+def of_run(
+    seed: Seed,
+    args: Namespace,
+    items: Items,
+    learner: Learner,
+    head: nn.Linear,
+    without_learner: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """What METHOD.pt keeps for new recordings: how to prepare one, the temperature, what the training items were like.
+    without_learner: classical.fit's state, whose logits take the learner's place.
 
     The temperature is fitted on the validation items, else by args.folds cross-fits; without both it is 1."""
     z, logits = classify(learner, head.state_dict(), seed.oom, items.rows, args.device)
+    if without_learner:
+        logits = classical.logits(without_learner, seed.oom, items.rows)
     if len(items.val):
         held, source = classify(learner, head.state_dict(), seed.oom, items.val, args.device)[1], "validation items"
+        held = classical.logits(without_learner, seed.oom, items.val) if without_learner else held
         calibration = temperature(held, items.y_val, source)
     elif args.folds and args.setting == "semi":
         calibration = temperature(*cross_fit(seed, args), f"{args.folds} cross-fits")

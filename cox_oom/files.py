@@ -23,7 +23,7 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
       arch, learner, head, im [K], class_names, unlabelled [U] ids, before and after {agree, label, confidence,
       prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, and by modality: connections, mapped,
       mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std}, calibration {temperature, low,
-      high, n, source}, novelty {means (C', d), precision (d, d), distance}
+      high, n, source}, novelty {means (C', d), precision (d, d), distance}; raw: classical (cox_oom/classical.py)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/folds/<k>of<n>/…                 its cross-fits (stage 3, --folds)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                (stage 4)
       the record: what it is of, metrics as fractions, history, seconds, command, args; NAME.card.md: its card
@@ -62,6 +62,7 @@ LIBRARIES = {
     **{name: (name, "perceptors") for name in ("transformers", "tokenizers", "safetensors", "ftfy")},
     **{name: (name, "export") for name in ("onnx", "onnxruntime", "onnxscript")},
     "PIL": ("Pillow", "stages"),
+    "sklearn": ("scikit-learn", "stages"),
     "kaldi_native_fbank": ("kaldi-native-fbank", "stages"),
     "tensorboard": ("tensorboard", "watch"),
 }

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cox_oom import anchors
+from cox_oom import anchors, classical
 from cox_oom.anchors import Anchors
 from cox_oom.augment import augment, batch
 from cox_oom.correspond import Teacher
@@ -204,7 +204,8 @@ class Method:
     where they teach nothing. start(args, learner, head) -> a module of its own. flags: rows (name, default, type,
     help). grid: the flags that experiments/search.sh tries, its defaults first. labels: it needs some, so that it has
     no place in the setting unsup. explores: it chooses anchors. trains: False for the learner as it was before stage
-    2. all_labels: it is shown every label. few: it is among the few that run.sh runs unasked."""
+    2. classical: its predictions are cox_oom/classical.py's. all_labels: it is shown every label. few: it is among the
+    few that run.sh runs unasked."""
 
     loss: str
     colour: str
@@ -215,6 +216,7 @@ class Method:
     labels: bool = False
     explores: bool = False
     trains: bool = True
+    classical: bool = False
     all_labels: bool = False
     few: bool = False
 
@@ -228,6 +230,14 @@ W_ENTROPY = ("--w-entropy", 0.3, number(float, 0, LARGE), "entmin, moco: weight 
 TERMS = grid("--w-agree {} --w-disagree {}", (1, 1), (1, 0), (0.5, 1), (0.5, 0.5), (2, 1), (1, 0.5))
 METHODS = {  # in the order of the tables' rows
     "random": Method("nothing: the untrained learner", "#c9c9c9", trains=False, few=True),
+    "raw": Method(
+        "the labelled items, by logistic regression on plain and spectral views; no network",
+        "#b8860b",
+        labels=True,
+        trains=False,
+        classical=True,
+        few=True,
+    ),
     "erm": Method(
         "the labelled items, by cross-entropy",
         "#7f8fa6",
@@ -389,6 +399,16 @@ def plan(args: Namespace, seed: Seed) -> Plan:
         0 if idle else args.epochs,
         range(0) if idle else refreshes(vars(args)),
     )
+
+
+def without_learner(args: Namespace, items: Items) -> dict[str, Any]:
+    """What METHOD.pt keeps of a method without a learner: {"classical": classical.fit's state}; {} of the others."""
+    if not METHODS[args.method].classical:
+        return {}
+    rows, y = items.rows[items.labelled], items.y[items.labelled]
+    state = classical.fit(items.oom, items.rows, rows, y, args.seed)
+    print(f"  {classical.words(state)}")
+    return {"classical": state}
 
 
 def terms(

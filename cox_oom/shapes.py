@@ -207,6 +207,19 @@ def check_connect(path, file, oom, ims):
     check(path, file, of_connect(file, oom, ims))
 
 
+def of_classical(state, classes):
+    """Claims about what a method without a learner keeps, None of the others."""
+    if state is None:
+        return
+    known = texts(state["views"]) and state["views"] and set(state["views"]) <= {"plain", "spectrum", "grams"}
+    yield known, "its views are none"
+    yield isinstance(state["steps"], int) and state["steps"] > 0, "its steps are no number of steps"
+    n = state["mean"].shape[0]
+    sizes = {"mean": (n,), "scale": (n,), "weight": (classes, n), "bias": (classes,)}
+    for name, size in sizes.items():
+        yield tensor(state[name], size, (torch.float32,)), f"classical {name} is not {size} float32"
+
+
 def of_method(file, seed):
     yield from of_shared(file, seed.oom, seed.ims)
     yield file["arch"] == seed.connect["arch"], "its learner is not that of connect.pt"
@@ -229,6 +242,7 @@ def of_method(file, seed):
     epochs = isinstance(history, list) and all(isinstance(h, dict) for h in history) and plain(history)
     yield epochs, "history is not a list of epochs"
     yield from of_modalities(file, seed.connect, seed.ims, classes)
+    yield from of_classical(file.get("classical"), classes)
     method = file["meta"]["args"].get("method")
     yield isinstance(method, str), "its args have no right method"
 

@@ -120,7 +120,8 @@ def judge_connections(seed: Seed, test: Tensor, device: str) -> dict[str, Any]:
 
 def agreements(run: dict[str, Any], oom: dict[str, Any]) -> dict[str, Any] | None:
     """Fig. 6 of a run, None where it has none: of its unlabelled training items, by their hidden labels."""
-    if run["meta"]["args"]["method"] in ("random", "aligned") or not len(run["unlabelled"]):
+    row = METHODS[run["meta"]["args"]["method"]]
+    if not row.trains or row.all_labels or not len(run["unlabelled"]):
         return None
     at, before, after = {i: r for r, i in enumerate(oom["ids"])}, run["before"], run["after"]
     truth = oom["labels"][torch.tensor([at[i] for i in run["unlabelled"]])]
@@ -152,7 +153,7 @@ def metrics_of(
         own = (z, oom["labels"][test], [oom["ids"][r] for r in test.tolist()])
         metrics["retrieval"] = {
             m: {"out": retrieval(own, other, len(names)), "back": retrieval(other, own, len(names))}
-            for m, other in mapped_test_items(run, seed, device).items()
+            for m, other in ({} if "classical" in run else mapped_test_items(run, seed, device)).items()
         }
     return metrics
 
@@ -208,6 +209,8 @@ def words(record: dict[str, Any], task: str) -> str:
         text += (
             f"; R@1, OOM → IM: {r1}"
             if r1
+            else "; no features to retrieve by"
+            if METHODS[record["method"].partition("-")[0]].classical
             else "; nothing to retrieve: no IM modality has a labelled test item of a class of the OOM test items"
         )
     return text

@@ -12,6 +12,7 @@ from typing import Any
 
 from cox_oom.correspond import explain
 from cox_oom.files import escaped
+from cox_oom.methods import METHODS
 from cox_oom.report.learning import learning_tables
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
 from cox_oom.report.tests import tests_table
@@ -520,7 +521,8 @@ def added_notes(rows):
 def unlike_notes(rows):
     """[("Not alike: ", words)] for every flag in which the runs of a column differ that should not."""
     told, notes = [r for r in rows if flags(r)], []
-    groups = [("these runs", [r for r in told if r["method"] != "random"], set(SHARED))]  # random has no training
+    trained = [r for r in told if METHODS[r["method"].partition("-")[0]].trains]
+    groups = [("these runs", trained, set(SHARED))]
     for method in dict.fromkeys(r["method"] for r in told):
         same = [r for r in told if r["method"] == method]
         groups.append((f"the seeds of {method}", same, set().union(*map(flags, same)) - {*SHARED}))
