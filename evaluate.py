@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cox_oom import export, files, predict, recordings, run, shapes
 from cox_oom.files import Place, UserError
-from cox_oom.report import card, compare, tables
+from cox_oom.report import card, compare, tables, verdict
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record, words
 from cox_oom.report.records import check_once, find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order
@@ -91,6 +91,7 @@ def judge(args, data):
             not old
             or old["made_from"] != {method: run["meta"]["digest"]}
             or any(k not in old["metrics"] for k in wanted)
+            or "correct" not in old
         )
         if new:
             connections = connections or judge_connections(seed, test, args.device)
@@ -181,12 +182,13 @@ def main(argv=None):
     base = Path(args.runs[0]) / (files.data_name(args.data[0]) if len(args.data) == 1 else "")
     out = Path(args.out) if args.out else base / ("report-retrieval" if args.task == "retrieval" else "report")
     check_once(records)
-    blocks = tables.tables(records, args.task)
+    said = verdict.blocks(records) if args.task == "classification" else []
+    blocks = [*said, *tables.tables(records, args.task)]
     write_tables(out, records, blocks)
     command = " ".join(["python", *(["evaluate.py", *argv] if argv else sys.argv)])
     html = page.page(blocks, records, clouds, command, args.task)
     write_text(out / "report.html", html)
-    print("\n" + tables.markdown(blocks))
+    print("\n" + tables.markdown([*blocks[len(said) :], *said]))
     print(f"wrote {out}/table.md, table.csv, table.json and report.html ({len(html) / 1e6:.1f} MB)")
 
 

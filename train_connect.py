@@ -25,7 +25,12 @@ from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_inputs, load_sources, split_rows, state_of
 
 EVERYDAY = (
-    ("--labels", 0.1, number(float, 0, 1, "(]"), "semi: share of the OOM training items that keeps label and pair"),
+    (
+        "--labels",
+        None,
+        number(float, 0, 1, "(]"),
+        "semi: share of the OOM training items that keeps label and pair; left out: 1 for a folder, 0.1 by name",
+    ),
     ("--per-class", 0, number(int, 0, run.ITEMS), "semi: this many per class instead of a share"),
     (
         "--pair-by-class",
@@ -130,6 +135,7 @@ def main(argv=None):
     oom, ims, made_from = load_sources(place)
     train = split_rows(oom, ("train",))  # M rows of the inputs
     check(args, oom, train)
+    labels.settle_share(args, oom, train)
     work = run.Work("train_connect", place.connect, args, oom, made_from)
     if work.done():
         return

@@ -29,7 +29,8 @@ WITHOUT = {"action": "extend", "metavar": "PART,…"}
 EVERYDAY = (
     ("--method", "cox", tuple(METHODS), "COX or a baseline (docs/method.md)"),
     ("--tag", "", str, "write METHOD-TAG.pt: a run with other flags beside the first, in a row of its own"),
-    ("--epochs", 50, number(int, 0, run.EPOCHS), "epochs of M / batch steps, for every method"),
+    ("--epochs", None, number(int, 0, run.EPOCHS), "epochs of M / batch steps; left out: 50, or more for --min-steps"),
+    ("--min-steps", None, number(int, 0, run.STEPS), f"steps at least; left out: {run.MIN_STEPS} without --epochs"),
     ("--batch", 128, number(int, 1, run.LARGE), "unlabelled items of a step"),
     ("--lr", 1e-3, number(float, 0, run.LARGE), "Adam's learning rate, which a cosine takes down to 0"),
     ("--refreshes", 5, number(int, 1, run.EPOCHS), "cox, selftrain: how often anchors are chosen anew"),

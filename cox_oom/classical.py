@@ -90,7 +90,7 @@ def search(x: Tensor, y: Tensor, seed: int) -> tuple[Any, float | None]:
     linear = optional("sklearn.linear_model", "--method raw")
     selection = optional("sklearn.model_selection", "--method raw")
     least, most = (int(f(torch.unique(y, return_counts=True)[1])) for f in (torch.min, torch.max))
-    model = linear.LogisticRegression(max_iter=2000)
+    model = linear.LogisticRegression(max_iter=5000, tol=1e-6)
     if most < 2:
         return model.fit(x.numpy(), y.numpy()), None
     folds = selection.StratifiedKFold(max(2, min(FOLDS, least)), shuffle=True, random_state=seed % 2**32)
@@ -119,7 +119,9 @@ def fit(file: dict[str, Any], train: Tensor, labelled: Tensor, y: Tensor, seed: 
     present = y.unique()
     for choice in VIEWS.get(file["kind"], CHOICES) if len(present) > 1 else ():
         some = torch.cat([x[n] for n in choice], 1)
-        basis = torch.linalg.svd(some, full_matrices=False)[2] if some.shape[1] > len(some) else None  # (L, F): the same
+        basis = (
+            torch.linalg.svd(some, full_matrices=False)[2] if some.shape[1] > len(some) else None
+        )  # (L, F): the same
         with warnings.catch_warnings():  # a class that is rarer than the folds is no news to a user
             warnings.simplefilter("ignore")
             model, right = search(some if basis is None else some @ basis.T, y, seed)

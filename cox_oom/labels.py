@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cox_oom.augment import embed
+from cox_oom.data import is_name
 from cox_oom.files import UserError
 from cox_oom.learner import Learner
 from cox_oom.seed import Seed, split_rows
@@ -50,6 +51,19 @@ def choose_labelled(
     return torch.cat(drawn).sort().values
 
 
+def settle_share(args: Namespace, oom: dict[str, Any], train: Tensor) -> None:
+    """args.labels where it was left out: a folder of one's own keeps all its labels, but for one that is labelled
+    throughout, which would leave nothing to explore; a data set of the paper keeps a tenth."""
+    if args.labels is not None:
+        return
+    unlabelled = bool((oom["labels"][train] < 0).any())
+    args.labels = 1.0 if unlabelled and not is_name(args.data) else 0.1
+    if args.setting == "semi" and not args.per_class:
+        why = "of a folder of your own" if unlabelled else "since every item has one: nothing else would be unlabelled"
+        why = "of a data set by name" if is_name(args.data) else why
+        print(f"  labels: {'all' if args.labels == 1 else 'a tenth'} kept, the default {why} (--labels)")
+
+
 def fold(text: str) -> str:
     """The type of --fold: "K/N", part K = 0 … N - 1 of N."""
     part, _, parts = text.partition("/")
@@ -70,6 +84,11 @@ def hold_out(labels: Tensor, share: float, fold: str | None = None) -> Tensor:
         else:
             held[of_class[: min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
     return held
+
+
+def steps_of(items: int, batch: int) -> int:
+    """Steps of an epoch of so many items."""
+    return max(1, round(items / batch))
 
 
 @dataclass
@@ -95,7 +114,7 @@ class Items:
 
     def steps(self, batch: int) -> int:
         """Steps of an epoch, the same for every method."""
-        return max(1, round(len(self.rows) / batch))
+        return steps_of(len(self.rows), batch)
 
     def draw(
         self, steps: int, labelled_batch: int, batch: int, generator: torch.Generator

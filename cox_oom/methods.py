@@ -20,10 +20,10 @@ from cox_oom.anchors import Anchors
 from cox_oom.augment import augment, batch
 from cox_oom.correspond import Teacher
 from cox_oom.files import UserError
-from cox_oom.labels import Items
+from cox_oom.labels import Items, steps_of
 from cox_oom.learner import Learner
-from cox_oom.run import LARGE, number
-from cox_oom.seed import Seed
+from cox_oom.run import LARGE, MIN_STEPS, enough, number
+from cox_oom.seed import Seed, split_rows
 
 
 class Model(nn.Module):
@@ -377,8 +377,20 @@ def refreshes(args: dict[str, Any]) -> range:
     return range(0, args["epochs"], max(1, math.ceil(args["epochs"] / args["refreshes"])))
 
 
+def settle_epochs(args: Namespace, seed: Seed) -> None:
+    """args.epochs as a number, the same for every method: those given, or 50. Few recordings make short epochs, so
+    there are as many as --min-steps asks, unless --epochs alone was given. args.min_steps goes: it shapes nothing."""
+    given, least, usual = args.epochs, args.min_steps, 50 if args.epochs is None else args.epochs
+    steps = steps_of(len(split_rows(seed.oom, ("train",))) - len(seed.connect.get("held", [])), args.batch)
+    del args.min_steps
+    args.epochs = enough(given if least is None else None, usual, MIN_STEPS if least is None else least, steps)
+    if args.epochs != usual:
+        print(f"  {usual} epochs are {usual * steps} steps; every method gets {args.epochs} epochs, for --min-steps")
+
+
 def plan(args: Namespace, seed: Seed) -> Plan:
-    """The Plan of a run on a Seed; args.kl and args.w_disagree are settled by it."""
+    """The Plan of a run on a Seed; args.epochs, args.kl and args.w_disagree are settled by it."""
+    settle_epochs(args, seed)
     row, at_stage_2 = METHODS[args.method], seed.connect["meta"]["args"]["without"]
     args.without = sorted(set(args.without))
     if "warmup" in args.without and "warmup" not in at_stage_2:

@@ -131,6 +131,7 @@ def key_values(flag: str, given: Iterable[str]) -> dict[str, str]:
 
 
 EPOCHS, STEPS, SIZE, ITEMS = 10**7, 10**8, 2**16, 10**9  # what is absurd beyond
+MIN_STEPS = 1000  # of stage 3, where --epochs is left out; a study of it is in docs/experiments.md
 LARGE = 10**6  # the same of a learning rate, a weight, a batch
 SEED = number(int, 0, 2**63 - 1)
 REQUIRED = object()  # as a flag's default: it has none and must be given
@@ -191,6 +192,21 @@ class Parser(argparse.ArgumentParser):
             "argument "
         )
         self.exit(2, f"error: {escaped(message)} (--help-all shows every flag)\n")
+
+
+def enough(given: int | None, usual: int, least: int, steps: int) -> int:
+    """Epochs of `steps` steps: those given, or the usual ones and at least so many that they make `least` steps."""
+    return max(usual, math.ceil(least / steps)) if given is None else given
+
+
+def rising(history: list[dict[str, Any]]) -> bool | None:
+    """Was the validation accuracy of a history [a dict an epoch] still rising at its end: is the mean of its last
+    quarter over a point above that of the quarter before. None where nothing was validated, or for too few epochs."""
+    values = [h["val_accuracy"] for h in history if "val_accuracy" in h]
+    part = len(values) // 4
+    if not part:
+        return None
+    return sum(values[-part:]) / part > sum(values[-2 * part : -part]) / part + 0.01
 
 
 def cosine(lr: float, done: float) -> float:

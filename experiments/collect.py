@@ -97,6 +97,7 @@ def collected(args):
                         f"{folder / method}.json is damaged or of another version; run evaluate.py again"
                     )
                 if args.experiment != "table3" or "retrieval" in record["metrics"]:  # else --add may have it
+                    record.pop("correct", None)  # records.csv has no place for it: its tables bold the best mean
                     records.append({**record, "fingerprint": record["fingerprint"][:PRINT]})
     records += added_records(args, records)
     seed_of = {r["fingerprint"]: r["data_seed"] for r in records if r.get("data_seed") is not None}

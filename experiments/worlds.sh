@@ -27,7 +27,7 @@ settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
     local world; world=$(basename "$1")
     EXTRACT= CONNECT= EXPLORE=
     case $SIZE/$world in
-    full/*) ;;
+    full/*) EXPLORE="--epochs 50" ;;
     */synth) EXTRACT="--image-size 24 --bind-epochs 12" EXPLORE="--epochs 10"
         CONNECT="--width 64 --depth 3 --patch 6 --slice 3 --connect-steps 200" ;;
     */digits) EXTRACT="--image-size 28 --series-length 128 --bind-epochs 10" EXPLORE="--epochs 6"
@@ -36,6 +36,7 @@ settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
     */robot_*) CONNECT="--width 128 --depth 2 --batch 32 --labelled-batch 32" EXPLORE="--batch 32 --labelled-batch 32 --epochs 20" ;;
     *) EXTRACT="--image-size 32" CONNECT="--width 64 --depth 4 --patch 8" ;;
     esac
+    CONNECT="--labels 0.1 --warmup-epochs 10 $CONNECT"         # what the tables have been made with
     case $world/$2 in
     synth/video) CONNECT=${CONNECT/--patch 6/--patch 8} ;;
     digits/audio) CONNECT+=" --labels 0.02" ;;                  # 10% leave no headroom

@@ -139,6 +139,7 @@ def metrics_of(
     oom, names = seed.oom, run["class_names"]
     z, logits = model_of(run, device)(oom, test)
     metrics = class_metrics(logits.argmax(1), oom["labels"][test], names)
+    metrics["correct"] = "".join(map(str, (logits.argmax(1) == oom["labels"][test]).int().tolist()))
     if "calibration" in run:
         metrics["calibration"] = confidence.judgement(run, logits, oom["labels"][test])
         metrics["novelty"] = (confidence.novelty(run, z) > 1).double().mean().item()
@@ -162,6 +163,7 @@ def record(
     run: dict[str, Any], seed: Seed, test: Tensor, connections: dict[str, Any], device: str, task: str
 ) -> dict[str, Any]:
     """What METHOD.json holds."""
+    metrics = metrics_of(run, seed, test, connections, device, task)
     meta, args, known, oom = run["meta"], run["meta"]["args"], seed.connect["meta"]["args"], seed.oom
     method = "-".join(filter(None, (args["method"], args.get("tag"))))
     semi, train = args["setting"] == "semi", split_rows(oom, ("train",))
@@ -186,7 +188,8 @@ def record(
         "made_from": {method: meta["digest"]},
         "commonality": source.get("commonality"),
         "data_seed": source.get("seed"),
-        "metrics": metrics_of(run, seed, test, connections, device, task),
+        "correct": metrics.pop("correct"),
+        "metrics": metrics,
         "history": run["history"],
         "seconds": meta["seconds"],
         "connect_seconds": seed.connect["meta"].get("seconds"),

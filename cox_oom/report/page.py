@@ -43,13 +43,16 @@ def picture(figure, words):
 def html_table(block):
     def inner(text):
         bold = text.startswith("**")
-        text = html.escape(text.strip("*"))
+        text = html.escape(text.replace("**", "") if bold else text.strip("*"))
         return f"<b>{text}</b>" if bold else text
 
     words = word_columns(block)
     start = lambda tag, word: f"<{tag} class=w>" if word else f"<{tag}>"
     cells = lambda row, tag: [f"{start(tag, w)}{inner(t)}</{tag}>" for t, w in zip(row, words)]
     line = lambda row, tag: "<tr>" + "".join(cells(row, tag)) + "</tr>"
+    if not block["header"]:
+        lines = "".join(f"<p>{html.escape(n)}</p>" for n in block["notes"])
+        return f"<h2>{html.escape(block['title'])}</h2>{lines}"
     return (
         f"<h2>{html.escape(block['title'])}</h2>"
         f"<div class=wide tabindex=0><table><thead>{line(block['header'], 'th')}</thead><tbody>"

@@ -16,6 +16,8 @@ from cox_oom.methods import METHODS
 from cox_oom.report.learning import learning_tables
 from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pairing, percent, score
 from cox_oom.report.tests import tests_table
+from cox_oom.report.verdict import clear_best
+from cox_oom.run import rising
 
 SHARED = (
     "epochs",
@@ -189,8 +191,9 @@ def most_seeds(records, columns):
 
 
 def score_table(records, columns, metrics, title, notes):
-    """Mean ± sd of metrics {heading: name} in every column; bold: the best of a column and condition that does not
-    see all labels and has as many seeds as any."""
+    """Mean ± sd of metrics {heading: name} in every column. Bold: of accuracy the method whose distance to every
+    other is more than noise, where records say which test items were right; else the best. Of a column and condition,
+    of the methods that do not see all labels and have as many seeds as any."""
     n, lines = most_seeds(records, columns), []
     values = lambda row, c, m: [v for r in cell(records, row, c) if (v := score(r, m)) is not None]
     mean = lambda row, c, m: round(100 * mean_sd(values(row, c, m))[0], 1)
@@ -203,7 +206,11 @@ def score_table(records, columns, metrics, title, notes):
             }
             rivals = [k for k, n_seeds in seeds.items() if n_seeds == max(seeds.values())]
             bold = row in rivals and len(seeds) > 1 and mean(row, c, m) >= max(mean(k, c, m) for k in rivals)
-            texts.append(f"**{text}**" if bold else text)
+            mine = [r for r in records if (r["data"], r["oom"], condition(r)) == (*c, row[0])]
+            if bold and m == "accuracy" and all(r.get("correct") for r in mine):
+                bold = clear_best(mine) == row[1]
+            mark = " ↑" if m == "accuracy" and any(rising(r.get("history", [])) for r in cell(records, row, c)) else ""
+            texts.append((f"**{text}**" if bold else text) + mark)
         if set(texts) != {"–"}:
             lines.append([*row, *texts])
     heads = [f"{name} {label}".strip() for name in names(columns) for label in metrics]
@@ -465,6 +472,10 @@ def column_notes(records, columns):
         f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1 else "One seed: no sd.",
         "Bold: the best method that does not see all labels" + (", of those with the most seeds." if n > 1 else "."),
     ]
+    if any(r.get("correct") for r in records):
+        notes[1] = notes[1][:-1] + ", if its distance to every other one is more than noise (see the verdict)."
+    if any(rising(r.get("history", [])) for r in records):
+        notes.append("↑: validation accuracy was still rising at the end; longer training may bring more.")
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
         m = next((r["metrics"] for r in some if classes(r["metrics"])), None) or some[0]["metrics"]
@@ -583,13 +594,11 @@ def markdown(blocks):
     """Blocks as Markdown."""
     lines, row = [], lambda cells: "| " + " | ".join(map(plain, cells)) + " |"
     for b in blocks:
+        table = [row(b["header"]), "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|"]
         lines += [
             f"## {plain(b['title'])}",
             "",
-            row(b["header"]),
-            "|" + "|".join(":--" if w else "--:" for w in word_columns(b)) + "|",
-            *map(row, b["rows"]),
-            "",
+            *([*table, *map(row, b["rows"]), ""] if b["header"] else []),
             *(f"{plain(note)}  " for note in b["notes"]),
             "",
         ]

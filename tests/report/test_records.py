@@ -46,7 +46,7 @@ def test_tables_of_records_read_back_are_those_of_method_json(task, setting, tmp
     make_world(tmp_path, seeds=(0, 1), methods=methods, setting=setting)
     evaluate.main(["--data", "toy", "--runs", str(tmp_path), "--task", task])
     records = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("toy/bind/oom-*/*/seed*/*.json"))]
-    assert len(records) == 2 * len(methods)
+    assert len(records) == 2 * len(methods) and all(len(r.pop("correct")) == 21 for r in records)
     again = back(tmp_path, records)
     assert tables.markdown(tables.tables(again, task)) == tables.markdown(tables.tables(records, task))
     columns = [("toy", "sonar")]
