@@ -334,7 +334,9 @@ class Work:
             self.events.follow(self.log_path, self.begun)
 
     def save(self, obj: dict[str, Any], **facts: Any) -> None:
-        """Write the file; the checkpoint goes."""
+        """Write the file; the checkpoint goes. Say it where validation was still rising."""
+        if rising(obj.get("history", [])):
+            print("  note: validation accuracy was still rising at the end; more --min-steps may bring more")
         save(self.path, obj, **self.facts, **facts, seconds=round(self.seconds, 1))
         sweep(self.checkpoint_path)
         self.checkpoint_path.unlink(missing_ok=True)

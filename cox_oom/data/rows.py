@@ -130,6 +130,26 @@ def unused(path, fingerprint):
     return path.exists() and load(path, content=False)["meta"]["fingerprint"] != fingerprint and not any(made)
 
 
+def refuse_changed(args, place, data, modality):
+    """UserError where the inputs of a modality were made before rows or labels of the data changed: what changed, and
+    the two ways to go on."""
+    path = place.inputs(modality)
+    if args.force or not path.exists() or unused(path, data.fingerprint):
+        return
+    old = load(path, content=False)
+    if old["meta"]["fingerprint"] == data.fingerprint:
+        return
+    names, was = [*old["class_names"], ""], dict(zip(old["ids"], old["labels"].tolist()))
+    now = dict(zip(data.ids, data.labels))
+    new = [i for i in observed(data, modality) if data.ids[i] not in was]
+    changed = sum(names[was[i]] != [*data.class_names, ""][now[i]] for i in was if i in now)
+    raise UserError(
+        f"{args.root or args.data} has changed since {path} was made: {len(new)} rows with {modality} more, "
+        f"{sum(i not in now for i in was)} fewer, {changed} labels other. To go on, run the same commands with "
+        f"--force in stages 1 to 3: results made so far are replaced; or with another --runs: they are kept"
+    )
+
+
 def inputs_of(args, place, data, modality):
     """The inputs file of a modality, made where it is not there."""
     shape = {
@@ -138,6 +158,7 @@ def inputs_of(args, place, data, modality):
         "frames": args.frames,
     }
     path, known = place.inputs(modality), {**shape, **silence(args, data, modality)}
+    refuse_changed(args, place, data, modality)
     if not finished(path, known, {}, data.fingerprint, args.force or unused(path, data.fingerprint)):
         complain, used = ahead.Complaints(data, modality, args.on_error, args.on_silence), observed(data, modality)
         made = read_inputs(args, data, modality, used, shape, complain)

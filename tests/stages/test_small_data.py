@@ -1,0 +1,84 @@
+"""Few recordings: steps and not epochs, all labels of a folder of one's own, what is said when the folder grows."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from worlds import read_manifest, refused, run_dir, stage, write_folder, write_manifest
+
+from cox_oom import files, labels, methods, run
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.mark.parametrize(
+    "epochs, least, expected",
+    [
+        (None, None, -(-run.MIN_STEPS // 2)),
+        (None, 0, 50),
+        (None, 300, 150),
+        (None, 7, 50),
+        (3, None, 3),
+        (3, 300, 150),
+        (200, 300, 200),
+        (0, None, 0),
+    ],
+)
+def test_epochs_of_small_data(epochs, least, expected, capsys):
+    """280 training items, 20 of them held out, are two steps of 128: 50 epochs would be 100 steps."""
+    oom = {"split": torch.tensor([0] * 280 + [2] * 120)}
+    args = Namespace(epochs=epochs, min_steps=least, batch=128)
+    methods.settle_epochs(args, SimpleNamespace(oom=oom, connect={"held": ["x"] * 20}))
+    assert vars(args) == {"epochs": expected, "batch": 128}  # --min-steps shapes nothing beside
+    assert ("for --min-steps" in capsys.readouterr().out) == (expected not in (epochs, 50))
+
+
+def test_every_method_gets_the_same_steps(runs, folder):
+    """60 items in batches of 16 are 4 steps an epoch."""
+    for method in ("erm", "cox"):
+        out = stage("train_explore", folder, runs, f"--method {method} --tag more --min-steps 21")
+        file = files.load(run_dir(runs) / f"{method}-more.pt")
+        assert "every method gets 6 epochs" in out and len(file["history"]) == 6
+        assert file["meta"]["args"]["epochs"] == 6 and "min_steps" not in file["meta"]["args"]
+
+
+def test_rising_is_told_by_validation_alone():
+    history = lambda values: [{"epoch": e, "loss": 1.0, "val_accuracy": v} for e, v in enumerate(values)]
+    assert run.rising(history([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])) is True
+    assert run.rising(history([0.1, 0.5, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8])) is False
+    assert run.rising([{"epoch": 1, "loss": 1.0}] * 9) is None and run.rising(history([0.1, 0.9])) is None
+
+
+@pytest.mark.parametrize(
+    "data, flags, unlabelled, share",
+    [
+        ("my_robot", {}, 5, 1.0),
+        ("my_robot", {}, 0, 0.1),
+        ("synth", {}, 5, 0.1),
+        ("msrvtt", {}, 0, 0.1),
+        ("my_robot", {"labels": 0.3}, 5, 0.3),
+        ("synth", {"labels": 1.0}, 0, 1.0),
+    ],
+)
+def test_a_folder_of_ones_own_keeps_its_labels(data, flags, unlabelled, share, capsys):
+    y = torch.cat([torch.zeros(20), torch.full((unlabelled,), -1.0)]).long()
+    args = Namespace(**{"labels": None, "data": data, "setting": "semi", "per_class": 0, **flags})
+    labels.settle_share(args, {"labels": y}, torch.arange(len(y)))
+    assert args.labels == share and ("labels: " in capsys.readouterr().out) == (not flags)
+
+
+def test_a_folder_that_has_grown_is_told_in_numbers_and_force_goes_on(tmp_path):
+    folder, runs = write_folder(tmp_path / "toy"), tmp_path / "runs"
+    rows = read_manifest(folder)
+    hidden = [[*r[:2], "" if k % 2 and r[1] == "train" else r[2], *r[3:]] for k, r in enumerate(rows)]
+    write_manifest(folder, hidden[:-2])
+    stage("extract_features", folder, runs, "--workers 0")
+    stage("train_connect", folder, runs, "--seed 0")
+    write_manifest(folder, rows)
+    parts = ("2 rows with", "30 labels other", "--force", "--runs")
+    message = refused("extract_features", folder, runs, "--workers 0", parts=parts)
+    assert "0 fewer" in message
+    stage("extract_features", folder, runs, "--workers 0 --force")
+    refused("train_connect", folder, runs, "--seed 0", parts=("--force",))
+    assert "of 60 with a label" in stage("train_connect", folder, runs, "--seed 0 --force")
