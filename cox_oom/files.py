@@ -26,7 +26,8 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
       high, n, source}, novelty {means (C', d), precision (d, d), distance}; raw: classical (cox_oom/classical.py)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/folds/<k>of<n>/…                 its cross-fits (stage 3, --folds)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                (stage 4)
-      the record: what it is of, metrics as fractions, history, seconds, command, args; NAME.card.md: its card
+      the record: what it is of, metrics as fractions, correct ("0110…", a digit a test item, 1: its class was named),
+      history, seconds, command, args; NAME.card.md: its card
   <data>/predictions.csv                                classes of new recordings                     (stage 4, --new)
   beside them, while stage 2 or 3 runs: NAME.checkpoint.pt, from which a stopped run goes on, and NAME.log.jsonl, a line
   an epoch; with --log tensorboard NAME.tensorboard/, the same lines as TensorBoard's event files

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from worlds import stage
 
-from cox_oom import classical, files
+from cox_oom import classical, files, shapes
 from cox_oom.data.inputs import learner_inputs
 from cox_oom.seed import split_rows
 
@@ -90,6 +90,16 @@ def test_few_labels(labelled):
     state = classical.fit(file, torch.arange(40), rows, file["labels"][rows], 0)
     out = classical.logits(state, file, torch.arange(40))
     assert out.isfinite().all() and set(out.argmax(1).tolist()) <= set(file["labels"][rows].tolist())
+
+
+@pytest.mark.parametrize("name", ["mean", "scale", "weight", "bias", "views", "steps"])
+def test_a_state_of_other_shape_is_told(name):
+    file = echoes(40, 4)
+    state = classical.fit(file, torch.arange(40), torch.arange(24), file["labels"][:24], 0)
+    assert all(holds for holds, _ in shapes.of_classical(state, 8)) and not [*shapes.of_classical(None, 8)]
+    bad = {**state, name: {"views": ["pixels"], "steps": 0}.get(name)}
+    bad[name] = state[name][:-1] if bad[name] is None else bad[name]
+    assert any(not holds for holds, _ in shapes.of_classical(bad, 8))
 
 
 def test_two_classes_of_eight():
