@@ -56,7 +56,7 @@ def tables(records, task="classification"):
 def accuracy_tables(records, columns):
     uneven = [c for c in columns if any(skewed(r) for r in records if (r["data"], r["oom"]) == c)]
     blocks = [
-        score_table(records, columns, {"": "accuracy"}, "Test accuracy, %", column_notes(records, columns)),
+        score_table(records, columns, {"": "accuracy"}, "Test accuracy, %", accuracy_notes(records, columns)),
         *tests_table(records, "accuracy", "test accuracy"),
         *tests_table(records, "unlabelled", "accuracy on the unlabelled training items"),
     ]
@@ -465,6 +465,16 @@ def fallback(metrics):
     return explain(metrics.get("fallback") or distrust).partition(": ")[0] or None
 
 
+def accuracy_notes(records, columns):
+    """column_notes, and what bold and ↑ mean in a table of accuracy."""
+    notes = column_notes(records, columns)
+    if any(r.get("correct") for r in records):
+        notes[1] = notes[1][:-1] + ", if its distance to every other one is more than noise (see the verdict)."
+    if any(rising(r.get("history", [])) for r in records):
+        notes.insert(2, "↑: validation accuracy was still rising at the end; longer training may bring more.")
+    return notes
+
+
 def column_notes(records, columns):
     """The lines under the main table: what each column is, what was not averaged, whose flags differ."""
     n, conditions = most_seeds(records, columns), sorted({condition(r) for r in records})
@@ -472,10 +482,6 @@ def column_notes(records, columns):
         f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1 else "One seed: no sd.",
         "Bold: the best method that does not see all labels" + (", of those with the most seeds." if n > 1 else "."),
     ]
-    if any(r.get("correct") for r in records):
-        notes[1] = notes[1][:-1] + ", if its distance to every other one is more than noise (see the verdict)."
-    if any(rising(r.get("history", [])) for r in records):
-        notes.append("↑: validation accuracy was still rising at the end; longer training may bring more.")
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
         m = next((r["metrics"] for r in some if classes(r["metrics"])), None) or some[0]["metrics"]

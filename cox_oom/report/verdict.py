@@ -94,15 +94,23 @@ def advice(records: list[dict[str, Any]], names: list[str], clear: bool) -> list
         lines.append(f"Label more: {n} labels are fewer than {FEW} a class.")
     if not clear:
         lines.append("More labelled test items and more seeds would tell the best methods apart.")
-    trust = [t for r in records if r["method"] == "cox" and "trusted" in (t := r["metrics"].get("trust") or {})]
-    if trust and not all(t["trusted"] for t in trust):
+    return [*lines, *trust_lines([t for r in records if r["method"] == "cox" and (t := r["metrics"].get("trust"))])]
+
+
+def trust_lines(trust: list[dict[str, Any]]) -> list[str]:
+    """What stage 3's check on held-out pairs says of the known modalities; trust: that of each run of COX."""
+    if not all(t["trusted"] for t in trust):
         n = sum(t["trusted"] for t in trust)
-        lines.append(
-            f"Held-out pairs spoke for the known modalities in {n} of {len(trust)} runs: do not count on them."
-        )
-    elif trust and "cox" in names and names.index("cox") > 0:
-        lines.append("That correspondences were trusted says that they may be used, not that cox is best.")
-    return lines
+        return [f"Held-out pairs spoke for the known modalities in {n} of {len(trust)} runs: do not count on them."]
+    told = [t for t in trust if "gain" in t]
+    if not told:
+        return []
+    gain, error = (float(np.mean([t[k] for t in told])) for k in ("gain", "error"))
+    if gain > 2 * error:
+        return []
+    return [
+        f"On held-out pairs the known modalities tell nothing beyond noise: gain {gain:+.3f} nat, error {error:.3f}."
+    ]
 
 
 def lines_of(records: list[dict[str, Any]], name: str) -> list[str]:

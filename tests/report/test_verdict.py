@@ -76,6 +76,9 @@ def test_advice_follows_the_records():
     assert "Label more: 12 labels" in said(runs(cox=0.9, n_labelled=12))
     assert "Label more" not in said(runs(cox=0.9))
     assert "in 0 of 1 runs" in said(runs(cox=0.9, erm=0.5, trust={"trusted": False}))
+    nothing, much = ({"trusted": True, "gain": g, "error": 0.005} for g in (0.001, 0.3))
+    assert "nothing beyond noise: gain +0.001 nat" in said(runs(cox=0.9, erm=0.5, trust=nothing))
+    assert "nat" not in said(runs(cox=0.9, erm=0.5, trust=much))
     assert "more seeds would tell" in said(runs(cox=0.51, erm=0.5))
 
 
