@@ -169,7 +169,7 @@ def commands(own: Folder) -> list[str]:
         setting = ["--setting", "unsup"]
     elif not all(own.count(oom, m, labelled=True) for m in own.ims):
         learner.append("--pair-by-class")
-    methods = ("erm", "selftrain", "cox") if not setting else ("cox",)
+    methods = ("raw", "erm", "selftrain", "cox") if not setting else ("cox",)
     lines = [
         ["extract_features.py", *of, *extract],
         ["train_connect.py", *of, *learner, *setting, *share(own)],
@@ -194,7 +194,7 @@ def share(own: Folder) -> list[str]:
     if labelled <= items / 2:
         return ["--labels", "1"]
     least = 2 * len(own.data.class_names) / items
-    return next((["--labels", str(s)] if s != 0.1 else [] for s in (0.1, 0.2, 0.5) if s >= least), ["--labels", "0.5"])
+    return next((["--labels", str(s)] for s in (0.1, 0.2, 0.5) if s >= least), ["--labels", "0.5"])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -43,10 +43,10 @@ def test_a_good_folder_and_its_commands(tmp_path, capsys):
     assert code == 0 and "the new sensor is imu" in out and out.endswith("faults: 0, warnings: 0\n")
     commands = [shlex.split(line)[1:] for line in out.split("\nCommands\n")[1].splitlines() if "python" in line]
     given = [STAGES[script.removesuffix(".py")].get_args(flags) for script, *flags in commands]
-    scripts = ["extract_features", "train_connect", *["train_explore"] * 3, "evaluate"]
+    scripts = ["extract_features", "train_connect", *["train_explore"] * 4, "evaluate"]
     assert [script for script, *_ in commands] == [f"{name}.py" for name in scripts]
     assert all(str(tmp_path / "toy") in args.data for args in given)
-    assert [args.method for args in given[2:5]] == ["erm", "selftrain", "cox"] and given[0].image_size == 8
+    assert [args.method for args in given[2:6]] == ["raw", "erm", "selftrain", "cox"] and given[0].image_size == 8
 
 
 def test_what_it_counts_is_in_the_table(tmp_path, capsys):
