@@ -9,6 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from worlds import stage
 
+import cox_oom
 from cox_oom import classical, files, shapes
 from cox_oom.data.inputs import learner_inputs
 from cox_oom.seed import split_rows
@@ -124,6 +125,9 @@ def test_stages_train_and_judge_raw(runs, folder):
     run, inputs = files.load(path), files.load(next(runs.rglob("inputs/imu.pt")))
     record, test = json.loads(path.with_suffix(".json").read_text()), split_rows(inputs, ("test",))
     assert record["metrics"]["accuracy"] == pytest.approx(right(run["classical"], inputs, test))
+    named, _ = cox_oom.load(path)([folder / "imu" / f"{inputs['ids'][i]}.npy" for i in test.tolist()])
+    guess = classical.logits(run["classical"], inputs, test).argmax(1)
+    assert named == [inputs["class_names"][c] for c in guess.tolist()]  # new recordings take the same way
     assert record["metrics"]["agreement"] is None and record["history"] == []
     assert record["correct"].count("1") / len(test) == pytest.approx(record["metrics"]["accuracy"])
 
