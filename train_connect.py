@@ -41,7 +41,12 @@ EVERYDAY = (
     ("--width", 192, number(int, 1, run.SIZE), "learner: width (192, 12, 16 make ViT-T/16)"),
     ("--depth", 12, number(int, 1, 1000), "learner: blocks"),
     ("--patch", 16, number(int, 1, 4096), "learner: side of an image patch or video tubelet"),
-    ("--warmup-epochs", 10, number(int, 0, run.EPOCHS), "epochs on the labelled items, or on the anchors (unsup)"),
+    (
+        "--warmup-epochs",
+        None,
+        number(int, 0, run.EPOCHS),
+        f"epochs on the labelled items, or anchors (unsup); left out: 10, or more for {run.WARM_STEPS} steps",
+    ),
 )
 RARE = (
     ("--holdout", 0.0, number(float, 0, 1, "[)"), "semi: share of a class's labelled items kept to validate alone"),
@@ -136,11 +141,12 @@ def main(argv=None):
     train = split_rows(oom, ("train",))  # M rows of the inputs
     check(args, oom, train)
     labels.settle_share(args, oom, train)
+    epoch = labels.steps_of(len(train), args.batch)  # steps of one, the same for every method
+    args.warmup_epochs = run.enough(args.warmup_epochs, 10, run.WARM_STEPS, epoch)
     work = run.Work("train_connect", place.connect, args, oom, made_from)
     if work.done():
         return
     classes = len(oom["class_names"])
-    epoch = max(1, round(len(train) / args.batch))  # steps of one, the same for every method
     print(f"{args.oom} from {', '.join(sorted(ims))}: M = {len(train)}, {classes} classes, {args.setting}")
 
     # ------------------------------------------------------------------- IM heads, a random learner, labels or names

@@ -131,7 +131,8 @@ def key_values(flag: str, given: Iterable[str]) -> dict[str, str]:
 
 
 EPOCHS, STEPS, SIZE, ITEMS = 10**7, 10**8, 2**16, 10**9  # what is absurd beyond
-MIN_STEPS = 1000  # of stage 3, where --epochs is left out; a study of it is in docs/experiments.md
+# Steps at least of stage 3 and of the warm-up, where their epochs are left out; a study is in docs/experiments.md.
+MIN_STEPS, WARM_STEPS = 1000, 200
 LARGE = 10**6  # the same of a learning rate, a weight, a batch
 SEED = number(int, 0, 2**63 - 1)
 REQUIRED = object()  # as a flag's default: it has none and must be given

@@ -36,7 +36,7 @@ settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
     */robot_*) CONNECT="--width 128 --depth 2 --batch 32 --labelled-batch 32" EXPLORE="--batch 32 --labelled-batch 32 --epochs 20" ;;
     *) EXTRACT="--image-size 32" CONNECT="--width 64 --depth 4 --patch 8" ;;
     esac
-    CONNECT="--labels 0.1 $CONNECT"                            # a folder's default is all
+    CONNECT="--labels 0.1 --warmup-epochs 10 $CONNECT"         # a folder's defaults are all labels and 200 steps
     case $world/$2 in
     synth/video) CONNECT=${CONNECT/--patch 6/--patch 8} ;;
     digits/audio) CONNECT+=" --labels 0.02" ;;                  # 10% leave no headroom

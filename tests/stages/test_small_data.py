@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from worlds import read_manifest, refused, run_dir, stage, write_folder, write_manifest
+from worlds import argv, read_manifest, refused, run_dir, stage, write_folder, write_manifest
 
+import train_connect
 from cox_oom import files, labels, methods, run
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -41,6 +42,17 @@ def test_every_method_gets_the_same_steps(runs, folder):
         file = files.load(run_dir(runs) / f"{method}-more.pt")
         assert "every method gets 6 epochs" in out and len(file["history"]) == 6
         assert file["meta"]["args"]["epochs"] == 6 and "min_steps" not in file["meta"]["args"]
+
+
+def test_the_warm_up_has_steps_enough(tmp_path):
+    """Left out, the epochs of the warm-up make 200 steps: 60 items are 4 steps an epoch."""
+    folder, runs = write_folder(tmp_path / "toy"), tmp_path / "runs"
+    stage("extract_features", folder, runs, "--workers 0")
+    line = argv("train_connect", folder, runs)
+    at = line.index("--warmup-epochs")
+    train_connect.main([*line[:at], *line[at + 2 :]])
+    made = files.load(run_dir(runs) / "connect.pt")
+    assert made["meta"]["args"]["warmup_epochs"] == 50 and len(made["warmup_loss"]) == 50
 
 
 def test_rising_is_told_by_validation_alone():
