@@ -384,7 +384,7 @@ def settle_epochs(args: Namespace, seed: Seed) -> None:
     steps = steps_of(len(split_rows(seed.oom, ("train",))) - len(seed.connect.get("held", [])), args.batch)
     del args.min_steps
     args.epochs = enough(given if least is None else None, usual, MIN_STEPS if least is None else least, steps)
-    if args.epochs != usual:
+    if args.epochs != usual and METHODS[args.method].trains:
         print(f"  {usual} epochs are {usual * steps} steps; every method gets {args.epochs} epochs, for --min-steps")
 
 

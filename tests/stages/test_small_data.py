@@ -29,9 +29,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 def test_epochs_of_small_data(epochs, least, expected, capsys):
     """280 training items, 20 of them held out, are two steps of 128: 50 epochs would be 100 steps."""
     oom = {"split": torch.tensor([0] * 280 + [2] * 120)}
-    args = Namespace(epochs=epochs, min_steps=least, batch=128)
+    args = Namespace(method="erm", epochs=epochs, min_steps=least, batch=128)
     methods.settle_epochs(args, SimpleNamespace(oom=oom, connect={"held": ["x"] * 20}))
-    assert vars(args) == {"epochs": expected, "batch": 128}  # --min-steps shapes nothing beside
+    assert vars(args) == {"method": "erm", "epochs": expected, "batch": 128}  # --min-steps shapes nothing beside
     assert ("for --min-steps" in capsys.readouterr().out) == (expected not in (epochs, 50))
 
 
