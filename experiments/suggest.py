@@ -1,37 +1,47 @@
 """The experiment on which recordings to label next: rounds of labels, chosen by several strategies.
 
-    python experiments/suggest.py --data ../shared/data/handwritten --oom fou --runs RUNS --out OUT/records.csv
+    python experiments/suggest.py --data ../shared/data/handwritten --oom fou --seed 0 --runs RUNS --out OUT
 
-A seed begins with --per-class labels, the same for all strategies. A round trains stages 2 and 3 and measures the test
-accuracy. Then a strategy names --count unlabelled training items; their hidden labels become known. One line of
-records.csv is one trained learner. What is there already is not trained again.
+A seed begins with --per-class labels, the same for all strategies. In a round a strategy names --count unlabelled
+training items, whose hidden labels become known; then stages 2 and 3 are trained anew, from the same initial weights.
+Writes OUT/records.csv, a line a trained learner with its test accuracy, and from all its lines table.md and a plot.
+What is trained already is not trained again.
 """
 
 import argparse
 import contextlib
 import csv
 import io
+import math
 import sys
+import time
 from pathlib import Path
 
+import collect
 import torch
+from scipy.stats import ttest_1samp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_connect
 import train_explore
-from cox_oom import confidence, files, suggest
+from cox_oom import confidence, files, run, suggest
 from cox_oom.augment import model_of
 from cox_oom.files import Place
+from cox_oom.report.plots import grid, plain
+from cox_oom.report.records import write_text
+from cox_oom.report.scores import mean_sd, percent
+from cox_oom.report.tables import markdown
 from cox_oom.seed import split_rows
 
 COLUMNS = ("data", "oom", "method", "seed", "strategy", "round", "labels", "accuracy")
+COLOURS = ("#888888", "#4477aa", "#ee6677", "#228833", "#aa3377")
 
 
-def shared(run, z, p):
+def shared(learner, z, p):
     """Posteriors (U, C), the mean over the learner's own p (U, C) and those of the heads on mapped known items."""
     found = [p]
-    for m in run["im"]:
-        h = run["mapped_heads"][m]
+    for m in learner["im"]:
+        h = learner["mapped_heads"][m]
         found.append(((z - h["mean"]) / h["std"] @ h["linear.weight"].T + h["linear.bias"]).softmax(-1))
     return torch.stack(found).mean(0)
 
@@ -40,11 +50,11 @@ def most(weight, n):
     return weight.argsort(descending=True, stable=True)[:n]
 
 
-STRATEGIES = {  # of (run, features z (U, d), posteriors p (U, C), n, a random generator): places (n,)
-    "random": lambda run, z, p, n, g: torch.randperm(len(z), generator=g)[:n],
-    "entropy": lambda run, z, p, n, g: most(suggest.entropy(p), n),
-    "modalities": lambda run, z, p, n, g: most(suggest.entropy(shared(run, z, p)), n),
-    "spread": lambda run, z, p, n, g: suggest.spread(z, suggest.entropy(p), n),
+STRATEGIES = {  # of (learner, features z (U, d), posteriors p (U, C), n, a random generator): places (n,)
+    "random": lambda learner, z, p, n, g: torch.randperm(len(z), generator=g)[:n],
+    "entropy": lambda learner, z, p, n, g: most(suggest.entropy(p), n),
+    "modalities": lambda learner, z, p, n, g: most(suggest.entropy(shared(learner, z, p)), n),
+    "spread": lambda learner, z, p, n, g: suggest.spread(z, suggest.entropy(p), n),
 }
 
 
@@ -65,7 +75,103 @@ def link(old, new):
             (new.base / name).symlink_to((old.base / name).resolve())
 
 
-def main(argv=None):
+def read(path):
+    """The lines of records.csv, numbers as such; [] where there is none."""
+    if not path.exists():
+        return []
+    number = {"seed": int, "round": int, "labels": int, "accuracy": float}
+    with path.open(newline="", encoding="utf-8") as f:
+        return [{k: number.get(k, str)(v) for k, v in line.items()} for line in csv.DictReader(f)]
+
+
+def write(path, records):
+    """records.csv, in order."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**r, "accuracy": f"{r['accuracy']:.6g}"} for r in sorted(records, key=key))
+    write_text(path, table.getvalue())
+
+
+def key(record):
+    """What names a learner."""
+    return tuple(record[k] for k in COLUMNS[:6])
+
+
+def by_world(records):
+    """{(data, oom, method): {strategy: {round: {seed: record}}}}; round 0 of every strategy is the common start."""
+    found = {}
+    for r in records:
+        world = found.setdefault(tuple(r[k] for k in COLUMNS[:3]), {})
+        world.setdefault(r["strategy"], {}).setdefault(r["round"], {})[r["seed"]] = r
+    for world in found.values():
+        start = world.pop("start")
+        for rounds in world.values():
+            rounds.update(start)
+    return found
+
+
+def gains(worlds, strategy):
+    """[mean over the rounds of accuracy − that of labels drawn at random], for each world and seed that has both."""
+    found = []
+    for world in worlds.values():
+        ours, random = world.get(strategy, {}), world.get("random", {})
+        rounds = [n for n in ours if n and n in random]
+        for seed in sorted(set.intersection(*(set(w[n]) for w in (ours, random) for n in rounds)) if rounds else ()):
+            found.append(mean_sd([ours[n][seed]["accuracy"] - random[n][seed]["accuracy"] for n in rounds])[0])
+    return found
+
+
+def tables(records):
+    """The blocks of table.md: accuracy of each world by strategy and labels; the gain over labels drawn at random."""
+    worlds, out = by_world(records), []
+    names = [s for s in STRATEGIES if any(s in w for w in worlds.values())]
+    for (data, oom, method), world in sorted(worlds.items()):
+        labels = {n: next(iter(by.values()))["labels"] for by_round in world.values() for n, by in by_round.items()}
+        cells = {
+            s: [percent([r["accuracy"] for r in world[s].get(n, {}).values()]) for n in sorted(labels)] for s in world
+        }
+        seeds = sorted({r["seed"] for by in world["random"].values() for r in by.values()})
+        out.append(
+            {
+                "title": f"{data}, {oom}, {method}: test accuracy in %",
+                "header": ["labels chosen by", *(f"{labels[n]} labels" for n in sorted(labels))],
+                "rows": [[s, *cells[s]] for s in names if s in cells],
+                "notes": [f"Mean ± sd over the seeds {', '.join(map(str, seeds))}."],
+            }
+        )
+    rows = []
+    for s in names[1:]:
+        found = gains(worlds, s)
+        p = ttest_1samp(found, 0).pvalue if len(found) > 1 else math.nan
+        rows.append([s, percent(found), f"{sum(g > 0 for g in found)} of {len(found)}", f"{p:.2f}"])
+    return [
+        {
+            "title": "Gain over labels drawn at random, in points",
+            "header": ["labels chosen by", "gain", "ahead", "p (t)"],
+            "rows": rows,
+            "notes": ["Mean ± sd over worlds and seeds of the mean over the rounds; p of the paired t-test over them."],
+        },
+        *out,
+    ]
+
+
+def curves(records):
+    """Accuracy over labels: axes for each world, a line for each strategy, its standard error over seeds."""
+    worlds = by_world(records)
+    figure, axes = grid(len(worlds), width=3.2, height=2.7)
+    for ax, ((data, oom, _), world) in zip(axes, sorted(worlds.items())):
+        for strategy, colour in zip(STRATEGIES, COLOURS):
+            by = {next(iter(r.values()))["labels"]: r for _, r in sorted(world.get(strategy, {}).items())}
+            spread = [mean_sd([100 * r["accuracy"] for r in some.values()]) for some in by.values()]
+            error = [(sd or 0) / len(some) ** 0.5 for (_, sd), some in zip(spread, by.values())]
+            ax.errorbar([*by], [m for m, _ in spread], error, marker=".", lw=1.3, color=colour, label=strategy)
+        plain(ax, f"{data}, {oom}", "labels", "test accuracy, %" if ax is axes[0] else "")
+    axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def get_args(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("--data", "--oom", "--runs", "--out"):
         p.add_argument(name, required=True)
@@ -75,42 +181,44 @@ def main(argv=None):
         p.add_argument(name, type=int, default=default)
     p.add_argument("--connect", default="", help="further flags of stage 2")
     p.add_argument("--explore", default="", help="further flags of stage 3")
-    args = p.parse_args(argv)
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    args, begun = get_args(argv), time.time()
     first = Place(args.runs, args.data, oom=args.oom, seed=args.seed)
     oom, out = files.load(first.inputs(args.oom)), Path(args.out)
     row, test = {i: r for r, i in enumerate(oom["ids"])}, split_rows(oom, ("test",))
-    done = [*csv.DictReader(out.open(newline=""))] if out.exists() else []
 
     def measure(place, strategy, number, ids):
-        """Train; returns (METHOD.pt, its labelled ids); a new line of records.csv."""
+        """Train; a line of records.csv. Returns METHOD.pt and the labelled ids."""
         train(args, place, ids)
-        run, labelled = files.load(place.method(args.method)), files.load(place.connect)["labelled"]
-        guess = model_of(run, "cpu")(oom, test)[1].argmax(1)
-        right = (guess == oom["labels"][test]).double().mean().item()
-        line = [files.data_name(args.data), args.oom, args.method, args.seed, strategy, number, len(labelled)]
-        line = [str(v) for v in (*line, f"{right:.6f}")]
-        if line[:6] not in [[r[c] for c in COLUMNS[:6]] for r in done]:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a", newline="") as f:
-                csv.writer(f, lineterminator="\n").writerows([COLUMNS] * (not f.tell()) + [line])
-        print(*line, flush=True)
-        done.append(dict(zip(COLUMNS, line)))
-        return run, labelled
+        learner, labelled = files.load(place.method(args.method)), files.load(place.connect)["labelled"]
+        right = (model_of(learner, "cpu")(oom, test)[1].argmax(1) == oom["labels"][test]).double().mean().item()
+        name = (files.data_name(args.data), args.oom, args.method, args.seed, strategy, number)
+        line = dict(zip(COLUMNS, (*name, len(labelled), right)))
+        print(*line.values(), flush=True)
+        write(out / "records.csv", [*(r for r in read(out / "records.csv") if key(r) != name), line])
+        return learner, labelled
 
     begin = measure(first, "start", 0, None)
     for strategy in args.strategy:
-        (run, labelled), draw = begin, torch.Generator().manual_seed(args.seed)
+        (learner, labelled), draw = begin, torch.Generator().manual_seed(args.seed)
         for number in range(1, args.rounds + 1):
-            rows = torch.tensor([row[i] for i in run["unlabelled"]])
-            z, logits = model_of(run, "cpu")(oom, rows)
-            places = STRATEGIES[strategy](run, z, confidence.posteriors(run, logits), args.count, draw)
-            labelled = [*labelled, *(run["unlabelled"][i] for i in places.tolist())]
+            z, logits = model_of(learner, "cpu")(oom, torch.tensor([row[i] for i in learner["unlabelled"]]))
+            p = confidence.posteriors(learner, logits)
+            places = STRATEGIES[strategy](learner, z, p, args.count, draw).tolist()
             place = Place(f"{args.runs}/{strategy}-{number}", args.data, oom=args.oom, seed=args.seed)
             link(first, place)
             ids = place.base / f"labelled-{args.oom}-{args.seed}.txt"
-            ids.write_text("".join(f"{i}\n" for i in labelled))
-            run, labelled = measure(place, strategy, number, ids)
+            write_text(ids, "".join(f"{i}\n" for i in [*labelled, *(learner["unlabelled"][i] for i in places)]))
+            learner, labelled = measure(place, strategy, number, ids)
+    records = read(out / "records.csv")
+    write_text(out / "table.md", markdown(tables(records)))
+    collect.write_plot(out / "plot-accuracy.png", curves(records))
+    write_text(out / "COMMAND", f"{collect.provenance()}, {len(records)} learners\n")
+    print(f"wrote {out}/records.csv, table.md and plot-accuracy.png ({time.time() - begun:.0f} s)")
 
 
 if __name__ == "__main__":
-    main()
+    run.script(main)
