@@ -113,13 +113,14 @@ def by_world(records):
 
 def gains(worlds, strategy):
     """[mean over the rounds of accuracy − that of labels drawn at random], for each world and seed that has both."""
-    found = []
-    for world in worlds.values():
-        ours, random = world.get(strategy, {}), world.get("random", {})
-        rounds = [n for n in ours if n and n in random]
-        for seed in sorted(set.intersection(*(set(w[n]) for w in (ours, random) for n in rounds)) if rounds else ()):
-            found.append(mean_sd([ours[n][seed]["accuracy"] - random[n][seed]["accuracy"] for n in rounds])[0])
-    return found
+    found = {}
+    for name, world in worlds.items():
+        for n, by_seed in world.get(strategy, {}).items():
+            random = world.get("random", {}).get(n, {})
+            for seed in by_seed.keys() & random.keys() if n else ():
+                gain = by_seed[seed]["accuracy"] - random[seed]["accuracy"]
+                found.setdefault((*name, seed), []).append(gain)
+    return [mean_sd(found[k])[0] for k in sorted(found)]
 
 
 def tables(records):
@@ -131,7 +132,7 @@ def tables(records):
         cells = {
             s: [percent([r["accuracy"] for r in world[s].get(n, {}).values()]) for n in sorted(labels)] for s in world
         }
-        seeds = sorted({r["seed"] for by in world["random"].values() for r in by.values()})
+        seeds = sorted({r["seed"] for by_round in world.values() for by in by_round.values() for r in by.values()})
         out.append(
             {
                 "title": f"{data}, {oom}, {method}: test accuracy in %",
