@@ -28,12 +28,12 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
 
 
-def spread(z: Tensor, weight: Tensor, n: int) -> Tensor:
+def spread(z: Tensor, weight: Tensor, n: int, candidates: int = CANDIDATES) -> Tensor:
     """Places (n,) of items that have much weight (U,) and are unlike each other, the heaviest first; all where U < n.
 
-    The 10 n heaviest items are split into n clusters by k-means on z (U, d), in which an item counts by its weight.
+    The candidates * n heaviest items are split into n clusters by k-means on z (U, d), in which an item counts by its weight.
     Each cluster gives the item that is nearest to its centre (Zhdanov, Diverse mini-batch active learning, 2019)."""
-    among = weight.argsort(descending=True, stable=True)[: CANDIDATES * n]
+    among = weight.argsort(descending=True, stable=True)[: candidates * n]
     z, weight = z[among].double(), weight[among].double().clamp(min=1e-12)
     start, near = [0], (z - z[0]).square().sum(1)
     while len(start) < min(n, len(z)):  # again and again what is heavy and far from the others

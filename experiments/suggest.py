@@ -55,6 +55,7 @@ STRATEGIES = {  # of (learner, features z (U, d), posteriors p (U, C), n, a rand
     "entropy": lambda learner, z, p, n, g: most(suggest.entropy(p), n),
     "modalities": lambda learner, z, p, n, g: most(suggest.entropy(shared(learner, z, p)), n),
     "spread": lambda learner, z, p, n, g: suggest.spread(z, suggest.entropy(p), n),
+    "wide": lambda learner, z, p, n, g: suggest.spread(z, suggest.entropy(p), n, candidates=len(z)),
 }
 
 
