@@ -31,8 +31,8 @@ def entropy(p: Tensor) -> Tensor:
 def spread(z: Tensor, weight: Tensor, n: int, candidates: int = CANDIDATES) -> Tensor:
     """Places (n,) of items that have much weight (U,) and are unlike each other, the heaviest first; all where U < n.
 
-    The candidates * n heaviest items are split into n clusters by k-means on z (U, d), in which an item counts by its weight.
-    Each cluster gives the item that is nearest to its centre (Zhdanov, Diverse mini-batch active learning, 2019)."""
+    The candidates * n heaviest items are split into n clusters by k-means on z (U, d), where an item counts by its
+    weight. Each cluster gives the item nearest to its centre (Zhdanov, Diverse mini-batch active learning, 2019)."""
     among = weight.argsort(descending=True, stable=True)[: candidates * n]
     z, weight = z[among].double(), weight[among].double().clamp(min=1e-12)
     start, near = [0], (z - z[0]).square().sum(1)
