@@ -1,4 +1,4 @@
-"""Which recordings to label next: unlabelled items that a learner is unsure of and that are unlike each other.
+"""Which recordings to label next: unlabelled items that stand for many of which a learner is unsure.
 
 Shapes: U unlabelled items, C classes, d features of the learner, n items that are asked for.
 """
@@ -18,7 +18,6 @@ from cox_oom.predict import Trained
 from cox_oom.report.records import cell, write_text
 from cox_oom.seed import load_inputs
 
-CANDIDATES = 10  # items of which one is suggested
 TURNS = 20  # of k-means
 SHOWN = 20  # lines on the screen
 
@@ -28,13 +27,13 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
 
 
-def spread(z: Tensor, weight: Tensor, n: int, candidates: int = CANDIDATES) -> Tensor:
-    """Places (n,) of items that have much weight (U,) and are unlike each other, the heaviest first; all where U < n.
+def spread(z: Tensor, weight: Tensor, n: int) -> Tensor:
+    """Places (n,) of items that stand for many of great weight (U,), the heaviest first; all where U < n.
 
-    The candidates * n heaviest items are split into n clusters by k-means on z (U, d), where an item counts by its
-    weight. Each cluster gives the item nearest to its centre (Zhdanov, Diverse mini-batch active learning, 2019)."""
-    among = weight.argsort(descending=True, stable=True)[: candidates * n]
-    z, weight = z[among].double(), weight[among].double().clamp(min=1e-12)
+    k-means on z (U, d), in which an item counts by its weight, makes n clusters. Each gives the item nearest to its
+    centre, so that near duplicates count once (Zhdanov, Diverse mini-batch active learning, 2019)."""
+    order = weight.argsort(descending=True, stable=True)
+    z, weight = z[order].double(), weight[order].double().clamp(min=1e-12)
     start, near = [0], (z - z[0]).square().sum(1)
     while len(start) < min(n, len(z)):  # again and again what is heavy and far from the others
         start.append(int((weight * near).index_fill(0, torch.tensor(start), -1.0).argmax()))
@@ -48,7 +47,7 @@ def spread(z: Tensor, weight: Tensor, n: int, candidates: int = CANDIDATES) -> T
     far, taken = torch.cdist(z, centres), torch.zeros(len(z), dtype=torch.bool)
     for c in range(len(centres)):
         taken[far[:, c].masked_fill(taken, torch.inf).argmin()] = True
-    return among[taken]
+    return order[taken]
 
 
 def unlabelled(learner: Trained, oom: dict[str, Any]) -> list[str]:

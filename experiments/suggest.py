@@ -50,12 +50,16 @@ def most(weight, n):
     return weight.argsort(descending=True, stable=True)[:n]
 
 
+def spread(among, z, p, n):
+    return among[suggest.spread(z[among], suggest.entropy(p[among]), n)]
+
+
 STRATEGIES = {  # of (learner, features z (U, d), posteriors p (U, C), n, a random generator): places (n,)
     "random": lambda learner, z, p, n, g: torch.randperm(len(z), generator=g)[:n],
     "entropy": lambda learner, z, p, n, g: most(suggest.entropy(p), n),
     "modalities": lambda learner, z, p, n, g: most(suggest.entropy(shared(learner, z, p)), n),
-    "spread": lambda learner, z, p, n, g: suggest.spread(z, suggest.entropy(p), n),
-    "wide": lambda learner, z, p, n, g: suggest.spread(z, suggest.entropy(p), n, candidates=len(z)),
+    "entropy-spread": lambda learner, z, p, n, g: spread(most(suggest.entropy(p), 10 * n), z, p, n),
+    "spread": lambda learner, z, p, n, g: suggest.spread(z, suggest.entropy(p), n),  # evaluate.py --suggest
 }
 
 
