@@ -134,10 +134,9 @@ def tables(records):
     names = [s for s in STRATEGIES if any(s in w for w in worlds.values())]
     for (data, oom, method), world in sorted(worlds.items()):
         labels = {n: next(iter(by.values()))["labels"] for by_round in world.values() for n, by in by_round.items()}
-        cells = {
-            s: [percent([r["accuracy"] for r in world[s].get(n, {}).values()]) for n in sorted(labels)] for s in world
-        }
         seeds = sorted({r["seed"] for by_round in world.values() for by in by_round.values() for r in by.values()})
+        accuracies = lambda s, n: [r["accuracy"] for r in world[s].get(n, {}).values()]
+        cells = {s: [percent(accuracies(s, n), len(seeds)) for n in sorted(labels)] for s in world}
         out.append(
             {
                 "title": f"{data}, {oom}, {method}: test accuracy in %",
