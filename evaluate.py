@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cox_oom import export, files, predict, recordings, run, shapes
+from cox_oom import export, files, predict, recordings, run, shapes, suggest
 from cox_oom.files import Place, UserError
 from cox_oom.report import card, compare, tables, verdict
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record, words
@@ -43,6 +43,7 @@ EVERYDAY = (
     ("--new", None, str, "name new recordings: a file, a folder, - for a path a line; several seeds are averaged"),
     ("--export", None, str, "write the learner to this file, .onnx or .pt2, with learner.json beside it"),
     ("--int8", False, None, "with --export: the same in int8 beside it, NAME.int8.onnx"),
+    ("--suggest", None, run.number(int, 1, 1000), "so many recordings to label next, in OUT/suggest.csv"),
     ("--abstain", 0.0, run.number(float, 0, 1), "with --new: no class for what is less sure than this"),
     ("--compare", None, str, "two METHOD.pt, METHOD.json or folders of runs", {"nargs": 2, "metavar": ("A", "B")}),
     ("--runs", ["runs"], run.folder, "folders under which all stages write; several are put together", MANY),
@@ -132,7 +133,7 @@ def cloud(args, data, folder, names):
 
 
 def use(args):
-    """What is asked of a learner instead of a table: to name new recordings, to be exported."""
+    """What is asked of a learner instead of a table: to name new recordings, to be exported, what to label next."""
     if len(args.data) > 1:
         raise UserError(f"--data {shlex.join(args.data)}: name one data set")
     if len(args.runs) > 1:
@@ -143,10 +144,12 @@ def use(args):
     print(f"note: {', '.join(map(str, paths))}, {learner.certainty}", file=sys.stderr)
     if args.export:
         return export.command(learner, Path(args.export), args.int8)
+    out = Path(args.out or Path(args.runs) / files.data_name(args.data[0]))
+    if args.suggest:
+        return suggest.name(learner, Place(args.runs, args.data[0]), args.suggest, out)
     if args.new == "-":
         whole = recordings.stream(learner, sys.stdin, args.abstain)
     else:
-        out = Path(args.out or Path(args.runs) / files.data_name(args.data[0]))
         whole = recordings.name(learner, args.new, out, args.abstain)
     sys.exit(not whole)
 
@@ -155,7 +158,7 @@ def main(argv=None):
     args = get_args(argv)
     if args.compare:
         return compare.compare(args.compare, args.out)
-    if args.new or args.export:
+    if args.new or args.export or args.suggest:
         return use(args)
     if args.table:
         files.optional("matplotlib", "the report")  # said before anything is judged

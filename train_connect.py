@@ -46,6 +46,7 @@ EVERYDAY = (
 RARE = (
     ("--holdout", 0.0, number(float, 0, 1, "[)"), "semi: share of a class's labelled items kept to validate alone"),
     ("--fold", None, labels.fold, "semi: hold out part K of N, K/N, of the labelled items (stage 3's --folds does it)"),
+    ("--labelled-ids", None, str, "semi: a file with an id a line; these items keep their labels, in place of a draw"),
     ("--slice", 0, number(int, 0, 10**7), "learner: steps of a time slice; 0: by the series' length (docs/method.md)"),
     ("--batch", 128, number(int, 1, run.LARGE), "items of a step; an epoch is M / batch steps for every method"),
     ("--labelled-batch", 64, number(int, 1, run.LARGE), "labelled items of a step"),
@@ -111,9 +112,8 @@ def warm_up(work, learner, head, oom, start, steps, every, args, generator):
 
 def check(args, oom, train):
     """Say which flags play no part, and refuse what cannot be run."""
-    idle = [
-        f for f in ("per_class", "holdout", "fold", "pair_by_class") if args.setting == "unsup" and getattr(args, f)
-    ]
+    of_semi = ("per_class", "holdout", "fold", "pair_by_class", "labelled_ids")
+    idle = [f for f in of_semi if args.setting == "unsup" and getattr(args, f)]
     idle += ["init"] if args.setting == "semi" and args.init != "literal" else []
     if idle:
         names = ", ".join("--" + f.replace("_", "-") for f in idle)
@@ -138,7 +138,7 @@ def main(argv=None):
     labels.settle_share(args, oom, train)
     epoch = labels.steps_of(len(train), args.batch)  # steps of one, the same for every method
     args.warmup_epochs = run.enough(args.warmup_epochs, 10, run.WARM_STEPS, epoch)
-    work = run.Work("train_connect", place.connect, args, oom, made_from)
+    work = run.Work("train_connect", place.connect, args, oom, made_from | labels.ids_read(args))
     if work.done():
         return
     classes = len(oom["class_names"])

@@ -24,7 +24,7 @@ from cox_oom.seed import Seed
 
 TEMPERATURES = torch.logspace(-1, 1.5, 251, dtype=torch.float64)  # steps of 2.3%
 BINS, DRAWS = 15, 200
-BEYOND = 0.95  # share of the training items that are within novelty 1
+BEYOND, FEW = 0.95, 20  # share of known items that are within novelty 1; fewer than FEW tell nothing of it
 
 
 def of_run(
@@ -38,22 +38,21 @@ def of_run(
     """What METHOD.pt keeps for new recordings: how to prepare one, the temperature, what the training items were like.
     without_learner: classical.fit's state, whose logits take the learner's place.
 
-    The temperature is fitted on the validation items, else by args.folds cross-fits; without both it is 1."""
+    Temperature and the bound of novelty are fitted on the validation items, else by args.folds cross-fits. Without both
+    the temperature is 1, and the bound that of the training items."""
     z, logits = classify(learner, head.state_dict(), seed.oom, items.rows, args.device)
+    z_held, held = classify(learner, head.state_dict(), seed.oom, items.val, args.device)
     if without_learner:
-        logits = classical.logits(without_learner, seed.oom, items.rows)
-    if len(items.val):
-        held, source = classify(learner, head.state_dict(), seed.oom, items.val, args.device)[1], "validation items"
-        held = classical.logits(without_learner, seed.oom, items.val) if without_learner else held
-        calibration = temperature(held, items.y_val, source)
-    elif args.folds and args.setting == "semi":
-        calibration = temperature(*cross_fit(seed, args), f"{args.folds} cross-fits")
-    else:
-        calibration = temperature(logits[:0], items.y_val, "")
+        logits, held = (classical.logits(without_learner, seed.oom, rows) for rows in (items.rows, items.val))
+    known, y, source = familiar(z, logits.argmax(1)), items.y_val, "validation items"
+    far = distance(known, z_held) / known["distance"]
+    if not len(y) and args.folds and args.setting == "semi":
+        held, y, far = cross_fit(seed, args)
+        source = f"{args.folds} cross-fits"
     return {
         "preparation": preparation(seed.oom, args.oom, seed.place.inputs(args.oom)),
-        "calibration": calibration,
-        "novelty": familiar(z, logits.argmax(1)),
+        "calibration": temperature(held, y, source),
+        "novelty": widened(known, far),
     }
 
 
@@ -133,9 +132,10 @@ def flags_of(args: dict[str, Any]) -> list[str]:
     return words
 
 
-def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor]:
-    """Logits (n, C) and labels (n,) of the labelled items, each by a learner that stages 2 and 3 made without its
-    part of args.folds parts. These runs lie in SEED/folds and go on after a stop. UserError where one fails."""
+def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (n, C), labels (n,) and distances (n,), in those of 95% of the training items, of the labelled items,
+    each by a learner that stages 2 and 3 made without its part of args.folds parts. These runs lie in SEED/folds and go
+    on after a stop. UserError where one fails."""
     place, scripts = seed.place, Path(__file__).resolve().parent.parent
     at = {i: r for r, i in enumerate(seed.oom["ids"])}
     found = []
@@ -154,8 +154,11 @@ def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor]:
                 raise UserError(f"--folds {args.folds}, part {k + 1}, {script}: {said}; or give fewer --folds, 0: none")
         run, held = load(part.method(args.method, args.tag)), load(part.connect)["held"]
         rows = torch.tensor([at[i] for i in held], dtype=torch.long)
-        found.append((model_of(run, args.device)(seed.oom, rows)[1], seed.oom["labels"][rows]))
-    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+        z, logits = model_of(run, args.device)(seed.oom, rows)
+        far = distance(run["novelty"], z) / run["novelty"]["trained"]
+        found.append((logits, seed.oom["labels"][rows], far))
+    logits, y, far = (torch.cat(parts) for parts in zip(*found))
+    return logits, y, far
 
 
 def link_tree(old: Path, new: Path, skip: str) -> None:
@@ -173,7 +176,7 @@ def link_tree(old: Path, new: Path, skip: str) -> None:
 def familiar(z: Tensor, guess: Tensor) -> dict[str, Any]:
     """What tells how unlike the training items an item is: of features z (n, d) and their classes guess (n,), the
     class means, the inverse of the covariance within classes (Lee et al., NeurIPS 2018), and the distance that
-    95% of the items are within. Returns {"means": (C', d), "precision": (d, d), "distance": float}."""
+    95% of the items are within. Returns {"means": (C', d), "precision": (d, d), "distance" and "trained": float."""
     z = z.double()
     means = torch.stack([z[guess == c].mean(0) for c in guess.unique()])
     own = torch.bucketize(guess, guess.unique())
@@ -181,7 +184,15 @@ def familiar(z: Tensor, guess: Tensor) -> dict[str, Any]:
     within += 1e-2 * within.diagonal().mean().clamp(min=1e-12) * torch.eye(z.shape[1], dtype=z.dtype)
     state = {"means": means, "precision": torch.linalg.inv(within), "distance": 1.0}
     state["distance"] = distance(state, z).quantile(BEYOND).clamp(min=1e-12).item()
-    return {"means": means.float(), "precision": state["precision"].float(), "distance": state["distance"]}
+    bound = {"distance": state["distance"], "trained": state["distance"]}
+    return {"means": means.float(), "precision": state["precision"].float(), **bound}
+
+
+def widened(state: dict[str, Any], far: Tensor) -> dict[str, Any]:
+    """`familiar`'s state whose distance is that of 95% of the items that training has not seen: far (n,) is theirs in
+    units of the training items'. Fewer than 20 items change nothing, nor does a distance below the training items'."""
+    grown = far.quantile(BEYOND).clamp(min=1).item() if len(far) >= FEW else 1.0
+    return {**state, "distance": state["trained"] * grown}
 
 
 def distance(state: dict[str, Any], z: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: M OOM training items, L of them labelled, U not, N IM items, C classes.
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from cox_oom.augment import embed
 from cox_oom.data import is_name
-from cox_oom.files import UserError
+from cox_oom.files import UserError, digest
 from cox_oom.learner import Learner
 from cox_oom.seed import Seed, split_rows
 
@@ -62,6 +63,35 @@ def settle_share(args: Namespace, oom: dict[str, Any], train: Tensor) -> None:
         why = "of a folder of your own" if unlabelled else "since every item has one: nothing else would be unlabelled"
         why = "of a data set by name" if is_name(args.data) else why
         print(f"  labels: {'all' if args.labels == 1 else 'a tenth'} kept, the default {why} (--labels)")
+
+
+def read_ids(path: str) -> list[str]:
+    """The ids in a text file, one a line; empty lines do not count. Raises UserError."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "it is no text in UTF-8"
+        raise UserError(f"--labelled-ids {path}: {reason}; give a file with an id a line") from None
+    if not (ids := [i for line in lines if (i := line.strip())]):
+        raise UserError(f"--labelled-ids {path} has no id; write one a line")
+    return ids
+
+
+def ids_read(args: Namespace) -> dict[str, str]:
+    """{"labelled ids": digest} of what --labelled-ids names, for made_from; {} where it is not given."""
+    return {"labelled ids": digest(read_ids(args.labelled_ids))} if args.labelled_ids else {}
+
+
+def places_of(path: str, ids: list[str], labels: Tensor, oom: str) -> Tensor:
+    """Places (L,), in their order, of the items that a file of ids names among the training items, ids [M] and labels
+    (M,). Raises UserError for one that is none of them or has no label."""
+    at = {i: place for place, i in enumerate(ids)}
+    for i in (named := read_ids(path)):
+        if i not in at:
+            raise UserError(f"--labelled-ids {path}: {i} is no training row of {oom}; leave it out")
+        if labels[at[i]] < 0:
+            raise UserError(f"--labelled-ids {path}: {i} has no label; leave it out, or label it and extract again")
+    return torch.tensor(sorted({at[i] for i in named}))
 
 
 def fold(text: str) -> str:
@@ -229,7 +259,10 @@ def few(
     labels, in_im = oom["labels"][train], [set(k.ids) for k in known.values()]
     shown = torch.tensor([[i in ids for ids in in_im] for i in ids_of(train)])  # (M, K): has a pair
     has_pairs = shown[labels >= 0].any(0)  # (K,)
-    chosen = choose_labelled(labels, args.labels * len(train), args.per_class, generator, shown)
+    if args.labelled_ids:
+        chosen = places_of(args.labelled_ids, ids_of(train), labels, args.oom)
+    else:
+        chosen = choose_labelled(labels, args.labels * len(train), args.per_class, generator, shown)
     rows, y, held, with_label = train[chosen], labels[chosen], train[:0], (labels >= 0).sum()
     if args.holdout or args.fold:
         aside = hold_out(y, args.holdout, args.fold)

@@ -89,7 +89,7 @@ def confidence(m: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("confidence", words),
         ("at confidence 0.8 or more", sure),
-        ("test items called unlike the training items", f"{100 * m['novelty']:.1f}% (5% of the training items are)"),
+        ("test items said to be unlike the training items", f"{100 * m['novelty']:.1f}% (5% were to be expected)"),
     ]
 
 

@@ -168,7 +168,8 @@ def record(
     method = "-".join(filter(None, (args["method"], args.get("tag"))))
     semi, train = args["setting"] == "semi", split_rows(oom, ("train",))
     n_labelled = seed.connect["meta"]["n_labelled"]
-    share = known["labels"] if not known["per_class"] else round(n_labelled / len(train), 4)
+    chosen = known["per_class"] or known.get("labelled_ids")
+    share = round(n_labelled / len(train), 4) if chosen else known["labels"]
     if n_labelled == (oom["labels"][train] >= 0).sum():
         share = 1.0  # all that there are
     source = oom["meta"].get("source", {})

@@ -47,7 +47,9 @@ def condition(r: dict[str, Any]) -> str:
         init, named = given.get("init") or "literal", given.get("name_with")
         return "unsup" + (f", {init}" if init != "literal" else "") + (f", names by {named} per class" if named else "")
     labels = (
-        f"{r['per_class']} labels per class"
+        f"labels of {given['labelled_ids']}"
+        if given.get("labelled_ids")
+        else f"{r['per_class']} labels per class"
         if r["per_class"]
         else "all labels"
         if r["labels"] == 1

@@ -215,3 +215,11 @@ def test_columns_are_the_data_sets_modalities(data, columns):
     assert len(done.stdout.split()) == columns
     assert "Traceback" not in done.stderr
     assert (done.returncode == 0) == bool(columns)
+
+
+def test_suggest_takes_its_rounds_from_the_environment(sh):
+    done, lines = sh("suggest", DATA="some/handwritten", COUNT="5", STRATEGIES="random entropy", EXPLORE="--epochs 2")
+    assert done.returncode == 0, done.stderr
+    assert len(of(lines, "extract_features.py", "--image-size 16")) == 2  # rgb and video here
+    rounds = of(lines, "experiments/suggest.py", "--oom video", "--count 5", "--strategy random entropy --connect")
+    assert len(rounds) == 2 and "--seed 1 " in rounds[1] and rounds[0].endswith("--epochs 20 --epochs 2")
