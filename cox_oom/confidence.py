@@ -64,9 +64,10 @@ def temperature(logits: Tensor, y: Tensor, source: str) -> dict[str, Any]:
     (Guo et al., ICML 2017), its 90% interval over bootstrap draws of the items, and where it is from. A share of
     1 / (n + 2) of each item counts for all classes alike (Platt, 1999): few items that are all right prove little.
 
-    Returns {"temperature", "low", "high": float, "n": int, "source": source}; temperature 1 where n is 0."""
+    Returns {"temperature", "low", "high": float, "n": int, "source": source, "accuracy": float, of these items}; where
+    n is 0 temperature 1 and accuracy None."""
     if not len(y):
-        return {"temperature": 1.0, "low": 1.0, "high": 1.0, "n": 0, "source": "none"}
+        return {"temperature": 1.0, "low": 1.0, "high": 1.0, "n": 0, "source": "none", "accuracy": None}
     scaled = logits.double()[:, None] / TEMPERATURES[:, None]  # (n, temperatures, C)
     minus = -scaled.log_softmax(-1)
     smooth = 1 / (len(y) + 2)
@@ -80,7 +81,8 @@ def temperature(logits: Tensor, y: Tensor, source: str) -> dict[str, Any]:
     drawn = TEMPERATURES[(counts @ loss).argmin(1)]
     best = TEMPERATURES[loss.sum(0).argmin()].item()
     low, high = drawn.quantile(torch.tensor([0.05, 0.95], dtype=loss.dtype)).tolist()
-    return {"temperature": best, "low": low, "high": high, "n": len(y), "source": source}
+    right = (logits.argmax(1) == y).double().mean().item()
+    return {"temperature": best, "low": low, "high": high, "n": len(y), "source": source, "accuracy": right}
 
 
 def posteriors(run: dict[str, Any], logits: Tensor) -> Tensor:

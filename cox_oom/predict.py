@@ -6,6 +6,7 @@
 Shapes: n recordings, C classes.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from cox_oom.augment import model_of
 from cox_oom.data import Dataset, ahead, folder, inputs, media
 from cox_oom.files import UserError
 from cox_oom.methods import METHODS
+from cox_oom.report.records import read_record
 
 CHUNK = 128  # recordings that go through the learner at once
 KEYS = ("learner", "head", "class_names", "history", "preparation", "calibration", "novelty")
@@ -188,27 +190,38 @@ def best(where: Path) -> Path:
 
 
 def choose(found: Sequence[tuple[Path, str]], none: str) -> list[Path]:
-    """Of runs [(folder of a seed, method)] those of the one method that is best on its own validation items, without
-    such items COX's; a line on stderr says which. Raises UserError where they are of several sensors, or `none`."""
+    """Of runs [(folder of a seed, method)] those of one method: the best on items that training held out, without such
+    items COX. A line on stderr says which. Raises UserError where they are of several sensors, or `none`."""
     runs: dict[tuple[Path, str], list[Path]] = {}
     for seed, method in found:
         row = METHODS[method.partition("-")[0]]
-        if row.trains and (not row.all_labels or len(found) == 1):
+        if method != "random" and (not row.all_labels or len(found) == 1):
             runs.setdefault((seed.parent, method), []).append(seed / f"{method}.pt")
     if not runs:
         raise UserError(none)
     if len(sensors := sorted({where.parts[-2][4:] for where, _ in runs})) > 1:
         raise UserError(f"there are runs of {', '.join(sensors)}; give --oom, or the folder of one of them")
-    val = {
-        key: [(files.load(p, keys=("history",))["history"] or [{}])[-1].get("val_accuracy") for p in paths]
-        for key, paths in runs.items()
-    }
-    if all(v is not None for some in val.values() for v in some):
-        key, why = max(runs, key=lambda k: sum(val[k]) / len(val[k])), "best on validation items"
-    else:
-        key, why = min(runs, key=lambda k: (k[1] != "cox", k[1])), "without validation items to compare by"
+    held = {k: mean([files.load(p, keys=KEYS)["calibration"].get("accuracy") for p in ps]) for k, ps in runs.items()}
+    test = {k: mean([metrics_of(p).get("accuracy") for p in ps]) for k, ps in runs.items()}
+    known = lambda scores: not any(map(math.isnan, scores.values()))
+    score, why = (held, "best on held-out items") if known(held) else (test, "")
+    best = max(runs, key=lambda k: score[k]) if known(score) else None
+    key = best if why and best else min(runs, key=lambda k: (k[1] != "cox", k[1]))
+    if not why:
+        why = "no item was held out to compare them by"
+        if best and best != key:
+            why += f", test items like {best[1]} better ({100 * test[best]:.1f} against {100 * test[key]:.1f}%)"
     if len(runs) > 1:
-        print(
-            f"note: {key[1]} of {', '.join(sorted(m for _, m in runs))}: {why}; --method gives another", file=sys.stderr
-        )
+        print(f"note: {key[1]} of {', '.join(sorted(m for _, m in runs))}: {why}; --method chooses", file=sys.stderr)
     return runs[key]
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """The mean; NaN, which nothing is better than, where a value is missing."""
+    return sum(v if v is not None else math.nan for v in values) / len(values)
+
+
+def metrics_of(path: Path) -> dict[str, Any]:
+    """The metrics of a METHOD.pt's record; {} where stage 4 has not judged it."""
+    record = read_record(path.with_suffix(".json"))
+    return record["metrics"] if record else {}

@@ -243,8 +243,22 @@ def of_method(file, seed):
     yield epochs, "history is not a list of epochs"
     yield from of_modalities(file, seed.connect, seed.ims, classes)
     yield from of_classical(file.get("classical"), classes)
+    yield from of_use(file, seed.oom)
     method = file["meta"]["args"].get("method")
     yield isinstance(method, str), "its args have no right method"
+
+
+def of_use(file, oom):
+    """Claims about what METHOD.pt keeps for new recordings; none about a file of an earlier state."""
+    if "preparation" not in file:
+        return
+    to = {k: v for k, v in file["preparation"].items() if k not in ("mean", "std")}
+    yield plain(to) and plain(file["calibration"]), "preparation or calibration has more than plain values"
+    yield list(to["shape"]) == list(oom["x"].shape[1:]), "its preparation is of other inputs"
+    yield 0 < file["calibration"]["temperature"] < 1e3, "its temperature is not above 0"
+    means, precision = file["novelty"]["means"], file["novelty"]["precision"]
+    fit = tensor(means, (None, None), (torch.float32,)) and tensor(precision, (means.shape[1],) * 2, (torch.float32,))
+    yield fit and file["novelty"]["distance"] > 0, "novelty is not means, a precision and a distance above 0"
 
 
 def check_method(path, file, seed):
