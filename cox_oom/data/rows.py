@@ -143,9 +143,12 @@ def refuse_changed(args, place, data, modality):
     now = dict(zip(data.ids, data.labels))
     new = [i for i in observed(data, modality) if data.ids[i] not in was]
     changed = sum(names[was[i]] != [*data.class_names, ""][now[i]] for i in was if i in now)
+    gone = sum(i not in now for i in was)
+    counts = f"{len(new)} rows with {modality} more, {gone} fewer, {changed} labels other"
+    other = "other files, another split, or columns that --as takes otherwise"
     raise UserError(
-        f"{args.root or args.data} has changed since {path} was made: {len(new)} rows with {modality} more, "
-        f"{sum(i not in now for i in was)} fewer, {changed} labels other. To go on, run the same commands with "
+        f"{args.root or args.data} has changed since {path} was made: "
+        f"{counts if new or gone or changed else other}. To go on, run the same commands with "
         f"--force in stages 1 to 3: results made so far are replaced; or with another --runs: they are kept"
     )
 

@@ -125,4 +125,6 @@ def test_all_stages_with_language_of_another_name(tmp_path):
         told, [[*r[:5], "rgb/" + r[0] + ".png"] for r in rows], ("id", "split", "label", "rgb", "imu", "note")
     )
     stage("extract_features", told, tmp_path / "pictures")
-    refused("extract_features", told, tmp_path / "pictures", "--as note=language", parts=("other data", "--force"))
+    refused(
+        "extract_features", told, tmp_path / "pictures", "--as note=language", parts=("--as takes otherwise", "--force")
+    )
