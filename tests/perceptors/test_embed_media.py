@@ -120,7 +120,7 @@ def test_missing_and_empty_files_of_a_folder_are_fatal_or_left_out_counted_and_l
     assert extract(holed, runs, weights, "--oom audio", "--on-error skip").count("already done") == 6
     connect(holed, runs)
     shutil.copy(holed / "rgb/2.png", holed / "rgb/0.png")  # mended: other data
-    refused(holed, runs, weights, "--oom audio", "--on-error skip", parts=("other data", "--force"))
+    refused(holed, runs, weights, "--oom audio", "--on-error skip", parts=("has changed since", "--force"))
     extract(holed, runs, weights, "--oom audio", "--on-error skip", "--force")
     assert bank_of(runs, "rgb")["ids"][:2] == ["i0", "i2"]
 

@@ -143,7 +143,7 @@ def test_changed_data_are_noticed_along_the_chain(runs, folder, tmp_path, edit):
     assert stage("extract_features", own, runs).count("already done") == 5  # the place does not matter
     edit(own)
     before = digests(runs)
-    refused("extract_features", own, runs, parts=(".pt", "other data", "--force", "--runs"))
+    refused("extract_features", own, runs, parts=(".pt", "has changed since", "--force", "--runs"))
     assert digests(runs) == before
     stage("extract_features", own, runs, "--force")
     for name, file in (("train_connect", "connect.pt"), ("train_explore", "connect.pt")):
