@@ -134,10 +134,11 @@ def cloud(args, data, folder, names):
 
 def use(args):
     """What is asked of a learner instead of a table: to name new recordings, to be exported, what to label next."""
-    if len(args.data) > 1:
-        raise UserError(f"--data {shlex.join(args.data)}: name one data set")
-    if len(args.runs) > 1:
-        raise UserError(f"--runs {shlex.join(args.runs)}: name one folder")
+    for flag in ("data", "runs"):
+        if len(values := getattr(args, flag)) > 1:
+            raise UserError(f"--{flag} {shlex.join(values)}: name one")
+    if sum(bool(v) for v in (args.new, args.export, args.suggest, args.table)) > 1:
+        raise UserError("give one of --new, --export, --suggest and --table at a time")
     args.runs = args.runs[0]
     paths = predict.choose(find(args, args.data[0], ".pt"), what_first(args, args.data[0]))
     learner = predict.Trained(paths, args.device)

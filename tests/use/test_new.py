@@ -99,6 +99,12 @@ def test_nothing_to_name_is_one_line(imu, named, tmp_path, new, words):
         named(*imu[1], "--new", tmp_path / new)
 
 
+@pytest.mark.parametrize("flags", ["--export a.onnx", "--suggest 3", "--table", "--runs b"])
+def test_two_uses_at_once_are_one_line(imu, named, flags):
+    with pytest.raises(UserError, match="at a time|name one"):
+        named(*imu[1], "--new", imu[0], *flags.replace("--runs", f"--runs {imu[1][3]}").split())
+
+
 def test_runs_of_several_sensors_need_a_choice(trained, named, tmp_path):
     folder, paths = trained
     with pytest.raises(UserError, match="--oom"):
