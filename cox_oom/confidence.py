@@ -47,8 +47,8 @@ def of_run(
     known, y, source = familiar(z, logits.argmax(1)), items.y_val, "validation items"
     far = distance(known, z_held) / known["distance"]
     if not len(y) and args.folds and args.setting == "semi":
-        held, y, far = cross_fit(seed, args)
-        source = f"{args.folds} cross-fits"
+        held, y, far, folds = cross_fit(seed, args)
+        source = f"{folds} cross-fits"
     return {
         "preparation": preparation(seed.oom, args.oom, seed.place.inputs(args.oom)),
         "calibration": temperature(held, y, source),
@@ -134,22 +134,25 @@ def flags_of(args: dict[str, Any]) -> list[str]:
     return words
 
 
-def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor]:
+def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor, int]:
     """Logits (n, C), labels (n,) and distances (n,), in those of 95% of the training items, of the labelled items,
-    each by a learner that stages 2 and 3 made without its part of args.folds parts. These runs lie in SEED/folds and go
-    on after a stop. UserError where one fails."""
+    each by a learner that stages 2 and 3 made without its part of args.folds parts, or fewer where no class has as
+    many items; and the number of parts. These runs lie in SEED/folds and go on after a stop. UserError: one fails."""
     place, scripts = seed.place, Path(__file__).resolve().parent.parent
     at = {i: r for r, i in enumerate(seed.oom["ids"])}
-    found = []
-    for k in range(args.folds):
-        part = replace(place, runs=str(place.folder / "folds" / f"{k}of{args.folds}"))
+    of_class = torch.bincount(seed.oom["labels"][[at[i] for i in seed.connect["labelled"]]])
+    folds, found = min(args.folds, int(of_class.max())), []  # a further part would hold nothing out
+    if folds < 2:
+        raise UserError(f"--folds {args.folds}: no class has two labelled items; leave it out, or label more")
+    for k in range(folds):
+        part = replace(place, runs=str(place.folder / "folds" / f"{k}of{folds}"))
         for name in ("inputs", str(place.banks().relative_to(place.base).parts[0])):
             link_tree(place.base / name, part.base / name, skip=f"oom-{place.oom}")
         shared = {"data": place.data, "runs": part.runs, "device": args.device, "force": args.force}
-        first = {**seed.connect["meta"]["args"], **shared, "fold": f"{k}/{args.folds}"}
+        first = {**seed.connect["meta"]["args"], **shared, "fold": f"{k}/{folds}"}
         own = {k: v for k, v in vars(args).items() if k != "folds"}
         for script, its in (("train_connect.py", first), ("train_explore.py", {**own, **shared})):
-            print(f"  fold {k + 1} of {args.folds}: {script}", flush=True)
+            print(f"  fold {k + 1} of {folds}: {script}", flush=True)
             done = subprocess.run([sys.executable, scripts / script, *flags_of(its)], capture_output=True, text=True)
             if done.returncode:
                 said = (done.stderr.strip().splitlines() or ["no word"])[-1].removeprefix("error: ")
@@ -160,7 +163,7 @@ def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor]:
         far = distance(run["novelty"], z) / run["novelty"]["trained"]
         found.append((logits, seed.oom["labels"][rows], far))
     logits, y, far = (torch.cat(parts) for parts in zip(*found))
-    return logits, y, far
+    return logits, y, far, folds
 
 
 def link_tree(old: Path, new: Path, skip: str) -> None:

@@ -123,6 +123,20 @@ def test_folds_change_nothing_but_the_calibration(cross):
     assert b["calibration"]["source"] == "none"
 
 
+def test_no_more_folds_are_made_than_a_class_has_labelled_items(cross, tmp_path):
+    folder, _ = cross
+    with worlds.quickly():
+        worlds.stage("extract_features", folder, tmp_path)
+        worlds.stage("train_connect", folder, tmp_path, "--per-class 2")
+        worlds.stage("train_explore", folder, tmp_path, "--method erm --folds 9")
+        worlds.stage("train_connect", folder, tmp_path, "--per-class 1 --force")
+        with pytest.raises(UserError, match="no class has two"):
+            worlds.stage("train_explore", folder, tmp_path, "--method erm --folds 9 --tag one")
+    calibration = files.load(worlds.run_dir(tmp_path) / "erm.pt")["calibration"]
+    assert calibration["n"] == 6 and calibration["source"] == "2 cross-fits"
+    assert sorted(p.name for p in (worlds.run_dir(tmp_path) / "folds").iterdir()) == ["0of2", "1of2"]
+
+
 def test_a_fold_without_a_pair_is_one_line(tmp_path):
     folder = worlds.write_folder(tmp_path / "toy", n=(30, 0, 12))
     rows = worlds.read_manifest(folder)
