@@ -22,7 +22,7 @@ from cox_oom.labels import Items
 from cox_oom.learner import Learner
 from cox_oom.seed import Seed
 
-TEMPERATURES = torch.logspace(-1, 1.5, 251, dtype=torch.float64)  # steps of 2.3%
+TEMPERATURES = torch.logspace(-2, 1.5, 351, dtype=torch.float64)  # steps of 2.3%
 BINS, DRAWS = 15, 200
 BEYOND, FEW = 0.95, 20  # share of known items that are within novelty 1; fewer than FEW tell nothing of it
 

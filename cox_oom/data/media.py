@@ -194,7 +194,8 @@ def load_array(path):
     try:
         x = np.load(path, allow_pickle=False)
     except Exception as e:
-        raise MediaError(f"cannot be read as an array ({reason(e)})") from None
+        why = "it is no .npy array of numbers" if "pickle" in str(e) else reason(e)  # numpy advises to allow pickles
+        raise MediaError(f"cannot be read as an array ({why})") from None
     problem = array_problem(x.shape, x.dtype)
     if problem:
         raise MediaError(problem)

@@ -34,6 +34,7 @@ def test_a_folder_with_one_bad_file(imu, named, tmp_path):
     assert status == 1 and len(rows) == 40 and "2 of them could not be read" in said
     bad = {r["id"]: r for r in rows if not r["confidence"]}
     assert set(bad) == {"broken.npy", "other.npy"} and all(r["note"] and not r["class"] for r in bad.values())
+    assert "no .npy array" in bad["broken.npy"]["note"] and "pickle" not in bad["broken.npy"]["note"]
     for row in rows:
         if row["confidence"]:
             p = {c: float(row[c]) for c in ("cup", "key")}
