@@ -5,9 +5,9 @@
     python evaluate.py --compare A B                                    two METHOD.pt, or folders of runs, side by side
 
 Reads   RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/{connect,METHOD}.pt, inputs and banks; test rows here alone
-Writes  METHOD.json beside each METHOD.pt: metrics as fractions, history, seconds, command
-        --table: OUT/table.json (records), table.csv (a row per run), table.md (mean ± sd), report.html; OUT left out:
-        RUNS/DATA/report, RUNS/report over several data sets; --task retrieval: report-retrieval in its place
+Writes  METHOD.json, METHOD.card.md beside METHOD.pt: metrics as fractions, history, command; --new: OUT/predictions.csv
+        --suggest: OUT/suggest.csv; --table: OUT/table.json, table.csv, table.md (mean ± sd), report.html. OUT left out:
+        RUNS/DATA/report, RUNS/report over several data sets, report-retrieval; for --new and --suggest RUNS/DATA
 A filter left out means all. Runs with different labels or pairing stand in different rows, never in one mean.
 """
 
@@ -39,7 +39,7 @@ EVERYDAY = (
     ("--seed", None, run.SEED, "left out: all", MANY),
     ("--task", "classification", ("classification", "retrieval"), "retrieval: of IM test items by OOM ones, and back"),
     ("--table", False, None, "all runs that match in a table and a report"),
-    ("--out", None, run.folder, "folder to write; left out: RUNS/DATA/report, RUNS/report, for --new RUNS/DATA"),
+    ("--out", None, run.folder, "folder to write; left out: RUNS/DATA/report, for --new and --suggest RUNS/DATA"),
     ("--new", None, str, "name new recordings: a file, a folder, - for a path a line; several seeds are averaged"),
     ("--export", None, str, "write the learner to this file, .onnx or .pt2, with learner.json beside it"),
     ("--int8", False, None, "with --export: the same in int8 beside it, NAME.int8.onnx"),

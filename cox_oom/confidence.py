@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cox_oom import classical
@@ -23,7 +24,7 @@ from cox_oom.learner import Learner
 from cox_oom.seed import Seed
 
 TEMPERATURES = torch.logspace(-2, 1.5, 351, dtype=torch.float64)  # steps of 2.3%
-BINS, DRAWS = 15, 200
+BINS, DRAWS, TILE = 15, 200, 256
 BEYOND, FEW = 0.95, 20  # share of known items that are within novelty 1; fewer than FEW tell nothing of it
 
 
@@ -68,11 +69,9 @@ def temperature(logits: Tensor, y: Tensor, source: str) -> dict[str, Any]:
     n is 0 temperature 1 and accuracy None."""
     if not len(y):
         return {"temperature": 1.0, "low": 1.0, "high": 1.0, "n": 0, "source": "none", "accuracy": None}
-    scaled = logits.double()[:, None] / TEMPERATURES[:, None]  # (n, temperatures, C)
-    minus = -scaled.log_softmax(-1)
     smooth = 1 / (len(y) + 2)
-    own = minus.gather(2, y[:, None, None].expand(-1, len(TEMPERATURES), 1))[..., 0]
-    loss = (1 - smooth) * own + smooth * minus.mean(2)
+    of = lambda t: F.cross_entropy(logits.double() / t, y, reduction="none", label_smoothing=smooth)
+    loss = torch.stack([of(t) for t in TEMPERATURES], 1)  # (n, temperatures)
     generator = torch.Generator().manual_seed(0)
     draws = torch.randint(len(y), (DRAWS, len(y)), generator=generator)
     counts = torch.zeros(DRAWS, len(y), dtype=loss.dtype).scatter_add_(
@@ -202,9 +201,11 @@ def widened(state: dict[str, Any], far: Tensor) -> dict[str, Any]:
 
 def distance(state: dict[str, Any], z: Tensor) -> Tensor:
     """Mahalanobis distance (n,) float64 of z (n, d) to the nearest class mean."""
-    means, precision = state["means"].double(), state["precision"].double()
-    off = z.double()[:, None] - means  # (n, C', d)
-    return ((off @ precision) * off).sum(-1).clamp(min=0).sqrt().min(1).values
+    means, precision, found = state["means"].double(), state["precision"].double(), []
+    for part in z.double().split(TILE):
+        off = part[:, None] - means  # (TILE, C', d)
+        found.append(((off @ precision) * off).sum(-1).clamp(min=0).sqrt().amin(1))
+    return torch.cat(found)
 
 
 def novelty(run: dict[str, Any], z: Tensor) -> Tensor:

@@ -75,6 +75,12 @@ def read_manifest(path):
         return list(csv.reader(f))[1:]
 
 
+def read_rows(path):
+    """The rows of a csv file with a header, each a dict."""
+    with open(path, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
 def argv(stage, folder, runs, *flags, oom="imu"):
     where = ["--data", str(folder), "--oom", oom, "--runs", str(runs), "--device", "cpu"]
     return [*where, *FLAGS[stage].split(), *(w for f in flags for w in str(f).split())]

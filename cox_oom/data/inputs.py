@@ -11,7 +11,7 @@ from cox_oom.data.media import SAMPLE_RATE, even_indices
 from cox_oom.files import UserError, optional
 
 WINDOW, SHIFT = 25, 10  # ms, of the mel frames
-READER = 2  # version of the decoders and of what follows here; another one's learners would be given other items
+READER = 3  # version of the decoders and of what follows here; another one's learners would be given other items
 MELS = 64  # of a spectrogram
 TEXT_BYTES = 256  # a sentence longer than this is cut
 

@@ -9,6 +9,7 @@ import torch
 import worlds
 from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import mahalanobis
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cox_oom import confidence, files
 from cox_oom.files import UserError
@@ -73,6 +74,26 @@ def test_novelty_is_the_mahalanobis_distance_over_that_of_95_percent():
     for x in torch.randn(20, 4, generator=g) * 30:
         d = min(mahalanobis(x.numpy(), m, np.linalg.inv(within)) for m in means)
         assert confidence.distance(run["novelty"], x[None]).item() == pytest.approx(d, rel=1e-4)
+
+
+def test_a_paper_sized_validation_set_needs_little_memory():
+    """300 classes, 192 features, 2,000 items: no tensor of items x classes x features, nor x temperatures."""
+    g, largest = torch.Generator().manual_seed(0), []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            largest.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    n, c, d = 2000, 300, 192
+    state = {"means": torch.randn(c, d, generator=g), "precision": torch.eye(d), "distance": 1.0, "trained": 1.0}
+    z, logits, y = torch.randn(n, d, generator=g), torch.randn(n, c, generator=g), torch.randint(c, (n,), generator=g)
+    with Sizes():
+        far = confidence.distance(state, z)
+        confidence.temperature(logits, y, "")
+    assert max(largest) < n * c * d / 4
+    torch.testing.assert_close(far, torch.cdist(z.double(), state["means"].double()).amin(1))
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])

@@ -7,13 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+import worlds
 
 from cox_oom.files import UserError
-
-
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def test_a_folder_with_one_bad_file(imu, named, tmp_path):
     np.save(new / "other.npy", np.zeros((5, 7), np.float32))
     (new / "notes.txt").write_text("no recording")
     status, said = named(*flags, "--new", new, "--out", tmp_path / "out")
-    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    rows = worlds.read_rows(tmp_path / "out" / "predictions.csv")
     assert status == 1 and len(rows) == 40 and "2 of them could not be read" in said
     bad = {r["id"]: r for r in rows if not r["confidence"]}
     assert set(bad) == {"broken.npy", "other.npy"} and all(r["note"] and not r["class"] for r in bad.values())
@@ -45,7 +41,7 @@ def test_a_folder_with_one_bad_file(imu, named, tmp_path):
 def test_a_manifest_gives_ids_and_its_labels_are_compared(imu, named, tmp_path):
     folder, flags = imu
     status, said = named(*flags, "--new", folder, "--out", tmp_path)
-    rows = rows_of(tmp_path / "predictions.csv")
+    rows = worlds.read_rows(tmp_path / "predictions.csv")
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as f:
         truth = {r["id"]: r["label"] for r in csv.DictReader(f)}
     right = np.mean([truth[r["id"]] == r["class"] for r in rows])
@@ -55,10 +51,10 @@ def test_a_manifest_gives_ids_and_its_labels_are_compared(imu, named, tmp_path):
 def test_abstaining_leaves_the_unsure_without_a_class(imu, named, tmp_path):
     folder, flags = imu
     named(*flags, "--new", folder / "imu", "--out", tmp_path)
-    sure = sorted(float(r["confidence"]) for r in rows_of(tmp_path / "predictions.csv"))
+    sure = sorted(float(r["confidence"]) for r in worlds.read_rows(tmp_path / "predictions.csv"))
     least = (sure[10] + sure[11]) / 2
     named(*flags, "--new", folder / "imu", "--out", tmp_path, "--abstain", least)
-    rows = rows_of(tmp_path / "predictions.csv")
+    rows = worlds.read_rows(tmp_path / "predictions.csv")
     assert [bool(r["class"]) for r in rows] == [float(r["confidence"]) >= least for r in rows]
     assert any("less sure" in r["note"] for r in rows)
 
@@ -86,7 +82,7 @@ def test_sentences_are_named_a_line_each(trained, named, tmp_path):
     (tmp_path / "new.txt").write_text("a red cup\n\na long key\n", encoding="utf-8")
     flags = ["--data", folder, "--runs", paths["language"].parents[5], "--oom", "language"]
     status, _ = named(*flags, "--new", tmp_path / "new.txt", "--out", tmp_path)
-    assert status == 0 and [r["id"] for r in rows_of(tmp_path / "predictions.csv")] == ["1", "2"]
+    assert status == 0 and [r["id"] for r in worlds.read_rows(tmp_path / "predictions.csv")] == ["1", "2"]
 
 
 @pytest.mark.parametrize(

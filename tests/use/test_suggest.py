@@ -1,6 +1,5 @@
 """evaluate.py --suggest: which recordings to label next; stage 2's --labelled-ids, which takes such a list."""
 
-import csv
 
 import numpy as np
 import pytest
@@ -16,11 +15,6 @@ from cox_oom.files import UserError
 from cox_oom.predict import Trained
 
 
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
-
-
 @pytest.fixture
 def imu(trained):
     folder, paths = trained
@@ -31,7 +25,7 @@ def imu(trained):
 def test_the_list_says_what_the_learner_thinks_of_unlabelled_items(imu, named, tmp_path):
     flags, run, oom = imu
     status, said = named(*flags, "--suggest", 4, "--out", tmp_path)
-    rows = rows_of(tmp_path / "suggest.csv")
+    rows = worlds.read_rows(tmp_path / "suggest.csv")
     at = {i: r for r, i in enumerate(oom["ids"])}
     ids = [r["id"] for r in rows]
     assert status == 0 and len(set(ids)) == 4 and set(ids) <= set(run["unlabelled"])
@@ -48,7 +42,7 @@ def test_the_list_says_what_the_learner_thinks_of_unlabelled_items(imu, named, t
 def test_more_than_there_are_gives_all_the_unlabelled(imu, named, tmp_path):
     flags, run, _ = imu
     named(*flags, "--suggest", 1000, "--out", tmp_path)
-    assert sorted(r["id"] for r in rows_of(tmp_path / "suggest.csv")) == sorted(run["unlabelled"])
+    assert sorted(r["id"] for r in worlds.read_rows(tmp_path / "suggest.csv")) == sorted(run["unlabelled"])
 
 
 def test_only_what_the_data_have_no_label_of_where_there_is_such(named, tmp_path):
@@ -62,7 +56,7 @@ def test_only_what_the_data_have_no_label_of_where_there_is_such(named, tmp_path
             worlds.stage("train_connect", folder, runs, f"--per-class 2 --seed {seed}")
             worlds.stage("train_explore", folder, runs, f"--method selftrain --seed {seed}")
     status, said = named("--data", folder, "--runs", runs, "--suggest", 10, "--out", tmp_path)
-    found = {r["id"] for r in rows_of(tmp_path / "suggest.csv")}
+    found = {r["id"] for r in worlds.read_rows(tmp_path / "suggest.csv")}
     assert status == 0 and len(found) == 10 and found <= bare and "of 30 unlabelled" in said
 
 
@@ -98,7 +92,7 @@ def test_a_list_of_ids_takes_the_place_of_the_draw(imu, named, tmp_path):
     """The round of a user: a list, its labels, stage 2 with them; a list that has changed is noticed."""
     flags, run, oom = imu
     named(*flags, "--suggest", 6, "--out", tmp_path)
-    ids = [r["id"] for r in rows_of(tmp_path / "suggest.csv")]
+    ids = [r["id"] for r in worlds.read_rows(tmp_path / "suggest.csv")]
     (tmp_path / "ids.txt").write_text("\n".join([*ids, "", ids[0]]) + "\n")
     runs = tmp_path / "runs" / "many"
     (runs / "bind").mkdir(parents=True)
