@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cox_oom import run
+from cox_oom import methods, run
 from cox_oom.data import SPLITS, folder, make, media, survey
 from cox_oom.data.survey import Facts, Folder, Found
 from cox_oom.files import UserError, escaped
@@ -169,11 +169,11 @@ def commands(own: Folder) -> list[str]:
         setting = ["--setting", "unsup"]
     elif not all(own.count(oom, m, labelled=True) for m in own.ims):
         learner.append("--pair-by-class")
-    methods = ("raw", "erm", "selftrain", "cox") if not setting else ("cox",)
+    few = [m for m in methods.names("unsup" if setting else "semi", few=True) if m != "random"]
     lines = [
         ["extract_features.py", *of, *extract],
         ["train_connect.py", *of, *learner, *setting, *share(own)],
-        *(["train_explore.py", *of, "--method", m, *setting] for m in methods),
+        *(["train_explore.py", *of, "--method", m, *setting] for m in few),
         ["evaluate.py", *of[:2], "--table"],
     ]
     return [shlex.join(["python", *line]) for line in lines]

@@ -195,7 +195,7 @@ def choose(found: Sequence[tuple[Path, str]], none: str) -> list[Path]:
     runs: dict[tuple[Path, str], list[Path]] = {}
     for seed, method in found:
         row = METHODS[method.partition("-")[0]]
-        if method != "random" and (not row.all_labels or len(found) == 1):
+        if (row.trains or row.classical) and (not row.all_labels or len(found) == 1):
             runs.setdefault((seed.parent, method), []).append(seed / f"{method}.pt")
     if not runs:
         raise UserError(none)

@@ -5,6 +5,7 @@ Shapes: U unlabelled items, C classes, d features of the learner, n items that a
 
 import csv
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cox_oom import confidence
-from cox_oom.files import Place, UserError, check_chain
+from cox_oom.files import Place, UserError, check_chain, optional
 from cox_oom.predict import Trained
 from cox_oom.report.records import cell, write_text
 from cox_oom.seed import load_inputs
@@ -38,12 +39,10 @@ def spread(z: Tensor, weight: Tensor, n: int) -> Tensor:
     while len(start) < min(n, len(z)):  # again and again what is heavy and far from the others
         start.append(int((weight * near).index_fill(0, torch.tensor(start), -1.0).argmax()))
         near = torch.minimum(near, (z - z[start[-1]]).square().sum(1))
-    centres = z[start]
-    for _ in range(TURNS):
-        own = torch.cdist(z, centres).argmin(1)
-        mass = torch.zeros(len(centres), dtype=z.dtype).index_add_(0, own, weight)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, own, weight[:, None] * z)
-        centres = torch.where(mass > 0, sums / mass.clamp(min=1e-300), centres)
+    means = optional("sklearn.cluster", "--suggest").KMeans(len(start), init=z[start].numpy(), n_init=1, max_iter=TURNS)
+    with warnings.catch_warnings():  # of fewer different items than clusters
+        warnings.simplefilter("ignore")
+        centres = torch.from_numpy(means.fit(z.numpy(), sample_weight=weight.numpy()).cluster_centers_)
     far, taken = torch.cdist(z, centres), torch.zeros(len(z), dtype=torch.bool)
     for c in range(len(centres)):
         taken[far[:, c].masked_fill(taken, torch.inf).argmin()] = True

@@ -4,7 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from cox_oom.correspond import explain
+from cox_oom.files import escaped
 from cox_oom.report.scores import condition
+from cox_oom.report.tables import plain
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -42,31 +45,26 @@ def card(record: dict[str, Any], exports: Sequence[dict[str, Any]] = ()) -> str:
         *confidence(m),
         ("correspondences", correspondences(record)),
     ]
-    lines = [f"# {record['oom']} by {record['method']}", "", "| | |", "|:--|:--|"]
-    lines += [f"| {name} | {words} |" for name, words in facts]
+    lines = [f"# {plain(record['oom'])} by {plain(record['method'])}", "", "| | |", "|:--|:--|"]
+    lines += [f"| {name} | {plain(words)} |" for name, words in facts]
     lines += ["", "## Each class", "", "| class | test items | found | mistaken most for |", "|:--|--:|--:|:--|"]
     names = list(m["per_class"])
     for name, row in zip(names, m["confusion"]):
         count, right = sum(row), row[names.index(name)]
         wrong = max(((c, other) for c, other in zip(row, names) if other != name and c), default=None)
         found = share(right / count, count) if count else "–"
-        lines.append(f"| {escape(name)} | {count} | {found} | {f'{escape(wrong[1])} ({wrong[0]})' if wrong else ''} |")
+        lines.append(f"| {plain(name)} | {count} | {found} | {f'{plain(wrong[1])} ({wrong[0]})' if wrong else ''} |")
     if exports:
         lines += ["", "## Exported files", "", "| file | MB | one item, one thread | accuracy | largest difference |"]
         lines += ["|:--|--:|--:|--:|--:|"]
         lines += [
-            f"| {escape(e['file'])} | {e['bytes'] / 1e6:.2f} | {e['ms']:.2f} ms | {100 * e['accuracy']:.1f}% "
+            f"| {plain(e['file'])} | {e['bytes'] / 1e6:.2f} | {e['ms']:.2f} ms | {100 * e['accuracy']:.1f}% "
             f"| {e['difference']:.1e} |"
             for e in exports
         ]
     lines += ["", "## What this does not say", "", *(f"- {line}" for line in limits(record)), ""]
-    lines += ["## How it was made", "", f"`{escape(record['command'])}`", ""]
+    lines += ["## How it was made", "", "```", escaped(record["command"]), "```", ""]
     return "\n".join(lines)
-
-
-def escape(text: str) -> str:
-    """A name in a table of Markdown."""
-    return str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def confidence(m: dict[str, Any]) -> list[tuple[str, str]]:
@@ -99,7 +97,7 @@ def correspondences(record: dict[str, Any]) -> str:
     if record["method"].partition("-")[0] != "cox":
         return "not used by this method"
     if fallback := m.get("fallback"):
-        return f"left out ({fallback.get('code', 'see METHOD.json')})"
+        return f"left out: {explain(fallback)}"
     trust = m.get("trust") or {}
     return "used" + (
         f": {', '.join(f'{k} {v:.3g}' for k, v in trust.items() if isinstance(v, float))}" if trust else ""
@@ -116,7 +114,7 @@ def limits(record: dict[str, Any]) -> list[str]:
     if empty := [
         name for name, row in zip(record["metrics"]["per_class"], record["metrics"]["confusion"]) if not sum(row)
     ]:
-        lines.append(f"No test item is of {', '.join(map(escape, empty))}.")
+        lines.append(f"No test item is of {', '.join(map(plain, empty))}.")
     if record["paired"] == "class":
         lines.append("No recording was a true pair, so the other modalities could only help by class.")
     return lines

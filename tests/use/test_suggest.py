@@ -1,6 +1,5 @@
 """evaluate.py --suggest: which recordings to label next; stage 2's --labelled-ids, which takes such a list."""
 
-
 import numpy as np
 import pytest
 import torch
