@@ -25,12 +25,7 @@ from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_inputs, load_sources, split_rows, state_of
 
 EVERYDAY = (
-    (
-        "--labels",
-        None,
-        number(float, 0, 1, "(]"),
-        "semi: share kept labelled; left out: 0.1, partly labelled folders 1",
-    ),
+    ("--labels", None, number(float, 0, 1, "(]"), "semi: share kept labelled; left out: 1 if some lack it, else 0.1"),
     ("--per-class", 0, number(int, 0, run.ITEMS), "semi: this many per class instead of a share"),
     (
         "--pair-by-class",
