@@ -27,7 +27,7 @@ UNUSED = ("masked_spec_embed", "mask_token")  # weights that stand for what trai
 
 def role_of(model_class, config):
     """The role of an encoder by the name of its input; None where it is none of those known here."""
-    name = getattr(model_class, "main_input_name", None)
+    name = str(getattr(model_class, "main_input_name", None))
     if name == "pixel_values":
         moving = "video" in (model_class.input_modalities or ()) or isinstance(getattr(config, "num_frames", None), int)
         return "video" if moving else "image"
