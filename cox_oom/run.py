@@ -139,7 +139,11 @@ REQUIRED = object()  # as a flag's default: it has none and must be given
 COMMON = {  # flags that several stages have: default, type, help
     "--data": (REQUIRED, str, "a folder with manifest.csv, or the name of a public data set (docs/data/)"),
     "--oom": (REQUIRED, str, "the out-of-modal modality, the one to learn"),
-    "--perceptor": ("bind", str, "frozen IM perceptor: bind (trained here), imagebind, languagebind, hf:MODEL"),
+    "--perceptor": (
+        "bind",
+        str,
+        "frozen IM perceptor: bind (trained here), imagebind, languagebind, hf:MODEL, onnx:FOLDER",
+    ),
     "--setting": ("semi", ("semi", "unsup"), "semi: few labels and pairs; unsup: none"),
     "--seed": (0, SEED, "labelled items, initial weights, order of batches"),
     "--runs": ("runs", folder, "folder under which all stages write"),

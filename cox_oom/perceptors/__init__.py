@@ -1,9 +1,9 @@
-"""Frozen IM perceptors, one file each: imagebind, languagebind, hf (any model of transformers), and bind.
+"""Frozen IM perceptors, one file each: imagebind, languagebind, hf (any model of transformers), onnx, and bind.
 
 bind's encoders are trained here on the data set's own pairs. embed.py runs the pretrained ones over a data set.
 A pretrained one is a module with
 
-  MODALITIES      the roles that it can embed (hf: `modalities(MODEL)`)
+  MODALITIES      the roles that it can embed (hf, onnx: `modalities(MODEL)`)
   PREPROCESSING   the version of prepare's numbers
   OPTIONS         perhaps: {keyword of load: help}
   BIND_TO         perhaps: the role that encoders trained beside it are bound to
@@ -52,7 +52,7 @@ def role_of(modality, kind):
 
 
 def module(name):
-    """The module of imagebind, languagebind or hf:MODEL."""
+    """The module of imagebind, languagebind, hf:MODEL or onnx:FOLDER."""
     return importlib.import_module(f"cox_oom.perceptors.{name.split(':')[0]}")
 
 
@@ -65,8 +65,8 @@ def can_embed(name, weights):
 
 
 def model_of(name, weights):
-    """What load() takes as its weights: hf's model, else what --weights says."""
-    return name.partition(":")[2] if name.startswith("hf:") else weights
+    """What load() takes as its weights: what stands behind the colon, else what --weights says."""
+    return name.partition(":")[2] if ":" in name else weights
 
 
 def options_of(name, given):
@@ -100,9 +100,9 @@ def choose(spec, modalities, ims, weights=None):
             raise UserError(f"--perceptor {m}=…: the modalities are {', '.join(modalities)}")
         if name == "bind":
             continue
-        if name not in ("imagebind", "languagebind") and not re.fullmatch("hf:.+", name):
+        if name not in ("imagebind", "languagebind") and not re.fullmatch("(hf|onnx):.+", name):
             raise UserError(
-                f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind or hf:MODEL, or one "
+                f"--perceptor {name or spec!r}: choose bind, imagebind, languagebind, hf:MODEL or onnx:FOLDER, or one "
                 f"for each modality as in rgb=hf:MODEL,audio=imagebind"
             )
         role = role_of(m, modalities[m])

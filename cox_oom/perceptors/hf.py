@@ -1,5 +1,6 @@
-"""Any model of transformers that gives one vector per image, text, recording or clip: CLIP, SigLIP, CLAP, X-CLIP,
-PE-AV, EmbeddingGemma 2, …, with the processors that come with it.
+"""Any model of transformers that gives one vector per image, text, recording or clip (CLIP, SigLIP, CLAP, X-CLIP,
+PE-AV, EmbeddingGemma 2, …), or states to make one of (ViT, DINOv2, BERT, wav2vec 2.0, Whisper, AST, VideoMAE, …:
+encoders.py), with the processors that come with it.
 
 `--perceptor hf:MODEL`: MODEL is a folder that save_pretrained wrote, or a name that lies in the hub's cache. Nothing is
 downloaded and no code of the hub is run. Images go through the processors that work on Pillow, so that torchvision has
@@ -10,11 +11,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from cox_oom.files import UserError, optional
-from cox_oom.perceptors import preprocess
+from cox_oom.perceptors import encoders, preprocess
 from cox_oom.perceptors import weights as files
 
 MODALITIES = {
@@ -24,6 +26,7 @@ MODALITIES = {
     "video": "clip of frames",
 }
 PREPROCESSING = "hf-1"
+OPTIONS = {"pooling": f"how an encoder's states become one vector: {', '.join(encoders.POOLINGS)}"}
 
 # What a model calls its features; the first that it has.
 METHODS = {
@@ -46,6 +49,7 @@ PADDED = ("siglip", "siglip2")  # trained on texts padded to one length at their
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 LONGEST = 512  # tokens; what is longer is cut, sooner where the model takes fewer
 SECONDS = 10  # of audio, where the model's own processor names no length: its middle
+SHORTEST = 1600  # samples: what is shorter is filled up with silence, where a model would take no padding
 FRAMES = 8  # of a clip, where the model's config.json names no number
 # What tells the vector's size: each role's smallest item.
 TRIAL = {
@@ -56,8 +60,9 @@ TRIAL = {
 }
 
 
-def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
+def load(roles, *, weights=None, device="cpu", dtype=torch.float32, pooling=None):
     """The model in eval mode with its processors for `roles`. weights: what stands behind `hf:`, a folder or a name.
+    pooling: see OPTIONS.
 
     Raises UserError where the model is not there, lacks weights or a role, or needs what is not installed.
     """
@@ -66,34 +71,51 @@ def load(roles, *, weights=None, device="cpu", dtype=torch.float32):
         model, info = model_class.from_pretrained(folder, **LOCAL, dtype=dtype, output_loading_info=True)
     except Exception as e:  # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
-    missing = [*info["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"])]
+    has, how = methods(config, type(model)), None
+    missing = {*info["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in info["mismatched_keys"])}
+    if not has and (role := encoders.role_of(type(model), config)):
+        has, how = {role: "forward"}, encoders.pooling_of(folder, role, pooling)
+        missing, no_pooler = encoders.missing(missing)
+        if no_pooler and how == ("pooler",):
+            raise UserError(f"hf:{weights}: its weights lack the pooler; leave --perceptor-option pooling=pooler out")
+        if no_pooler:
+            model.pooler = None  # its weights would be random
+    elif pooling:
+        raise UserError(f"hf:{weights} gives one vector by itself; leave --perceptor-option pooling={pooling} out")
     if missing:
         raise UserError(
             f"hf:{weights}: its weights lack {files.key_list(missing)}, which would be left at random; get it again"
         )
-    has = methods(config, type(model))
     other = [r for r in roles if r not in has]
     if other:
         raise UserError(
             f"hf:{weights} ({type(model).__name__}) has no {other[0]} features; "
             f"{'it has ' + ', '.join(has) if has else 'none of the kinds that are known here'}"
         )
+    if how and getattr(config, "is_encoder_decoder", False):
+        model = model.get_encoder()
     if has.get("text", "").endswith("_embeds"):  # PE-AV takes them, without asking its text model for them
         model.text_model.config.output_hidden_states = True
-    preparer = Preparer(str(folder), config, roles, weights)
+    preparer = Preparer(str(folder), config, roles, weights, encoder=bool(how))
     hashes = {name: files.sha256(path) for name, path in weight_files(roles, weights).items()}
-    return Model(model.to(device).eval().requires_grad_(False), has, preparer, hashes, weights, device, dtype)
+    return Model(model.to(device).eval().requires_grad_(False), has, how, preparer, hashes, weights, device, dtype)
 
 
 def describe(weights):
-    """(folder, configuration, class) of a model; AutoModel where the configuration names no class."""
+    """(folder, configuration, class) of a model: the class that the configuration names, and AutoModel's where this one
+    is a head on an encoder."""
     transformers = optional("transformers", "--perceptor hf:MODEL")
     folder = find(weights)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
-        return folder, config, getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+        name = (config.architectures or [""])[0]
+        named = getattr(transformers, name, None)
+        if named and (methods(config, named) or (name.endswith("Model") and "LMHead" not in name)):
+            return folder, config, named
+        base = transformers.AutoModel._model_mapping.get(type(config), named or transformers.AutoModel)
+        return folder, config, base[0] if isinstance(base, tuple) else base
     except Exception as e:  # OSError, ValueError, KeyError, ImportError, ...
         raise UserError(f"hf:{weights}: cannot be loaded ({one_line(e)})") from None
 
@@ -108,18 +130,15 @@ def methods(config, model_class):
 def modalities(weights):
     """The roles that a model can embed, told without its weights."""
     _, config, model_class = describe(weights)
-    import transformers
-
-    if model_class is transformers.AutoModel:
-        model_class = transformers.AutoModel._model_mapping.get(type(config), model_class)
-    return tuple(methods(config, model_class))
+    return tuple(methods(config, model_class)) or tuple(filter(None, [encoders.role_of(model_class, config)]))
 
 
 class Model:
     """What `load` returns; cox_oom/perceptors/languagebind.py and imagebind.py give the same."""
 
-    def __init__(self, model, methods, preparer, hashes, name, device, dtype):
+    def __init__(self, model, methods, pooling, preparer, hashes, name, device, dtype):
         self.model, self.methods, self.weights, self.device, self.dtype = model, methods, hashes, device, dtype
+        self.pooling = pooling  # None: the model gives one vector by itself
         self.preparer, self.prepare, self.sample = lambda: preparer, preparer.prepare, preparer.sample
         self.kind = model.config.model_type
         self.dims = {role: self.trial(role, name) for role in preparer.tools}
@@ -147,6 +166,8 @@ class Model:
             batch = {k: v[:, keep] if v.shape[:2] == mask.shape else v for k, v in batch.items()}
         batch = {k: v.to(self.device, self.dtype if v.is_floating_point() else None) for k, v in batch.items()}
         out = getattr(self.model, self.methods[role])(**batch)
+        if self.pooling:
+            return F.normalize(encoders.pooled(out, batch.get("attention_mask"), self.pooling).float(), dim=-1)
         if self.kind in AVERAGED:
             weight = batch["attention_mask"][..., None].to(out.last_hidden_state.dtype)
             out = (out.last_hidden_state * weight).sum(1) / weight.sum(1)
@@ -163,8 +184,8 @@ class Model:
 class Preparer:
     """Raw items to model inputs with the model's own processors, without the model: `prepare` and `sample`."""
 
-    def __init__(self, folder, config, roles, name):
-        self.kind = config.model_type
+    def __init__(self, folder, config, roles, name, encoder=False):
+        self.kind, self.encoder = config.model_type, encoder
         parts = [config, *(getattr(config, p, None) for p in ("text_config", "vision_config", "video_config"))]
         longest = getattr(parts[1] or config, "max_position_embeddings", None) or LONGEST
         self.frames = next((p.num_frames for p in parts if isinstance(getattr(p, "num_frames", None), int)), FRAMES)
@@ -176,7 +197,10 @@ class Preparer:
                 raise
             except Exception as e:  # OSError, ValueError, ImportError, RuntimeError, ...
                 raise UserError(f"hf:{name}: its processor for {role} cannot be loaded ({one_line(e)})") from None
-        self.longest = min(longest, LONGEST, getattr(self.tools.get("text"), "model_max_length", LONGEST))
+        own = encoders.longest(folder) if encoder and "text" in roles else None
+        self.longest = min(
+            own or longest, longest, LONGEST, getattr(self.tools.get("text"), "model_max_length", LONGEST)
+        )
 
     def tool(self, role, folder):
         import transformers
@@ -189,6 +213,9 @@ class Preparer:
             return transformers.AutoFeatureExtractor.from_pretrained(folder, **LOCAL)
         if role == "video" and (Path(folder) / "video_preprocessor_config.json").exists():
             return transformers.AutoVideoProcessor.from_pretrained(folder, **LOCAL)
+        said = encoders.read(Path(folder) / "preprocessor_config.json") or {}
+        if str(said.get("image_processor_type")).startswith("DINOv3ViTImageProcessor"):
+            return said  # transformers has it on torchvision alone
         optional("PIL", "preparing images")
         return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
 
@@ -208,6 +235,8 @@ class Preparer:
         item = torch.as_tensor(item)
         if role == "audio":
             return self.audio(tool, item)
+        if isinstance(tool, dict):
+            return {"pixel_values": encoders.dinov3_pixels(tool, item)}
         frames = [pillow(f, role) for f in (item if role == "video" else item[None])]
         if role == "image":
             x = tool(images=frames, return_tensors="pt")
@@ -222,6 +251,8 @@ class Preparer:
 
     def audio(self, tool, wave):
         wave = preprocess.resample(wave, preprocess.SAMPLE_RATE, tool.sampling_rate)
+        if self.encoder:
+            return self.heard(tool, wave)
         own = getattr(tool, "nb_max_samples", None)  # CLAP's
         length = own or SECONDS * tool.sampling_rate
         start = max(0, len(wave) - length) // 2
@@ -236,6 +267,20 @@ class Preparer:
             for _ in range(2):  # the model halves the time twice
                 valid = valid[::2]
             x.update(self.placed("audio", int(valid.sum())))
+        return {k: v[0] for k, v in x.items()}
+
+    def heard(self, tool, wave):
+        """The same for an encoder: waves as long as they are, since some models take padding for sound; spectra as
+        long as the processor makes them, with a mask of the recording's own states where they are in its frames."""
+        length = getattr(tool, "n_samples", None) or SECONDS * tool.sampling_rate  # Whisper's
+        start = max(0, len(wave) - length) // 2
+        wave, rate = wave[start : start + length].numpy(), tool.sampling_rate
+        if tool.model_input_names[0] == "input_values" and tool.feature_size == 1:
+            wave = np.pad(wave, (0, max(0, SHORTEST - len(wave))))
+            return {"input_values": tool([wave], sampling_rate=rate, return_tensors="pt").input_values[0]}
+        x = tool([wave], sampling_rate=rate, return_tensors="pt", return_attention_mask=True)
+        if self.kind == "whisper":
+            x["attention_mask"] = x["attention_mask"][:, ::2]  # a state for two frames
         return {k: v[0] for k, v in x.items()}
 
     def placed(self, role, n):
@@ -276,8 +321,10 @@ def find(name):
 
 def weight_files(roles, weights):
     """{file name: path} of the weights, configurations and vocabularies of a model."""
-    folder, kinds = find(weights), ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-    return {p.name: p for p in sorted(p for kind in kinds for p in folder.glob(kind) if p.is_file())}
+    folder, kinds = find(weights), ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*_Pooling/config.json")
+    return {
+        str(p.relative_to(folder)): p for p in sorted(p for kind in kinds for p in folder.glob(kind) if p.is_file())
+    }
 
 
 def one_line(error):
