@@ -91,7 +91,8 @@ def warm_start(args, plan, seed, items, work):
     bridge = Bridge(
         seed, device=args.device, lr=args.lr, weight_decay=args.weight_decay, start="connection" not in plan.without
     )
-    extra = METHODS[args.method].start and METHODS[args.method].start(args, learner, head, bridge)
+    start = METHODS[args.method].start
+    extra = start and start(args, learner, head, bridge, seed, items)
     teacher, facts = teacher_of(seed, items, bridge, args, work.state.get("trust")) if plan.soft else (None, {})
     predicts = teacher and teacher.width and args.w_im
     predict = torch.nn.Linear(learner.width, teacher.width).to(args.device) if predicts else None

@@ -1,27 +1,28 @@
-"""Controls without a network beside `raw`: labels spread over a graph of the recordings, --method labelprop, and the
-recordings mapped to the known modalities by the pairs, --method procrustes.
+"""Controls that take no step: labels spread over a graph of the recordings, --method labelprop, and the warm start's
+features mapped to the known modalities by the pairs, --method procrustes.
 
-Shapes: M training items, L labelled, C classes, F numbers of a view, p principal components, d_k of a bank.
+Shapes: M training items, L labelled, P pairs, C classes, F numbers of a view, p components, d and d_k features of the
+learner and of a bank."""
 
-Both stand on the views of cox_oom/classical.py, standardised by all training items, and choose among them by
-cross-validation on the labelled items, as `raw` does. Their states are read by classical.logits."""
-
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cox_oom import classical
+from cox_oom.augment import embed
+from cox_oom.connect import Bridge
 from cox_oom.files import optional
 from cox_oom.heads import Head
 from cox_oom.labels import Items
-from cox_oom.seed import Seed, features_of
+from cox_oom.learner import Learner
+from cox_oom.seed import Seed
 
 COMPONENTS = (10, 20, 50)  # choices of how many
 KILLED = 1e-5  # share of a random walk that ends at each step, so that no part of the graph is left without an answer
-RIDGES = (1.0, 10.0, 100.0, 1000.0)  # strengths of the map by ridge regression; 0 stands for the orthogonal one
 SCALES = torch.logspace(-2, 4, 121, dtype=torch.float64)  # of logits
 
 
@@ -113,30 +114,32 @@ def poisson(weights: Any, labelled: Tensor, y: Tensor, classes: int) -> Tensor:
 
 def labelprop(seed: Seed, items: Items) -> dict[str, Any]:
     """--method labelprop's state: {views [names], steps, cv_accuracy, mean (F,), scale (F,), project (F, p), points
-    (M, p), values (M, C)}, tensors float32. A recording's logits are its nearest points' values, weighted
-    by closeness; points are the training items."""
+    (M, p), values (M, C)}, tensors float32. A recording's logits are the values of its nearest points, weighted by
+    closeness; points are the training items. Cross-validation on the labelled items chooses views and p, as for
+    raw."""
     labelled, y, classes = items.labelled, items.y[items.labelled], len(items.oom["class_names"])
-    folds, best = parts(y, seed.place.seed), (-1.0, {})
+    folds, best = parts(y, seed.place.seed), -1.0
+    chosen: dict[str, Any] = {}
     for state, points in readings(items.oom, items.rows):
         weights = graph(points, labelled)
         solve = lambda fit, weights=weights: poisson(weights, labelled[fit], y[fit], classes)
         right, times = judged(lambda fit: solve(fit)[labelled], y, folds) if folds else (0.0, 0.0)
-        if right >= best[0]:  # of equals the later: more views
+        if right >= best:  # of equals the later: more views
             values = solve(torch.arange(len(y)))
             values = values * (times or 1 / values.std().clamp(min=1e-12))
             absent = torch.bincount(y, minlength=classes) == 0
             values[:, absent] = classical.NEVER
             kept = {"points": points, "values": values}
-            best = right, {**state, **kept, "strength": None, "cv_accuracy": right if folds else None}
-    return {k: v.float() if isinstance(v, Tensor) else v for k, v in best[1].items()}
+            best, chosen = right, {**state, **kept, "cv_accuracy": right if folds else None}
+    return {k: v.float() if isinstance(v, Tensor) else v for k, v in chosen.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- procrustes
 
 
 def mapped(x: Tensor, z: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """(weights (p, d), offset (d,)) of the map from x (P, p) to z (P, d) of pairs: with `ridge` by ridge regression,
-    with 0 the orthogonal one and a scale (Procrustes)."""
+    """(weights (p, d), offset (d,)) of the map from x (P, p) to z (P, d) of pairs: with `ridge` above 0 by ridge
+    regression of that strength, with 0 the orthogonal map and a scale (Procrustes)."""
     a, b = x - x.mean(0), z - z.mean(0)
     if ridge:
         weights = torch.linalg.solve(a.T @ a + ridge * torch.eye(a.shape[1], dtype=a.dtype), a.T @ b)
@@ -147,41 +150,19 @@ def mapped(x: Tensor, z: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     return weights, z.mean(0) - x.mean(0) @ weights
 
 
-def procrustes(seed: Seed, items: Items) -> dict[str, Any]:
-    """--method procrustes's state, of the same form as raw's: the recordings' principal components are mapped to each
-    known modality by the pairs, the IM heads h_k name them there, and their logits are averaged. Cross-validation on
-    the pairs chooses views and map: `strength` 0 is the orthogonal one, else ridge regression's."""
-    connect, labelled = seed.connect, items.labelled
-    at = torch.full((len(items.rows),), -1).index_copy_(0, labelled, torch.arange(len(labelled)))
-    heads, pairs, classes = {}, {}, len(items.oom["class_names"])
-    for m in connect["im"]:
-        z = features_of(seed.ims[m], connect["mapped_ids"][m]).double()
-        head = Head(z.shape[1], classes).double()
-        head.load_state_dict(connect["im_heads"][m])
-        heads[m], (own, im) = head.folded(), items.pairs[m]
-        pairs[m] = at[own], z[im]
-
-    def linear(x: Tensor, fit: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """(weight (C, p), bias (C,)) of the mean logits, by the pairs of the labelled items at places `fit`."""
-        weight, bias, n = torch.zeros(classes, x.shape[1], dtype=x.dtype), torch.zeros(classes, dtype=x.dtype), 0
-        for m, (w, b) in heads.items():
-            own, z = pairs[m]
-            kept = torch.isin(own, fit)
-            if kept.any():
-                to, offset = mapped(x[own[kept]], z[kept], ridge)
-                weight, bias, n = weight + w @ to.T, bias + w @ offset + b, n + 1
-        return weight / max(n, 1), bias / max(n, 1)
-
-    y, best = items.y[labelled], (-1.0, {})
-    folds = parts(y, seed.place.seed)
-    for state, points in readings(items.oom, items.rows):
-        own, project = points[labelled], state["project"]
-        for ridge in (0.0, *RIDGES):
-            name = lambda fit, ridge=ridge, own=own: (lambda w, b: own @ w.T + b)(*linear(own, fit, ridge))
-            right, times = judged(name, y, folds) if folds else (0.0, 1.0)
-            if right > best[0]:  # of equals the earlier: the orthogonal map
-                w, b = linear(own, torch.arange(len(y)), ridge)
-                kept = {"weight": times * w @ project.T, "bias": times * b}
-                best = right, {**state, **kept, "strength": ridge, "cv_accuracy": right if folds else None}
-    del best[1]["project"]  # it is in the weights
-    return {k: v.detach().float() if isinstance(v, Tensor) else v for k, v in best[1].items()}
+@torch.no_grad()
+def procrustes(args: Namespace, learner: Learner, head: nn.Linear, bridge: Bridge, seed: Seed, items: Items) -> None:
+    """Make the learner's head, a Linear (d, C), name an item as the IM heads h_k name its mapped features: each
+    modality has a map of its own, fitted to the pairs, and their logits are averaged."""
+    weight, bias = torch.zeros_like(head.weight).double(), torch.zeros_like(head.bias).double()
+    for m in bridge.names:
+        own, im = (t.to(args.device) for t in items.pairs[m])
+        z = embed(learner, items.oom, items.rows[own.cpu()], args.device)[0].double()
+        z_im = bridge.z_im[m][im].double()
+        im_head = Head(z_im.shape[1], head.out_features)
+        im_head.load_state_dict(seed.connect["im_heads"][m])
+        w, b = (t.to(z) for t in im_head.folded())
+        to, offset = mapped(z, z_im, args.ridge)
+        weight, bias = weight + w @ to.T / len(bridge.names), bias + (w @ offset + b) / len(bridge.names)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)

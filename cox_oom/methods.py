@@ -100,12 +100,16 @@ def ssl(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     return {"consistency": args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")}
 
 
+@torch.no_grad()
+def weak_posteriors(model: Model, step: Step) -> Tensor:
+    """Posteriors (B, C) of the weak views, without gradient: what pseudo-labels are taken from."""
+    return model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
+
+
 def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FixMatch (Sohn et al., NeurIPS 2020, Eq. 4): the class of the weak view teaches the strong one where it is sure
     enough; the mean is over all items, those that teach nothing too."""
-    with torch.no_grad():
-        weak = model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
-        confidence, pseudo = weak.max(-1)
+    confidence, pseudo = weak_posteriors(model, step).max(-1)
     logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
     taken = confidence >= args.threshold
     return {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
@@ -150,11 +154,10 @@ class FreeThresholds(torch.nn.Module):
 def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
     confidence, and a term that keeps the classes of the taken items apart."""
-    with torch.no_grad():
-        weak = model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
-        model.extra.update(weak)
-        confidence, pseudo = weak.max(-1)
-        taken = confidence >= model.extra.thresholds()[pseudo]
+    weak = weak_posteriors(model, step)
+    model.extra.update(weak)
+    confidence, pseudo = weak.max(-1)
+    taken = confidence >= model.extra.thresholds()[pseudo]
     logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
     found = {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
     if taken.any():
@@ -236,23 +239,24 @@ class Method:
     """A row of METHODS.
 
     loss: the documents' line. colour: in plots. learn(args, model, step) -> {name: loss} of unlabelled items, None
-    where they teach nothing. start(args, learner, head, bridge) -> a module of its own. flags: rows (name, default,
-    type, help). grid: the flags that experiments/search.sh tries, its defaults first. labels: it needs some, so that it
-    has no place in the setting unsup. explores: it chooses anchors. trains: False for the learner as it was before
-    stage 2. classical(seed, items) -> the state by which cox_oom/classical.py names recordings, in a learner's place.
-    members: it is the mean of other runs' learners. all_labels: it is shown every label. few: it is among the few that
-    run.sh runs unasked."""
+    where they teach nothing. start(args, learner, head, bridge, seed, items) -> a module of its own, or None. flags:
+    rows (name, default, type, help). grid: the flags that experiments/search.sh tries, its defaults first. labels: it
+    needs some, so that it has no place in the setting unsup. explores: it chooses anchors. trains: False for the
+    learner as it was before stage 2. steps: False where stage 3 takes none. members: it is the mean of other runs'
+    learners. classical(seed, items) -> the state by which cox_oom/classical.py names recordings, in a learner's place.
+    all_labels: it is shown every label. few: it is among the few that run.sh runs unasked."""
 
     loss: str
     colour: str
     learn: Callable[[Namespace, Model, Step], dict[str, Tensor]] | None = None
-    start: Callable[[Namespace, Learner, nn.Linear, Bridge], nn.Module] | None = None
+    start: Callable[[Namespace, Learner, nn.Linear, Bridge, Seed, Items], nn.Module | None] | None = None
     flags: tuple[tuple[Any, ...], ...] = ()
     grid: tuple[str, ...] = ()
     labels: bool = False
     explores: bool = False
     trains: bool = True
     classical: Callable[[Seed, Items], dict[str, Any]] | None = None
+    steps: bool = True
     members: bool = False
     all_labels: bool = False
     few: bool = False
@@ -283,13 +287,6 @@ METHODS = {  # in the order of the tables' rows
         trains=False,
         classical=controls.labelprop,
     ),
-    "procrustes": Method(
-        "the pairs, by a linear map of the recordings to the IM features, which the IM heads name; no network",
-        "#6b8e23",
-        labels=True,
-        trains=False,
-        classical=controls.procrustes,
-    ),
     "erm": Method(
         "the labelled items, by cross-entropy",
         "#7f8fa6",
@@ -319,7 +316,7 @@ METHODS = {  # in the order of the tables' rows
         "momentum contrast; in semi the labels and the entropy too",
         "#d9b26f",
         moco,
-        start=lambda args, learner, head, bridge: MomentumContrast(
+        start=lambda args, learner, head, bridge, *_: MomentumContrast(
             learner, queue=args.queue, momentum=args.momentum, temperature=args.temperature
         ).to(args.device),
         flags=(
@@ -345,7 +342,9 @@ METHODS = {  # in the order of the tables' rows
         "as fixmatch, with thresholds of the classes that follow the learner's confidence",
         "#d4a5a5",
         freematch,
-        start=lambda args, learner, head, bridge: FreeThresholds(head.out_features, args.free_momentum).to(args.device),
+        start=lambda args, learner, head, bridge, *_: FreeThresholds(head.out_features, args.free_momentum).to(
+            args.device
+        ),
         flags=(
             ("--free-momentum", 0.99, number(float, 0, 1), "freematch: of its running means"),
             ("--w-fair", 0.05, number(float, 0), "freematch: weight of its fairness term"),
@@ -362,11 +361,22 @@ METHODS = {  # in the order of the tables' rows
         ),
         labels=True,
     ),
+    "procrustes": Method(
+        "the warm start's features, mapped by the pairs to the IM features, which the IM heads name",
+        "#6b8e23",
+        start=controls.procrustes,
+        flags=(("--ridge", 0.0, number(float, 0, LARGE), "procrustes: of the map by ridge; 0: the orthogonal map"),),
+        grid=grid("--ridge {}", 0, 0.1, 1, 10, 100, 1000),
+        labels=True,
+        steps=False,
+    ),
     "uml": Method(
         "the labels, and the IM items through the same blocks and head, without any pair",
         "#7b68ae",
         uml,
-        start=lambda args, learner, head, bridge: SharedHead(learner.width, bridge.z_im, bridge.y_im).to(args.device),
+        start=lambda args, learner, head, bridge, *_: SharedHead(learner.width, bridge.z_im, bridge.y_im).to(
+            args.device
+        ),
         flags=(("--w-shared", 1.0, number(float, 0, LARGE), "uml: weight of the IM items' cross-entropy"),),
         grid=grid("--w-shared {}", 1, 0.03, 0.1, 0.3, 3, 10),
         labels=True,
@@ -385,6 +395,7 @@ METHODS = {  # in the order of the tables' rows
         "#2f6f73",
         flags=(("--members", 3, number(int, 2, 100), "ensemble: learners of selftrain"),),
         labels=True,
+        steps=False,
         members=True,
     ),
     "cox": Method(
@@ -471,7 +482,7 @@ def plan(args: Namespace, seed: Seed) -> Plan:
     soft = args.setting == "semi" and bool(args.rounds) and not without & {"connection", "emergent"}
     args.kl = "matched" if args.kl == "expected" and not soft else args.kl
     args.w_disagree = (1.0 if args.kl == "expected" else 0.5) if args.w_disagree is None else args.w_disagree
-    idle = not row.trains or row.members or args.setting == "unsup" and "exploration" in without
+    idle = not row.trains or not row.steps or args.setting == "unsup" and "exploration" in without
     return Plan(
         row.explores,
         without,

@@ -1,5 +1,6 @@
 """The controls of cox_oom/controls.py and UML against dense solves, scikit-learn and scipy."""
 
+from argparse import Namespace
 from types import SimpleNamespace
 
 import echo
@@ -12,6 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.semi_supervised import LabelSpreading
 
 from cox_oom import classical, controls, shapes
+from cox_oom.augment import embed
 from cox_oom.data.inputs import learner_inputs
 from cox_oom.heads import Head
 from cox_oom.learner import Learner
@@ -26,11 +28,11 @@ def moons(n, seed):
     return torch.from_numpy(x + 0.08 * rng.standard_normal(x.shape)), torch.from_numpy(y)
 
 
-def world(file, labelled, pairs=None, seed=0):
+def world(file, labelled, seed=0):
     """The parts of Seed and Items that a control reads; every row is a training row."""
     y = torch.full_like(file["labels"], -1)
     y[labelled] = file["labels"][labelled]
-    items = SimpleNamespace(oom=file, rows=torch.arange(len(y)), y=y, labelled=labelled, pairs=pairs or {})
+    items = SimpleNamespace(oom=file, rows=torch.arange(len(y)), y=y, labelled=labelled)
     return SimpleNamespace(place=SimpleNamespace(seed=seed)), items
 
 
@@ -126,26 +128,29 @@ def test_maps_are_those_of_scipy_and_scikit_learn():
     np.testing.assert_allclose(x @ weights + offset, ridge.predict(x.numpy()), atol=1e-8)
 
 
-def test_procrustes_names_what_the_im_head_names():
-    """Readings that are a turned copy of the IM features, a head that parts these: by pairs of three classes of four
-    the fourth is named too, since no label of a reading is used but to choose the map."""
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("ridge", [0.0, 1e-3])
+def test_procrustes_names_what_the_im_heads_name(ridge):
+    """Learner features that are a turned copy of the IM features: pairs of three classes of four are enough to name
+    the fourth, since no label of a reading is used."""
+    generator = torch.Generator().manual_seed(0)
     y = torch.arange(200) % 4
-    z = torch.from_numpy(4 * np.eye(8)[y] + 0.5 * rng.standard_normal((200, 8))).float()
-    x = z @ torch.from_numpy(scipy.stats.ortho_group.rvs(8, random_state=1)).float()
-    made = learner_inputs("series", [r.numpy()[None] for r in x], [True] * 200)
-    file = {**made, "labels": y, "class_names": list("abcd")}
-    head = Head(8, 4)
-    head.linear.weight.data, head.linear.bias.data = torch.eye(4, 8), torch.zeros(4)
-    labelled = torch.arange(60)[y[:60] < 3]
-    ids = [str(i) for i in range(200)]
-    seed, items = world(file, labelled, {"rgb": (labelled, labelled)})
-    seed.ims = {"rgb": {"ids": ids, "features": z}}
-    seed.connect = {"im": ["rgb"], "mapped_ids": {"rgb": ids}, "im_heads": {"rgb": head.state_dict()}}
-    state = controls.procrustes(seed, items)
-    assert all(holds for holds, _ in shapes.of_classical(state, 4)) and state["views"]
-    guess = classical.logits(state, file, torch.arange(200)).argmax(1)
-    assert (guess == y).double().mean() > 0.95 and (guess == y)[y == 3].double().mean() > 0.9
+    learner = Learner(kind="series", shape=(1, 16), width=16, depth=1)
+    file = learner_inputs("series", torch.randn(200, 1, 16, generator=generator).numpy(), [True] * 200)
+    z = embed(learner, file, torch.arange(200), "cpu")[0]
+    turn = torch.from_numpy(scipy.stats.ortho_group.rvs(16, random_state=1)).float()
+    z_im = (z - z.mean(0)) @ turn
+    im_head = Head(16, 4)
+    im_head.linear.weight.data = torch.randn(4, 16, generator=generator)
+    im_head.linear.bias.data = torch.zeros(4)
+    truth = im_head(z_im)
+    own = torch.arange(120)[y[:120] < 3]
+    items = SimpleNamespace(oom=file, rows=torch.arange(200), pairs={"rgb": (own, own)})
+    bridge = SimpleNamespace(names=["rgb"], z_im={"rgb": z_im})
+    seed = SimpleNamespace(connect={"im_heads": {"rgb": im_head.state_dict()}})
+    head = torch.nn.Linear(16, 4)
+    controls.procrustes(Namespace(device="cpu", ridge=ridge), learner, head, bridge, seed, items)
+    assert (head(z).argmax(1) == truth.argmax(1)).double().mean() > 0.97
+    torch.testing.assert_close(head(z), truth, atol=0.05, rtol=0.02)
 
 
 # ----------------------------------------------------------------------------------------------------------- uml
