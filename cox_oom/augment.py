@@ -5,6 +5,7 @@ the same reading, "strong" beyond (for consistency and pseudo-label losses). Ima
 sign or scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep
 their axis. Randomness comes from torch's global generator of x's device."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,17 @@ def classify(
 
 def model_of(state: dict[str, Any], device: str) -> Callable[[dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
     """classify(file, rows) by the learner and head in a connect.pt or METHOD.pt. Of a method without a learner logits
-    are its own model's; features are the untrained learner's."""
+    are its own model's; features are the untrained learner's. Of an ensemble logits are the logarithm of its members'
+    mean posterior; features are the first one's."""
+    if "members" in state:
+        models = [model_of({"arch": state["arch"], **member}, device) for member in state["members"]]
+
+        def mean(file: dict[str, Any], rows: Tensor) -> tuple[Tensor, Tensor]:
+            found = [model(file, rows) for model in models]
+            logp = torch.stack([logits.log_softmax(-1) for _, logits in found])
+            return found[0][0], logp.logsumexp(0) - math.log(len(models))
+
+        return mean
     learner = Learner(**state["arch"]).to(device)
     learner.load_state_dict(state["learner"])
     if "classical" in state:

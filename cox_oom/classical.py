@@ -19,6 +19,7 @@ from cox_oom.files import optional
 MOST = 1024  # numbers of a view, about
 BANDS, SIDE = 32, 16  # frequency bands of a series' channel; side of a small image
 GRAMS = 2048  # counts of byte n-grams, hashed
+NEIGHBOURS = 10  # of a point, labelprop
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, the strongest penalty first
 FOLDS = 5
 NEVER = -1e4  # logit of a class that no labelled item has
@@ -84,6 +85,13 @@ def view(name: str, file: dict[str, Any], rows: Tensor, steps: int) -> Tensor:
     return torch.cat(out) if out else torch.zeros(0, 1)
 
 
+def standard(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean (F,), scale (F,)) that standardise a view x (R, F): it then counts as much as another one, however many
+    numbers it has; what is constant counts nothing."""
+    deviation = x.std(0, correction=0)
+    return x.mean(0), torch.where(deviation > 1e-6, deviation, 1e6) * len(deviation) ** 0.5
+
+
 def search(x: Tensor, y: Tensor, seed: int) -> tuple[Any, float | None]:
     """The logistic regression of x (L, F), y (L,) whose strength did best in cross-validation, the strongest of equals,
     and its accuracy there; None where every class has one item, so that nothing can be held out."""
@@ -111,9 +119,7 @@ def fit(file: dict[str, Any], train: Tensor, labelled: Tensor, y: Tensor, seed: 
     mean, scale, x = {}, {}, {}
     for name in names:
         every = view(name, file, train, steps).double()
-        mean[name], deviation = every.mean(0), every.std(0, correction=0)
-        # a view counts as much as another one, however many numbers it has; what is constant counts nothing
-        scale[name] = torch.where(deviation > 1e-6, deviation, 1e6) * len(deviation) ** 0.5
+        mean[name], scale[name] = standard(every)
         x[name] = (view(name, file, labelled, steps).double() - mean[name]) / scale[name]
     best: tuple[float, Any] = (-1.0, None)
     present = y.unique()
@@ -145,13 +151,33 @@ def fit(file: dict[str, Any], train: Tensor, labelled: Tensor, y: Tensor, seed: 
 def logits(state: dict[str, Any], file: dict[str, Any], rows: Tensor) -> Tensor:
     """Logits (R, C) float32 of rows (R,) of an inputs file, or of anything with its kind, x, lengths, mean and std.
 
-    `state` is what fit returned. A recording longer than `steps`, the longest at stage 1, is cut there."""
+    `state` is what fit returned, or a control of cox_oom/controls.py. A recording longer than `steps`, the longest at
+    stage 1, is cut there."""
     x = torch.cat([view(n, file, rows, state["steps"]) for n in state["views"]], 1)
-    return ((x - state["mean"]) / state["scale"]) @ state["weight"].T + state["bias"]
+    x = (x - state["mean"]) / state["scale"]
+    return nearby(state, x @ state["project"]) if "points" in state else x @ state["weight"].T + state["bias"]
 
 
-def words(state: dict[str, Any]) -> str:
+def closeness(far: Tensor, reach: Tensor) -> Tensor:
+    """Weights of neighbours at distances `far`, 1 at 0, of a point whose neighbours reach as far as `reach`."""
+    return (-4 * (far / reach).square()).exp()
+
+
+def nearby(state: dict[str, Any], x: Tensor) -> Tensor:
+    """Logits (R, C) of x (R, p) by labelprop's state: the mean of its nearest points' values, weighted by closeness."""
+    out = []
+    for part in x.split(512):
+        far, at = torch.cdist(part, state["points"], compute_mode="donot_use_mm_for_euclid_dist").topk(
+            min(len(state["points"]), NEIGHBOURS), largest=False
+        )
+        weight = closeness(far, far[:, -1:].clamp(min=1e-12))
+        out.append((weight[..., None] * state["values"][at]).sum(1) / weight.sum(1, keepdim=True))
+    return torch.cat(out) if out else x.new_zeros(0, state["values"].shape[1])
+
+
+def words(method: str, state: dict[str, Any]) -> str:
     """What was chosen, in one line."""
-    right = state["cv_accuracy"]
+    right, strength = state["cv_accuracy"], state.get("strength")
     said = "too few labels to hold any out" if right is None else f"{100 * right:.1f}% in cross-validation"
-    return f"raw: views {' and '.join(state['views'])}, C = {state['strength']:g}, {said}"
+    how = "" if strength is None else f", strength {strength:g}"
+    return f"{method}: views {' and '.join(state['views'])}{how}, {said}"

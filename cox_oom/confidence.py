@@ -3,24 +3,18 @@
 Shapes: n items, C classes, d features of the learner.
 """
 
-import os
-import subprocess
-import sys
 from argparse import Namespace
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cox_oom import classical
-from cox_oom.augment import classify, model_of
+from cox_oom import again
+from cox_oom.augment import model_of
 from cox_oom.data.inputs import preparation
 from cox_oom.files import UserError, load
 from cox_oom.labels import Items
-from cox_oom.learner import Learner
 from cox_oom.seed import Seed
 
 TEMPERATURES = torch.logspace(-2, 1.5, 351, dtype=torch.float64)  # steps of 2.3%
@@ -28,23 +22,14 @@ BINS, DRAWS, TILE = 15, 200, 256
 BEYOND, FEW = 0.95, 20  # share of known items that are within novelty 1; fewer than FEW tell nothing of it
 
 
-def of_run(
-    seed: Seed,
-    args: Namespace,
-    items: Items,
-    learner: Learner,
-    head: nn.Linear,
-    without_learner: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+def of_run(seed: Seed, args: Namespace, items: Items, run: dict[str, Any]) -> dict[str, Any]:
     """What METHOD.pt keeps for new recordings: how to prepare one, the temperature, what the training items were like.
-    without_learner: classical.fit's state, whose logits take the learner's place.
+    run: what else it keeps.
 
     Temperature and the bound of novelty are fitted on the validation items, else by args.folds cross-fits. Without both
     the temperature is 1, and the bound that of the training items."""
-    z, logits = classify(learner, head.state_dict(), seed.oom, items.rows, args.device)
-    z_held, held = classify(learner, head.state_dict(), seed.oom, items.val, args.device)
-    if without_learner:
-        logits, held = (classical.logits(without_learner, seed.oom, rows) for rows in (items.rows, items.val))
+    model = model_of(run, args.device)
+    (z, logits), (z_held, held) = (model(seed.oom, rows) for rows in (items.rows, items.val))
     known, y, source = familiar(z, logits.argmax(1)), items.y_val, "validation items"
     far = distance(known, z_held) / known["distance"]
     if not len(y) and args.folds and args.setting == "semi":
@@ -119,43 +104,23 @@ def judgement(run: dict[str, Any], logits: Tensor, y: Tensor) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ cross-fitting
 
 
-def flags_of(args: dict[str, Any]) -> list[str]:
-    """The command line that gives a stage these args."""
-    words = []
-    for name, value in args.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words += [flag] if value else []
-        elif isinstance(value, list):
-            words += [flag, ",".join(value)] if value else []
-        elif value is not None and value != "":
-            words += [flag, str(value)]
-    return words
-
-
 def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor, int]:
     """Logits (n, C), labels (n,) and distances (n,), in those of 95% of the training items, of the labelled items,
     each by a learner that stages 2 and 3 made without its part of args.folds parts, or fewer where no class has as
     many items; and the number of parts. These runs lie in SEED/folds and go on after a stop. UserError: one fails."""
-    place, scripts = seed.place, Path(__file__).resolve().parent.parent
     at = {i: r for r, i in enumerate(seed.oom["ids"])}
     of_class = torch.bincount(seed.oom["labels"][[at[i] for i in seed.connect["labelled"]]])
     folds, found = min(args.folds, int(of_class.max())), []  # a further part would hold nothing out
     if folds < 2:
         raise UserError(f"--folds {args.folds}: no class has two labelled items; leave it out, or label more")
+    own = {k: v for k, v in vars(args).items() if k != "folds"}
     for k in range(folds):
-        part = replace(place, runs=str(place.folder / "folds" / f"{k}of{folds}"))
-        for name in ("inputs", str(place.banks().relative_to(place.base).parts[0])):
-            link_tree(place.base / name, part.base / name, skip=f"oom-{place.oom}")
-        shared = {"data": place.data, "runs": part.runs, "device": args.device, "force": args.force}
-        first = {**seed.connect["meta"]["args"], **shared, "fold": f"{k}/{folds}"}
-        own = {k: v for k, v in vars(args).items() if k != "folds"}
-        for script, its in (("train_connect.py", first), ("train_explore.py", {**own, **shared})):
-            print(f"  fold {k + 1} of {folds}: {script}", flush=True)
-            done = subprocess.run([sys.executable, scripts / script, *flags_of(its)], capture_output=True, text=True)
-            if done.returncode:
-                said = (done.stderr.strip().splitlines() or ["no word"])[-1].removeprefix("error: ")
-                raise UserError(f"--folds {args.folds}, part {k + 1}, {script}: {said}; or give fewer --folds, 0: none")
+        runs = seed.place.folder / "folds" / f"{k}of{folds}"
+        print(f"  fold {k + 1} of {folds}", flush=True)
+        try:
+            part = again.stages(seed, runs, {"fold": f"{k}/{folds}"}, own)
+        except UserError as e:
+            raise UserError(f"--folds {args.folds}, part {k + 1}, {e}; or give fewer --folds, 0: none") from None
         run, held = load(part.method(args.method, args.tag)), load(part.connect)["held"]
         rows = torch.tensor([at[i] for i in held], dtype=torch.long)
         z, logits = model_of(run, args.device)(seed.oom, rows)
@@ -163,15 +128,6 @@ def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor, int]
         found.append((logits, seed.oom["labels"][rows], far))
     logits, y, far = (torch.cat(parts) for parts in zip(*found))
     return logits, y, far, folds
-
-
-def link_tree(old: Path, new: Path, skip: str) -> None:
-    """Links in the folder `new` to everything in `old`, but for the folder `skip`."""
-    for path in sorted(old.iterdir()):
-        if path.name != skip and not path.name.startswith("."):
-            new.mkdir(parents=True, exist_ok=True)
-            if not os.path.lexists(new / path.name):
-                (new / path.name).symlink_to(path.resolve())
 
 
 # ------------------------------------------------------------------------------------------------------- novelty

@@ -124,6 +124,8 @@ def export(trained: Trained, path: Path) -> dict[str, Any]:
         raise UserError(f"--export {path}: the name ends in .onnx or .pt2")
     if any("classical" in run for run in trained.runs):
         raise UserError(f"{trained.paths[0]} is no network; --export needs a method that trains one")
+    if any("members" in run for run in trained.runs):
+        raise UserError(f"{trained.paths[0]} is several networks; --export takes one: selftrain, or another method")
     beside = path.with_suffix(".json")
     if beside.exists() and '"prepare"' not in beside.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"--export {path}: {beside} would be replaced, a record of a run; give another name")

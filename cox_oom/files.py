@@ -24,8 +24,9 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
       prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, and by modality: connections, mapped,
       mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std}, calibration {temperature, low,
       high, n, source}, novelty {means (C', d), precision (d, d), distance,
-      trained}; raw: classical (cox_oom/classical.py)
+      trained}; raw, labelprop: classical (cox_oom/classical.py); ensemble: members [{learner, head}]
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/folds/<k>of<n>/…                 its cross-fits (stage 3, --folds)
+  <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/members/…                        an ensemble's (stage 3)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                (stage 4)
       the record: what it is of, metrics as fractions, correct ("0110…", a digit a test item, 1: its class was named),
       history, seconds, command, args; NAME.card.md: its card

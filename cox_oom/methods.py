@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cox_oom import anchors, classical
+from cox_oom import anchors, classical, controls, ensemble
 from cox_oom.anchors import Anchors
 from cox_oom.augment import augment, batch
+from cox_oom.connect import Bridge
 from cox_oom.correspond import Teacher
 from cox_oom.files import UserError
 from cox_oom.labels import Items, steps_of
@@ -99,14 +100,19 @@ def ssl(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     return {"consistency": args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")}
 
 
+@torch.no_grad()
+def weak_posteriors(model: Model, step: Step) -> Tensor:
+    """Posteriors (B, C) of the weak views, without gradient: what pseudo-labels are taken from."""
+    return model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
+
+
 def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
-    """FixMatch (Sohn et al., NeurIPS 2020): the class of the weak view teaches the strong one where it is sure
-    enough."""
-    with torch.no_grad():
-        weak = model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
-        confidence, pseudo = weak.max(-1)
+    """FixMatch (Sohn et al., NeurIPS 2020, Eq. 4): the class of the weak view teaches the strong one where it is sure
+    enough; the mean is over all items, those that teach nothing too."""
+    confidence, pseudo = weak_posteriors(model, step).max(-1)
     logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
-    return {"pseudo": (F.cross_entropy(logits, pseudo, reduction="none") * (confidence >= args.threshold)).mean()}
+    taken = confidence >= args.threshold
+    return {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
 
 
 class FreeThresholds(torch.nn.Module):
@@ -148,16 +154,21 @@ class FreeThresholds(torch.nn.Module):
 def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
     confidence, and a term that keeps the classes of the taken items apart."""
-    with torch.no_grad():
-        weak = model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
-        model.extra.update(weak)
-        confidence, pseudo = weak.max(-1)
-        taken = confidence >= model.extra.thresholds()[pseudo]
+    weak = weak_posteriors(model, step)
+    model.extra.update(weak)
+    confidence, pseudo = weak.max(-1)
+    taken = confidence >= model.extra.thresholds()[pseudo]
     logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
-    found = {"pseudo": (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
+    found = {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
     if taken.any():
         found["fair"] = args.w_fair * model.extra.fairness(logits[taken].softmax(-1))
     return found
+
+
+def raw(seed: Seed, items: Items) -> dict[str, Any]:
+    """The state of --method raw."""
+    rows, y = items.rows[items.labelled], items.y[items.labelled]
+    return classical.fit(items.oom, items.rows, rows, y, seed.place.seed)
 
 
 class MomentumContrast(torch.nn.Module):
@@ -193,6 +204,33 @@ class MomentumContrast(torch.nn.Module):
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
+class SharedHead(torch.nn.Module):
+    """UML (Gupta et al., ICLR 2026): the labelled items of each known modality, features z_im (N, d_k), y_im (N,),
+    enter by a linear layer of their own what the learner's head names its own items by. No pair is used."""
+
+    def __init__(self, width: int, z_im: dict[str, Tensor], y_im: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.z_im, self.y_im, self.names = z_im, y_im, list(z_im)
+        self.enter = nn.ModuleList(nn.Linear(z.shape[1], width) for z in z_im.values())
+        self.scale = [z.std().clamp(min=1e-6) for z in z_im.values()]
+
+    def loss(self, learner: Learner, head: nn.Linear, batch: int) -> Tensor:
+        """Mean cross-entropy of a random batch of each modality."""
+        found = []
+        for m, enter, scale in zip(self.names, self.enter, self.scale):
+            i = torch.randint(len(self.y_im[m]), (batch,)).to(self.y_im[m].device)
+            t = enter(self.z_im[m][i] / scale)[:, None]
+            for block in learner.blocks:
+                t = block(t, None)
+            found.append(F.cross_entropy(head(learner.norm(t)[:, 0]).float(), self.y_im[m][i]))
+        return torch.stack(found).mean()
+
+
+def uml(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
+    """UML's term: the known modalities' items beside the labelled ones."""
+    return {"shared": args.w_shared * model.extra.loss(model.learner, model.head, args.labelled_batch)}
+
+
 # ------------------------------------------------------------------------------------------------------- METHODS
 
 
@@ -201,22 +239,25 @@ class Method:
     """A row of METHODS.
 
     loss: the documents' line. colour: in plots. learn(args, model, step) -> {name: loss} of unlabelled items, None
-    where they teach nothing. start(args, learner, head) -> a module of its own. flags: rows (name, default, type,
-    help). grid: the flags that experiments/search.sh tries, its defaults first. labels: it needs some, so that it has
-    no place in the setting unsup. explores: it chooses anchors. trains: False for the learner as it was before stage
-    2. classical: its predictions are cox_oom/classical.py's. all_labels: it is shown every label. few: it is among the
-    few that run.sh runs unasked."""
+    where they teach nothing. start(args, learner, head, bridge, seed, items) -> a module of its own, or None. flags:
+    rows (name, default, type, help). grid: the flags that experiments/search.sh tries, its defaults first. labels: it
+    needs some, so that it has no place in the setting unsup. explores: it chooses anchors. trains: False for the
+    learner as it was before stage 2. steps: False where stage 3 takes none. members: it is the mean of other runs'
+    learners. classical(seed, items) -> the state by which cox_oom/classical.py names recordings, in a learner's place.
+    all_labels: it is shown every label. few: it is among the few that run.sh runs unasked."""
 
     loss: str
     colour: str
     learn: Callable[[Namespace, Model, Step], dict[str, Tensor]] | None = None
-    start: Callable[[Namespace, Learner, nn.Linear], nn.Module] | None = None
+    start: Callable[[Namespace, Learner, nn.Linear, Bridge, Seed, Items], nn.Module | None] | None = None
     flags: tuple[tuple[Any, ...], ...] = ()
     grid: tuple[str, ...] = ()
     labels: bool = False
     explores: bool = False
     trains: bool = True
-    classical: bool = False
+    classical: Callable[[Seed, Items], dict[str, Any]] | None = None
+    steps: bool = True
+    members: bool = False
     all_labels: bool = False
     few: bool = False
 
@@ -226,6 +267,7 @@ def grid(form: str, *values: object) -> tuple[str, ...]:
     return tuple(form.format(*(v if isinstance(v, tuple) else (v,))) for v in values)
 
 
+W_PSEUDO = ("--w-pseudo", 1.0, number(float, 0, LARGE), "fixmatch, freematch: weight of the pseudo-labels")
 W_ENTROPY = ("--w-entropy", 0.3, number(float, 0, LARGE), "entmin, moco: weight of the entropy")
 TERMS = grid("--w-agree {} --w-disagree {}", (1, 1), (1, 0), (0.5, 1), (0.5, 0.5), (2, 1), (1, 0.5))
 METHODS = {  # in the order of the tables' rows
@@ -235,8 +277,15 @@ METHODS = {  # in the order of the tables' rows
         "#b8860b",
         labels=True,
         trains=False,
-        classical=True,
+        classical=raw,
         few=True,
+    ),
+    "labelprop": Method(
+        "the labelled items, whose labels spread over a graph of all recordings; no network",
+        "#a0783c",
+        labels=True,
+        trains=False,
+        classical=controls.labelprop,
     ),
     "erm": Method(
         "the labelled items, by cross-entropy",
@@ -267,7 +316,7 @@ METHODS = {  # in the order of the tables' rows
         "momentum contrast; in semi the labels and the entropy too",
         "#d9b26f",
         moco,
-        start=lambda args, learner, head: MomentumContrast(
+        start=lambda args, learner, head, bridge, *_: MomentumContrast(
             learner, queue=args.queue, momentum=args.momentum, temperature=args.temperature
         ).to(args.device),
         flags=(
@@ -285,28 +334,51 @@ METHODS = {  # in the order of the tables' rows
         "the labels, and confident pseudo-labels under strong augmentation",
         "#c98f8f",
         fixmatch,
-        flags=(("--threshold", 0.95, number(float, 0, 1), "fixmatch: least confidence of a pseudo-label"),),
-        grid=grid("--threshold {}", 0.95, 0.6, 0.7, 0.8, 0.9, 0.98),
+        flags=(("--threshold", 0.95, number(float, 0, 1), "fixmatch: least confidence of a pseudo-label"), W_PSEUDO),
+        grid=grid("--threshold {} --w-pseudo {}", (0.95, 1), (0.95, 0.3), (0.95, 3), (0.8, 1), (0.8, 0.3), (0.6, 0.3)),
         labels=True,
     ),
     "freematch": Method(
         "as fixmatch, with thresholds of the classes that follow the learner's confidence",
         "#d4a5a5",
         freematch,
-        start=lambda args, learner, head: FreeThresholds(head.out_features, args.free_momentum).to(args.device),
+        start=lambda args, learner, head, bridge, *_: FreeThresholds(head.out_features, args.free_momentum).to(
+            args.device
+        ),
         flags=(
             ("--free-momentum", 0.99, number(float, 0, 1), "freematch: of its running means"),
             ("--w-fair", 0.05, number(float, 0), "freematch: weight of its fairness term"),
+            W_PSEUDO,
         ),
         grid=grid(
-            "--free-momentum {} --w-fair {}",
-            (0.99, 0.05),
-            (0.99, 0),
-            (0.9, 0.05),
-            (0.9, 0),
-            (0.99, 0.01),
-            (0.999, 0.05),
+            "--free-momentum {} --w-fair {} --w-pseudo {}",
+            (0.99, 0.05, 1),
+            (0.99, 0, 1),
+            (0.9, 0.05, 1),
+            (0.9, 0, 1),
+            (0.9, 0.05, 0.3),
+            (0.999, 0.05, 1),
         ),
+        labels=True,
+    ),
+    "procrustes": Method(
+        "the warm start's features, mapped by the pairs to the IM features, which the IM heads name",
+        "#6b8e23",
+        start=controls.procrustes,
+        flags=(("--ridge", 0.0, number(float, 0, LARGE), "procrustes: of the map by ridge; 0: the orthogonal map"),),
+        grid=grid("--ridge {}", 0, 0.1, 1, 10, 100, 1000),
+        labels=True,
+        steps=False,
+    ),
+    "uml": Method(
+        "the labels, and the IM items through the same blocks and head, without any pair",
+        "#7b68ae",
+        uml,
+        start=lambda args, learner, head, bridge, *_: SharedHead(learner.width, bridge.z_im, bridge.y_im).to(
+            args.device
+        ),
+        flags=(("--w-shared", 1.0, number(float, 0, LARGE), "uml: weight of the IM items' cross-entropy"),),
+        grid=grid("--w-shared {}", 1, 0.03, 0.1, 0.3, 3, 10),
         labels=True,
     ),
     "selftrain": Method(
@@ -317,6 +389,14 @@ METHODS = {  # in the order of the tables' rows
         labels=True,
         explores=True,
         few=True,
+    ),
+    "ensemble": Method(
+        "as selftrain: the mean posterior of several such learners, all with the same labels",
+        "#2f6f73",
+        flags=(("--members", 3, number(int, 2, 100), "ensemble: learners of selftrain"),),
+        labels=True,
+        steps=False,
+        members=True,
     ),
     "cox": Method(
         "agreement, emergent correspondences, expected classes on disagreement, IM features predicted",
@@ -402,7 +482,7 @@ def plan(args: Namespace, seed: Seed) -> Plan:
     soft = args.setting == "semi" and bool(args.rounds) and not without & {"connection", "emergent"}
     args.kl = "matched" if args.kl == "expected" and not soft else args.kl
     args.w_disagree = (1.0 if args.kl == "expected" else 0.5) if args.w_disagree is None else args.w_disagree
-    idle = not row.trains or args.setting == "unsup" and "exploration" in without
+    idle = not row.trains or not row.steps or args.setting == "unsup" and "exploration" in without
     return Plan(
         row.explores,
         without,
@@ -413,13 +493,16 @@ def plan(args: Namespace, seed: Seed) -> Plan:
     )
 
 
-def without_learner(args: Namespace, items: Items) -> dict[str, Any]:
-    """What METHOD.pt keeps of a method without a learner: {"classical": classical.fit's state}; {} of the others."""
-    if not METHODS[args.method].classical:
+def instead(args: Namespace, seed: Seed, items: Items) -> dict[str, Any]:
+    """What METHOD.pt keeps in the learner's place: {"classical": the state of its row} of a method without a learner,
+    an ensemble's members; {} of the others."""
+    row = METHODS[args.method]
+    if row.members:
+        return ensemble.train(args, seed, items)
+    if not row.classical:
         return {}
-    rows, y = items.rows[items.labelled], items.y[items.labelled]
-    state = classical.fit(items.oom, items.rows, rows, y, args.seed)
-    print(f"  {classical.words(state)}")
+    state = row.classical(seed, items)
+    print(f"  {classical.words(args.method, state)}")
     return {"classical": state}
 
 

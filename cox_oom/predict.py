@@ -185,7 +185,8 @@ def load(path: str | Path | Sequence[str | Path], device: str = "cpu") -> Traine
 
 def best(where: Path) -> Path:
     """The run in a folder that is best on its own validation items; without those COX's of the lowest seed."""
-    found = sorted((p.parent, p.stem) for p in where.rglob("seed*/*.pt") if p.stem.partition("-")[0] in METHODS)
+    paths = [p for p in where.rglob("seed*/*.pt") if not {"folds", "members"} & {*p.relative_to(where).parts}]
+    found = sorted((p.parent, p.stem) for p in paths if p.stem.partition("-")[0] in METHODS)
     return choose(found, f"{where} holds no trained learner; give METHOD.pt, or a folder of runs")[0]
 
 

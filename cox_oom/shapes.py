@@ -215,7 +215,12 @@ def of_classical(state, classes):
     yield known, "its views are none"
     yield isinstance(state["steps"], int) and state["steps"] > 0, "its steps are no number of steps"
     n = state["mean"].shape[0]
-    sizes = {"mean": (n,), "scale": (n,), "weight": (classes, n), "bias": (classes,)}
+    sizes: dict = {"mean": (n,), "scale": (n,)}
+    if "points" in state:  # labelprop
+        m, p = state["points"].shape
+        sizes |= {"points": (m, p), "project": (n, p), "values": (m, classes)}
+    else:
+        sizes |= {"weight": (classes, n), "bias": (classes,)}
     for name, size in sizes.items():
         yield tensor(state[name], size, (torch.float32,)), f"classical {name} is not {size} float32"
 

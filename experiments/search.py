@@ -48,7 +48,9 @@ def read_runs(args):
                     "data": files.data_name(data),
                     "oom": folder.parts[-3][4:],
                     "seed": int(folder.name[4:]),
-                    "accuracy": run["history"][-1]["val_accuracy"],
+                    "accuracy": run["history"][-1]["val_accuracy"]
+                    if run["history"]
+                    else run["calibration"]["accuracy"],
                     "n": len(connect["held"]),
                     "seconds": run["meta"]["seconds"],
                 }

@@ -107,6 +107,13 @@ def command(name, folder, runs, *flags, oom="imu", **environment):
     )
 
 
+def in_process(command, **_):
+    """In the place of subprocess.run, for stages that a stage starts: main() in this process."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        STAGES[Path(command[1]).stem].main([str(word) for word in command[2:]])
+    return subprocess.CompletedProcess(command, 0, "", "")
+
+
 def heed_interrupts():
     """They are ignored where the tests run in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -88,7 +88,8 @@ def advice(records: list[dict[str, Any]], names: list[str], clear: bool) -> list
     elif best.classical and mine and not any("val_accuracy" in r["history"][-1] for r in mine):
         lines.append("Train longer (more --min-steps); --holdout 0.2 in stage 2 shows whether validation still rises.")
     if best.classical:
-        lines.append("Until a learner passes raw, take raw, or give the learner views like raw's.")
+        name = names[0]
+        lines.append(f"Until a learner passes {name}, take {name}, or give the learner views like {name}'s.")
     n_classes, n = classes(records[0]["metrics"]), max(r["n_labelled"] for r in records)
     if n_classes and n < FEW * n_classes:
         lines.append(f"Label more: {n} labels are fewer than {FEW} a class.")

@@ -67,7 +67,7 @@ def test_only_confident_items_teach_and_each_class_has_its_threshold():
 
     real, module.augment = module.augment, lambda kind, x, lengths, strength="weak": (x, lengths)
     try:
-        found = freematch(Namespace(w_fair=0.0), model, step)
+        found = freematch(Namespace(w_fair=0.0, w_pseudo=1.0), model, step)
     finally:
         module.augment = real
     by_hand = -sum(q[i].max().log() for i in range(5) if taken[i]) / 5
@@ -77,4 +77,8 @@ def test_only_confident_items_teach_and_each_class_has_its_threshold():
 
 def test_it_is_a_row_like_any_other():
     row = METHODS["freematch"]
-    assert row.labels and row.learn is freematch and {f[0] for f in row.flags} == {"--free-momentum", "--w-fair"}
+    assert (
+        row.labels
+        and row.learn is freematch
+        and {f[0] for f in row.flags} == {"--free-momentum", "--w-fair", "--w-pseudo"}
+    )
