@@ -13,6 +13,9 @@ A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every r
 
 import re
 
+import cox_oom  # noqa: F401  before torch, whose threads it tells to sleep
+
+# isort: split
 import torch
 from tqdm import tqdm
 
