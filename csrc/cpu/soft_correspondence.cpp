@@ -20,7 +20,7 @@
 namespace cox::cpu {
 namespace {
 
-constexpr int64_t kGroups = 32;
+constexpr int64_t kGroups = 32, kWorth = 1 << 18;  // kWorth: pairs for which it is worth waking a thread
 constexpr double kLog2e = 1.4426950408889634, kFarthest = 1e30;
 
 struct Shape {
@@ -136,7 +136,7 @@ struct Items {  // sorted by class, centred, packed by tiles
   std::vector<double> total, use;
 
   Items(const Shape& n, int64_t dp, int64_t pp, const std::vector<double>& means, const std::vector<double>& xs,
-        const std::vector<int64_t>& classes, const std::vector<double>& biases, double scale)
+        const std::vector<int64_t>& classes, const std::vector<double>& biases, double most, double scale)
       : tiles(ceil_div(n.N, kItems)),
         order(static_cast<size_t>(n.N)),
         centre(static_cast<size_t>(n.d), 0.0),
@@ -170,8 +170,8 @@ struct Items {  // sorted by class, centred, packed by tiles
       }
       COX_CHECK(norm <= kFarthest, "soft_correspondence: means lie too far from each other, squared distance ", norm);
       norms.get()[s] = static_cast<float>(scale * norm);
-      bias.get()[s] = static_cast<float>(kLog2e * biases[classes[i]]);
-      COX_CHECK(std::abs(bias.get()[s]) <= 1e30f, "soft_correspondence: bias must lie within 1e30, got ", biases[classes[i]]);
+      bias.get()[s] = static_cast<float>(kLog2e * (biases[classes[i]] - most));
+      COX_CHECK(bias.get()[s] >= -1e30f, "soft_correspondence: biases must lie within 5e29 of each other");
       label[s] = static_cast<int32_t>(classes[i]);
       for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(xs[static_cast<size_t>(i * n.p + e)]);
     }
@@ -207,7 +207,8 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
   const bool student = std::isfinite(freedom);
   const double d = static_cast<double>(n.d), scale = student ? 1 / (freedom + d) : kLog2e / 2;
   const int64_t dp = round_up(n.d, 16), pp = round_up(n.p, 16);
-  Items items(n, dp, pp, means, xs, classes, biases, scale);
+  const double most = *std::max_element(biases.begin(), biases.end());
+  Items items(n, dp, pp, means, xs, classes, biases, most, scale);
   const int64_t G = items.groups, rows_most = std::min(kReadings, round_up(n.M, kStep));
   const auto first = COX_PICK(soft_first), second = COX_PICK(soft_second);
   const auto add_scatter = COX_PICK(soft_scatter);
@@ -235,7 +236,8 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
   }
 
   const double shifted = student ? (freedom + d) / 2 * std::log1p(d / freedom) : 0;  // of the logits, by u's unit
-  ReadingBlock b{0, n.d, dp, pp, zb.get(), zn.get(), label.data(), high.get(), low.get(), {}};
+  const std::vector<float> no_bias(kItems, 0.0f);
+  ReadingBlock b{0, n.d, dp, pp, zb.get(), zn.get(), label.data(), high.get(), low.get(), no_bias.data(), {}};
   b.law = {student, static_cast<float>((student ? freedom + d : 0) / 2), static_cast<float>(scale),
            static_cast<float>(student ? freedom * scale : 0), static_cast<float>(student ? -d * scale : 0)};
   for (int64_t j0 = 0; j0 < n.M; j0 += kReadings) {
@@ -253,7 +255,8 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
       zn.get()[r] = static_cast<float>(scale * norm);
       label[r] = r < rows && !labels.empty() ? static_cast<int32_t>(std::max<int64_t>(labels[j0 + r], -1)) : -1;
     }
-    torch::stable::parallel_for(0, G, 1, [&](int64_t begin, int64_t end) {
+    const int64_t grain = std::max<int64_t>(1, kWorth / (b.rows * items.per_group * kItems));
+    torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
       Scratch scratch(dp, pp);
       for (int64_t g = begin; g < end; ++g) {
         std::fill(sums[g].top, sums[g].top + b.rows, kNone);
@@ -271,11 +274,12 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
       high.get()[r] = some && r < rows ? static_cast<float>(lse) : -kNone;  // no share comes of that
       low.get()[r] = some && r < rows ? static_cast<float>(lse - static_cast<double>(high.get()[r])) : 0;
       if (r < rows) {
+        const double moved = label[r] < 0 ? most : biases[label[r]];
         out<float>(to.evidence)[j0 + r] =
-            some ? static_cast<float>(lse / kLog2e - shifted) : -std::numeric_limits<float>::infinity();
+            some ? static_cast<float>(lse / kLog2e - shifted + moved) : -std::numeric_limits<float>::infinity();
       }
     }
-    torch::stable::parallel_for(0, G, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
       Scratch scratch(dp, pp);
       for (int64_t g = begin; g < end; ++g) {
         const Sums& s = sums[g];
@@ -285,7 +289,7 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
         items.each_tile(g, [&](const ItemTile& t) { second(b, t, s, scratch); });
       }
     });
-    torch::stable::parallel_for(0, b.rows, 64, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, b.rows, b.rows * n.N < kWorth ? b.rows : 64, [&](int64_t begin, int64_t end) {
       std::vector<double> row(static_cast<size_t>(std::max(n.C, pp)));
       for (int64_t r = begin; r < end; ++r) {
         weight[r] = 0;
@@ -297,13 +301,17 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
         for (const Sums& s : sums) {
           for (int64_t c = 0; c < s.classes; ++c) row[s.first_class + c] += s.posterior[r * s.classes + c];
         }
+        double sum = 0;  // 1 up to rounding, 0 where there is no share
+        for (int64_t c = 0; c < n.C; ++c) sum += row[c];
+        const double unit = sum > 0 ? 1 / sum : 0;
+        for (int64_t c = 0; c < n.C; ++c) row[c] *= unit;
         for (int64_t c = 0; c < n.C; ++c) out<float>(to.posterior)[(j0 + r) * n.C + c] = static_cast<float>(row[c]);
         out<float>(to.margin)[j0 + r] = margin_of<float>(row.data(), n.C);
         std::fill(row.begin(), row.end(), 0.0);
         for (const Sums& s : sums) {
           for (int64_t e = 0; e < n.p; ++e) row[e] += s.expected[r * pp + e];
         }
-        for (int64_t e = 0; e < n.p; ++e) out<float>(to.expected)[(j0 + r) * n.p + e] = static_cast<float>(row[e]);
+        for (int64_t e = 0; e < n.p; ++e) out<float>(to.expected)[(j0 + r) * n.p + e] = static_cast<float>(unit * row[e]);
       }
     });
     add_scatter(b, weight.data(), weighted.get(), part.get(), scatter.data());

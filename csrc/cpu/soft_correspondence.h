@@ -24,7 +24,7 @@ struct Law {  // logit = bias - half log2(u), u = (freedom + far) scale; without
 struct ItemTile {
   const float* items;  // (d, kItems)
   const float* x;      // (kItems, pp)
-  const float *norms, *bias;  // squared norms times scale; biases in units of log 2
+  const float *norms, *bias;  // squared norms times scale; biases below the largest one in units of log 2
   const int32_t* label;
   const Segment *segment, *last;
   int64_t cols;  // used, a multiple of 16
@@ -37,6 +37,7 @@ struct ReadingBlock {
   const float* norms;
   const int32_t* label;
   const float *high, *low;  // log2 of the mass, in two parts
+  const float* no_bias;     // kItems zeros
   Law law;
 };
 

@@ -128,6 +128,7 @@ COX_INLINE void logits_of(const ReadingBlock& b, int64_t row, const ItemTile& t,
   for (int64_t r = 0; r < kStep; ++r) {
     float* to = logits + r * kItems;
     const VF own = splat(b.norms[row + r]);
+    const float* bias = b.label[row + r] < 0 ? t.bias : b.no_bias;  // within a class it plays no part
     for (int64_t c = 0; c < t.cols; c += kWidth) {
       const VF norms = own + load(t.norms + c);
       VF far = fma(twice, load(to + c), norms);
@@ -138,12 +139,12 @@ COX_INLINE void logits_of(const ReadingBlock& b, int64_t row, const ItemTile& t,
       VF logit;
       if (student) {
         const VF u = larger(far + least, splat(1e-37f));
-        logit = fma(splat(-b.law.half), log2_of(u, far + shift), load(t.bias + c));
+        logit = fma(splat(-b.law.half), log2_of(u, far + shift), load(bias + c));
         if (keep) {
           memcpy(keep_u + r * kItems + c, &u, sizeof u);
         }
       } else {
-        logit = load(t.bias + c) - far;
+        logit = load(bias + c) - far;
       }
       memcpy(to + c, &logit, sizeof logit);
     }
