@@ -11,6 +11,9 @@ unsup   no OOM item has either: anchors are the items on which the IM heads agre
 A stopped run goes on from its last checkpoint (connect.checkpoint.pt, an epoch of the warm-up each).
 """
 
+import cox_oom  # noqa: F401  before torch, whose threads it tells to sleep
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm

@@ -13,6 +13,9 @@ A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every r
 
 import re
 
+import cox_oom  # noqa: F401  before torch, whose threads it tells to sleep
+
+# isort: split
 import torch
 from tqdm import tqdm
 
@@ -43,6 +46,7 @@ RARE = (
     ("--w-disagree", None, number(float, 0, run.LARGE), "the same of D's term; left out: 1 (--kl expected) or 0.5"),
     ("--kl", "expected", ("expected", "matched", "literal"), "what an item of D is drawn to (docs/method.md, Eq. 13)"),
     ("--rounds", 6, number(int, 0, 10**4), "of the soft correspondence; 0: the heads' agreement chooses anchors"),
+    ("--fit-items", 20000, number(int, 0, run.LARGE), "readings and items that its rounds but the last take; 0: all"),
     ("--temper", 0.4, number(float, 0, run.LARGE, ends="(]"), "exponent of its posteriors, which are too confident"),
     ("--refit", 0.5, number(float, 0, 1), "how far the head moves, at the end, to the classifier of its posteriors"),
     ("--w-im", 3.0, number(float, 0, run.LARGE), "cox: weight of predicting IM features"),

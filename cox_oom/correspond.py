@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import cox_ops
 from cox_oom.augment import batch
 from cox_oom.connect import Bridge
 from cox_oom.heads import fit_head, match_shares, move_head
@@ -44,13 +45,22 @@ def plain_vectors(file: dict[str, Any], rows: Tensor, side: int = 16, steps: int
 
 def principal(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """Leading principal components of x (N, p): scores (N, <= components) with orthonormal columns, singular values;
-    float64."""
-    x = x.to(torch.float64, copy=True)
-    x -= x.mean(0)
-    if min(x.shape) <= 1000:
-        u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    float64. Of more than 2000 rows of at most 2000 numbers, by the p x p Gram matrix: no float64 copy of x is made."""
+    if x.shape[1] <= 2000 < len(x):
+        mean, gram = x.mean(0, dtype=torch.float64), x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+        for part in x.split(4096):
+            part = part - mean
+            gram.addmm_(part.T, part)
+        values, axes = torch.linalg.eigh(gram)
+        s, axes = values.flip(0)[:components].clamp(min=0).sqrt(), axes.flip(1)[:, :components]
+        u = torch.cat([(part - mean) @ axes for part in x.split(4096)]) / s.clamp(min=1e-300)
     else:
-        u, s, _ = torch.svd_lowrank(x, q=min(components, *x.shape) + 10, niter=4)
+        x = x.to(torch.float64, copy=True)
+        x -= x.mean(0)
+        if min(x.shape) <= 1000:
+            u, s, _ = torch.linalg.svd(x, full_matrices=False)
+        else:
+            u, s, _ = torch.svd_lowrank(x, q=min(components, *x.shape) + 10, niter=4)
     keep = min(components, int((s > 1e-5 * s[0].clamp(min=1e-30)).sum()))
     return u[:, :keep], s[:keep]
 
@@ -92,7 +102,8 @@ def correspond(
     floor: float = 0.3,
     prior: float = 2.0,
     freedom: float = 5.0,
-    tile: int = 1 << 22,
+    fit: int = 0,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Class posteriors (M, C) and expected IM vectors (M, p) of OOM items z (M, d) by soft correspondence with
     labelled IM items x (N, p), y (N,).
@@ -105,44 +116,37 @@ def correspond(
     fitted as well), and B, the class offsets r (shrunk to 0 by `prior` items) and the noise S are fitted to all, an
     item that is in no pair with `weight` (Nigam et al., Machine Learning 2000: many guesses must not outvote the few
     pairs). y_z (M,): labels of OOM items, -1 where unknown; a labelled one is spread over its class alone. z and x
-    whitened."""
+    whitened. fit: all rounds but the last take so many OOM and IM items at most, drawn with `seed` (0: all); pairs and
+    labelled items are among them. Constant in its inputs: no gradient."""
     classes, d = len(shares), z.shape[1]
     paired, unpaired = (partner >= 0).nonzero().squeeze(1), (partner < 0).nonzero().squeeze(1)
-    z_pair, at = z[paired], partner[paired]
-    of_pair, of_class = F.one_hot(y[at], classes).to(z), F.one_hot(y, classes).to(z)
-    b, x_mean = z_pair.mean(0), x[at].mean(0)
-    x, eye = x - x_mean, ridge * torch.eye(x.shape[1], device=x.device)
+    z_pair, x_mean = z[paired], x[partner[paired]].mean(0)
+    every, x_every, y_every = unpaired, x - x_mean, y
+    unpaired = unpaired[drawn(y_z[unpaired] >= 0, torch.zeros_like(unpaired), fit, seed)]
+    items = drawn(torch.zeros_like(y, dtype=torch.bool).index_fill(0, partner[paired], True), y, fit, seed)
+    weight, x, y = weight * max(1, len(every)) / max(1, len(unpaired)), x_every[items], y[items]
+    at = torch.searchsorted(items, partner[paired])
+    of_pair, of_class = (z.new_zeros(len(c), classes).scatter_(1, c[:, None], 1) for c in (y[at], y))
+    b, eye = z_pair.mean(0), ridge * torch.eye(x.shape[1], device=x.device)
     gram = x[at].T @ x[at]
     weights = torch.linalg.solve(gram + eye, x[at].T @ (z_pair - b))
     residual = of_pair.T @ (z_pair - b - x[at] @ weights)
     offsets, noise = offset * residual / of_pair.sum(0)[:, None].clamp(min=1), torch.eye(d, device=z.device)
-    bias, posterior = torch.zeros(classes, device=z.device), z.new_zeros(len(z), classes)
+    bias = torch.zeros(classes, device=z.device)
     if held:
         bias[shares == 0] = -20.0  # never, from the first turn on
-    expected = z.new_empty(len(z), x.shape[1])
-    posterior[paired], expected[paired] = of_pair, x[at]
-    unknown = unpaired[y_z[unpaired] < 0]
-    bar = progress(None, "soft correspondences", rounds * len(unpaired))
-    for _ in range(rounds):
+    bar = progress(None, "soft correspondences", (rounds - 1) * len(unpaired) + len(every))
+    for _ in range(rounds - 1):
         # E step: where may every unpaired item come from
-        means, precision = b + x @ weights + offsets[y], torch.linalg.inv(noise)  # (N, d)
-        pull, level = precision @ means.T, ((means @ precision) * means).sum(1)
-        use, total, scatter = x.new_zeros(len(x)), x.new_zeros(len(x), d), x.new_zeros(d, d)
-        for r in unpaired.split(max(1, min(1024, tile // len(x)))):  # a tile of (rows, N) at a time, three of them held
-            far = squares(z[r], precision, pull, level)
-            logits = (far / freedom).log1p_().mul_(0.5 * (freedom + d))
-            logits = torch.sub(bias[y], logits, out=logits)
-            logits.masked_fill_((y_z[r] >= 0)[:, None] & (y_z[r][:, None] != y), -1e9)
-            q = logits.softmax(1)
-            posterior[r], expected[r] = q @ of_class, q @ x
-            q = far.add_(freedom).reciprocal_().mul_(weight * (freedom + d)).mul_(q)  # what a guess counts in the fit
-            use, total, scatter = use + q.sum(0), total + q.T @ z[r], scatter + (z[r] * q.sum(1)[:, None]).T @ z[r]
-            bar.update(len(r))
-            del far, logits, q
+        posterior, _, use, total, scatter = spread(
+            z[unpaired], y_z[unpaired], x, y, b + x @ weights + offsets[y], noise, bias, freedom
+        )
+        use, total, scatter = weight * use, weight * total, weight * scatter
+        posterior = posterior[y_z[unpaired] < 0]
         if held:
-            bias = bias + match_shares(posterior[unknown].clamp(min=1e-9).log(), shares)
+            bias = bias + match_shares(posterior.clamp(min=1e-9).log(), shares)
         else:
-            bias = (posterior[unknown].mean(0).clamp(min=1e-6) / of_class.mean(0).clamp(min=1e-6)).log()
+            bias = (posterior.mean(0).clamp(min=1e-6) / of_class.mean(0).clamp(min=1e-6)).log()
         # M step: map B, class offsets r, noise S
         cross = x[at].T @ (z_pair - b - offsets[y[at]]) + x.T @ (total - use[:, None] * (b + offsets[y]))
         weights = torch.linalg.solve(gram + x.T @ (x * use[:, None]) + eye, cross)
@@ -150,19 +154,45 @@ def correspond(
         residual = of_pair.T @ (z_pair - plain[at]) + of_class.T @ (total - use[:, None] * plain)
         offsets = residual / (of_pair.sum(0) + of_class.T @ use + prior)[:, None]
         means = plain + offsets[y]
-        fit, both = z_pair - means[at], total.T @ means
-        noise = fit.T @ fit + scatter - both - both.T + means.T @ (means * use[:, None])
+        residual, both = z_pair - means[at], total.T @ means
+        noise = residual.T @ residual + scatter - both - both.T + means.T @ (means * use[:, None])
         noise = (1 - floor) * noise / (len(paired) + weight * len(unpaired))
         noise = noise + floor / (1 - floor) * noise.diagonal().mean() * torch.eye(d, device=z.device)
+        bar.update(len(unpaired))
+    means = b + x_every @ weights + offsets[y_every]
+    posterior, expected = z.new_zeros(len(z), classes), z.new_empty(len(z), x.shape[1])
+    posterior[paired], expected[paired] = of_pair, x[at]
+    posterior[every], expected[every], *_ = spread(z[every], y_z[every], x_every, y_every, means, noise, bias, freedom)
+    bar.update(len(every))
     bar.close()
     return posterior, expected + x_mean
 
 
-def squares(z: Tensor, precision: Tensor, pull: Tensor, level: Tensor) -> Tensor:
-    """Squared Mahalanobis distances (R, N) of z (R, d) by `precision` (d, d) to N points: pull (d, N) is the precision
-    times them, level (N,) their own squares. No other matrix of that size is made."""
-    far = 2 * z @ pull
-    return torch.sub(((z @ precision) * z).sum(1)[:, None], far, out=far).add_(level).clamp_(min=0)
+def spread(
+    z: Tensor, y_z: Tensor, x: Tensor, y: Tensor, means: Tensor, noise: Tensor, bias: Tensor, freedom: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """cox_ops.soft_correspondence of OOM items z (M, d) with IM items x (N, p) that are mapped to means (N, d), in the
+    metric of `noise` (d, d): posterior (M, C), expected (M, p), use (N,), total (N, d), scatter (d, d)."""
+    root = torch.linalg.cholesky(noise)
+    white = torch.linalg.solve_triangular(root, torch.eye(len(root), device=z.device), upper=False).T
+    found = cox_ops.soft_correspondence(z @ white, means @ white, x, y, bias, y_z, freedom=freedom)
+    return found.posterior, found.expected, found.use, found.total @ root.T, root @ found.scatter @ root.T
+
+
+def drawn(kept: Tensor, strata: Tensor, most: int, seed: int) -> Tensor:
+    """Rows in ascending order: those `kept` (n,) and so many others that they are `most` (0: all), drawn with `seed`
+    from each of the strata (n,) in proportion to what it has."""
+    rows = torch.arange(len(kept), device=kept.device)
+    room = most - int(kept.sum())
+    if not most or most >= len(kept):
+        return rows
+    others = rows[~kept]
+    others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).to(rows.device)]
+    others = others[strata[others].argsort(stable=True)]
+    _, count = strata[others].unique_consecutive(return_counts=True)
+    place = torch.arange(len(others), device=rows.device) - (count.cumsum(0) - count).repeat_interleave(count)
+    turn = ((place + 0.5) / count.repeat_interleave(count)).argsort(stable=True)
+    return torch.cat([rows[kept], others[turn[: max(room, 0)]]]).sort().values
 
 
 def coarse_and_fine(raw: Tensor, learned: Tensor, p: int, q: int = 20) -> list[Tensor]:
@@ -176,7 +206,7 @@ def coarse_and_fine(raw: Tensor, learned: Tensor, p: int, q: int = 20) -> list[T
 class Source:
     """Where readings may come from, the arguments of `correspond`: partner (M,) of each OOM item, -1 where none is
     known; items x (N, p) of classes y (N,); the class frequencies `shares` (C,), to which they are held or (`held`
-    False) not."""
+    False) not; how many readings and items it is fitted to (`fit`, 0: all), drawn with `seed`."""
 
     partner: Tensor
     x: Tensor
@@ -184,6 +214,8 @@ class Source:
     shares: Tensor
     held: bool = True
     offset: float = 0.25
+    fit: int = 0
+    seed: int = 0
 
 
 def class_posteriors(
@@ -252,7 +284,10 @@ def held_out_gain(
     how many both get `right` (`right_alone`), and whether one can be `trusted`: not worse by two errors.
 
     A fold of the labelled items at a time loses label and partner; each's posteriors are tempered to their best
-    likelihood, as they may be too sure. z (M, d) must not have been fitted to the labels."""
+    likelihood, as they may be too sure. z (M, d) must not have been fitted to the labels. Both are looked at on the
+    readings alone that `one` is fitted to."""
+    rows = drawn(y_z >= 0, torch.zeros_like(y_z), one.fit, one.seed)
+    z, y_z, one, other = z[rows], y_z[rows], *(replace(s, partner=s.partner[rows]) for s in (one, other))
     labelled = (y_z >= 0).nonzero().squeeze(1)
     y, fold = y_z[labelled], torch.empty_like(labelled)
     fold[torch.argsort(y, stable=True)] = torch.arange(len(y), device=y.device) % folds  # every class in all folds
@@ -268,7 +303,7 @@ def held_out_gain(
         likelihood.append(max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum))
     each = likelihood[0] - likelihood[1]
     gain, error = each.mean().item(), each.std().item() / len(y) ** 0.5
-    return {"gain": gain, "error": error, "right": right[0], "right_alone": right[1], "trusted": gain > -2 * error}
+    return {"gain": gain, "error": error, "right": right[0], "right_alone": right[1], "trusted": gain >= -2 * error}
 
 
 # --------------------------------------------------------------------------------------------------- the teacher
@@ -335,7 +370,7 @@ def teacher_of(
                 "im": bridge.names,
             }
     for each in filter(None, (alone, source)):
-        each.held = args.shares == "known"
+        each.held, each.fit, each.seed = args.shares == "known", args.fit_items, args.seed
     if source:
         trust = facts["trust"] = trust or held_out_gain(raw[:, :components], y, source, alone, rounds=args.rounds)
         print(

@@ -44,12 +44,13 @@ def fit_head(
     steps: int = 200,
     lr: float = 0.02,
     weight_decay: float = 1e-3,
+    whole: int = 32768,
     batch: int = 8192,
     generator: torch.Generator | None = None,
 ) -> Head:
     """The "optimal classifier" of features: softmax regression on z (N, d), y (N,) or class posteriors (N, C).
 
-    Full batches up to `batch` items, random ones beyond. Returns a frozen Head on z's device.
+    Full batches up to `whole` items, random ones of `batch` beyond. Returns a frozen Head on z's device.
     """
     head = Head(z.shape[1], classes)
     nn.init.zeros_(head.linear.weight)
@@ -70,7 +71,7 @@ def fit_head(
         return loss
 
     with torch.enable_grad():
-        if len(x) <= batch:  # convex and whole: L-BFGS needs a fifth of the passes
+        if len(x) <= whole:  # convex and whole: L-BFGS needs a fifth of the passes
             opt = torch.optim.LBFGS(
                 head.linear.parameters(), max_iter=steps // 5, history_size=10, line_search_fn="strong_wolfe"
             )

@@ -43,7 +43,9 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def script(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
-    """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2."""
+    """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2. Numbers below 1e-38 count as
+    0 in it: processors take up to 15 times longer with them."""
+    torch.set_flush_denormal(True)  # before the first parallel loop: threads inherit it
     try:
         with contextlib.redirect_stdout(Escaped(sys.stdout)):
             main(argv)

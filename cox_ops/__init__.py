@@ -1,6 +1,7 @@
 """Operators of COX in torch's dispatcher (`torch.ops.cox_ops`), on the CPU and, where built, on CUDA.
 
     from cox_ops import nearest_anchor, top_anchors, modality_agreement, heads_agreement, pairwise_distances, mmd
+    from cox_ops import soft_correspondence
 
 `python -m cox_ops` says how they were built. `cox_ops.ref` holds the definition of each in plain torch.
 """
@@ -34,8 +35,24 @@ if cuda_library is not None:
     torch.ops.load_library(str(cuda_library))
 
 try:
-    from .ops import heads_agreement, mmd, modality_agreement, nearest_anchor, pairwise_distances, top_anchors
+    from .ops import (
+        heads_agreement,
+        mmd,
+        modality_agreement,
+        nearest_anchor,
+        pairwise_distances,
+        soft_correspondence,
+        top_anchors,
+    )
 except RuntimeError as e:  # a fake for an operator that the build lacks
     raise ImportError(f"cox_ops was built from other sources ({e}); run: python setup.py build_ext --inplace") from None
 
-__all__ = ["pairwise_distances", "nearest_anchor", "top_anchors", "modality_agreement", "heads_agreement", "mmd"]
+__all__ = [
+    "pairwise_distances",
+    "nearest_anchor",
+    "top_anchors",
+    "modality_agreement",
+    "heads_agreement",
+    "mmd",
+    "soft_correspondence",
+]

@@ -45,6 +45,13 @@ def integers(op: str, most: int = 2**63 - 1, **named: Any) -> None:
             raise RuntimeError(f"{op}: expected {name} {bound}")
 
 
+def number(op: str, **named: Any) -> None:
+    """TypeError where one is no real number (a bool is none), with its name."""
+    for name, a in named.items():
+        if isinstance(a, (bool, np.bool_)) or not isinstance(a, (numbers.Real, torch.SymFloat)):
+            raise TypeError(f"{op}: {name} must be a number, got {type(a).__name__}")
+
+
 def booleans(op: str, **named: Any) -> None:
     """TypeError where one is no bool, with its name."""
     for name, b in named.items():

@@ -8,12 +8,12 @@ never norms minus twice the product: no cancellation.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import booleans, integers, positive, rescaled, tensors
+from .arguments import booleans, integers, number, positive, rescaled, tensors
 
 ops = torch.ops.cox_ops  # mypy: of type Any, as the operators that are found in it
 
@@ -288,6 +288,82 @@ def _heads_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor,
 
 
 torch.library.register_autograd("cox_ops::heads_agreement", _heads_backward, setup_context=_heads_setup)
+
+
+# ---------------------------------------------------------------- soft_correspondence
+
+
+class Correspondence(NamedTuple):
+    """What soft_correspondence gives, by readings (M) and by items (N)."""
+
+    posterior: Tensor
+    expected: Tensor
+    margin: Tensor
+    evidence: Tensor
+    use: Tensor
+    total: Tensor
+    scatter: Tensor
+
+
+def soft_correspondence(
+    z: Tensor,
+    means: Tensor,
+    x: Tensor,
+    classes: Tensor,
+    bias: Tensor,
+    labels: Tensor | None = None,
+    *,
+    freedom: float = float("inf"),
+) -> Correspondence:
+    """Which of N items each of M readings may come from, and what that adds up to, without a matrix M x N.
+
+        q_ji = softmax_i (bias[classes_i] - (freedom + d)/2 log(1 + ||z_j - means_i||^2 / freedom))
+        w_ji = q_ji (freedom + d) / (freedom + ||z_j - means_i||^2)
+
+    Student's t; freedom = inf: Gaussian, q_ji = softmax_i (bias[classes_i] - ||z_j - means_i||^2 / 2), w = q.
+    A reading with a label >= 0 is spread over the items of that class alone.
+
+    z (M, d), means (N, d), both whitened by the noise, x (N, p), bias (C,), classes (N,) int64 in 0 ... C - 1,
+    labels (M,) int64 below C; N and C are at least 1 ->
+        posterior (M, C)    sum of q over the items of each class
+        expected (M, p)     sum_i q_ji x_i
+        margin (M,)         the best posterior minus the second-best
+        evidence (M,)       the log of the softmax' denominator
+        use (N,)            sum_j w_ji
+        total (N, d)        sum_j w_ji z_j
+        scatter (d, d)      sum_ji w_ji z_j z_j^T
+    float32, for float64 inputs float64. A label that no item has: posterior, expected, margin 0, evidence -inf, and
+    the reading adds to no sum. A share below e^-40 counts as 0. Time O(M N (d + p)), memory O(M (d + C + p) + N (d +
+    p)). Products are in float32, sums beyond a block in float64; on the CPU a result is bitwise the same for any number
+    of threads. float64 inputs on the CPU: directly, by one thread. NaN, Inf, and squared distances beyond 1e30 are
+    refused on the CPU; on CUDA no value is looked at, and an item whose class is none counts as absent. Not
+    differentiable: inputs that require a gradient are taken as constants.
+
+    >>> z, means = torch.tensor([[0.], [1.]]), torch.tensor([[0.], [2.]])
+    >>> soft_correspondence(z, means, means, torch.tensor([0, 1]), torch.zeros(2)).posterior
+    tensor([[0.8808, 0.1192],
+            [0.5000, 0.5000]])
+    """
+    optional = {} if labels is None else {"labels": labels}
+    given = tensors("soft_correspondence", z=z, means=means, x=x, classes=classes, bias=bias, **optional)
+    number("soft_correspondence", freedom=freedom)
+    return Correspondence(*ops.soft_correspondence(*(t.detach() for t in given), freedom=float(freedom)))
+
+
+@torch.library.register_fake("cox_ops::soft_correspondence")
+def _(
+    z: Tensor,
+    means: Tensor,
+    x: Tensor,
+    classes: Tensor,
+    bias: Tensor,
+    labels: Tensor | None = None,
+    *,
+    freedom: float,
+) -> tuple[Tensor, ...]:
+    (M, d), (N, p), C = z.shape, x.shape, bias.shape[0]
+    sizes = [(M, C), (M, p), (M,), (M,), (N,), (N, d), (d, d)]
+    return tuple(z.new_empty(size, dtype=_acc(z.dtype)) for size in sizes)
 
 
 # ---------------------------------------------------------------- mmd

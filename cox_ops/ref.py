@@ -68,6 +68,29 @@ def heads_agreement(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
     return modality_agreement(z @ weight.mT + bias[:, None])
 
 
+def soft_correspondence(
+    z: Tensor,
+    means: Tensor,
+    x: Tensor,
+    classes: Tensor,
+    bias: Tensor,
+    labels: Tensor | None = None,
+    *,
+    freedom: float,
+) -> tuple[Tensor, ...]:
+    d, far = z.shape[1], pairwise_distances(z, means, squared=True)  # (M, N)
+    student = freedom < float("inf")
+    logits = bias[classes] - ((freedom + d) / 2 * (far / freedom).log1p() if student else far / 2)
+    if labels is not None:
+        logits = logits.masked_fill((labels >= 0)[:, None] & (labels[:, None] != classes), -float("inf"))
+    q = logits.softmax(1).nan_to_num(0)  # no item of the label's class: no share
+    w = q * (freedom + d) / (freedom + far) if student else q
+    posterior = z.new_zeros(len(z), len(bias)).index_add(1, classes, q)
+    best = torch.cat([posterior, torch.zeros_like(posterior[:, :1])], 1).topk(2, 1).values
+    margin, evidence = best[:, 0] - best[:, 1], logits.logsumexp(1)
+    return posterior, q @ x, margin, evidence, w.sum(0), w.mT @ z, (z * w.sum(1)[:, None]).mT @ z
+
+
 def mmd(x: Tensor, y: Tensor, bandwidths: Iterable[float] | Tensor) -> Tensor:
     def k(a: Tensor, b: Tensor) -> Tensor:
         d2 = pairwise_distances(a, b, squared=True)

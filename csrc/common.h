@@ -215,6 +215,33 @@ inline void check_heads_agreement(const Tensor& z, const Tensor& weight, const T
             shape_of(bias));
 }
 
+inline void check_soft_correspondence(const Tensor& z, const Tensor& means, const Tensor& x, const Tensor& classes,
+                                      const Tensor& bias, const std::optional<Tensor>& labels, double freedom) {
+  const char* op = "soft_correspondence";
+  check_float(op, "z", z);
+  check_same(op, "z", z, "means", means);
+  check_same(op, "z", z, "x", x);
+  check_same(op, "z", z, "bias", bias);
+  COX_CHECK(z.dim() == 2 && means.dim() == 2, op, ": expected z (M, d) and means (N, d), got z ", shape_of(z),
+            " and means ", shape_of(means));
+  COX_CHECK(z.size(1) == means.size(1), op, ": d differs: z has ", z.size(1), ", means has ", means.size(1));
+  COX_CHECK(means.size(0) >= 1, op, ": expected at least one item in means (N, d), got N = 0");
+  COX_CHECK(x.dim() == 2 && x.size(0) == means.size(0), op, ": expected x (", means.size(0), ", p) like means, got ",
+            shape_of(x));
+  COX_CHECK(bias.dim() == 1 && bias.size(0) >= 1 && bias.size(0) < (int64_t(1) << 31), op,
+            ": expected bias (C,) of at least one class, got ", shape_of(bias));
+  const auto check_classes = [op, &z](const char* name, const Tensor& t, int64_t n) {
+    COX_CHECK(t.scalar_type() == ScalarType::Long, op, ": ", name, " must be int64, got ", dtype_name(t.scalar_type()));
+    COX_CHECK(t.dim() == 1 && t.size(0) == n, op, ": expected ", name, " (", n, ",), got ", shape_of(t));
+    check_same_device(op, "z", z, name, t);
+  };
+  check_classes("classes", classes, means.size(0));
+  if (labels) {
+    check_classes("labels", *labels, z.size(0));
+  }
+  COX_CHECK(freedom > 0, op, ": expected freedom > 0, got ", freedom);
+}
+
 inline void check_mmd(const Tensor& x, const Tensor& y, const Tensor& bandwidths) {
   const char* op = "mmd";
   check_float(op, "x", x);

@@ -27,6 +27,10 @@ STABLE_TORCH_LIBRARY(cox_ops, m) {
       " Tensor? mask=None) -> Tensor");
   m.def("modality_agreement(Tensor logits) -> (Tensor confidence, Tensor mask, Tensor label)");
   m.def("heads_agreement(Tensor z, Tensor weight, Tensor bias) -> (Tensor confidence, Tensor mask, Tensor label)");
+  m.def(
+      "soft_correspondence(Tensor z, Tensor means, Tensor x, Tensor classes, Tensor bias, Tensor? labels=None, *,"
+      " float freedom) -> (Tensor posterior, Tensor expected, Tensor margin, Tensor evidence, Tensor use, Tensor total,"
+      " Tensor scatter)");
   m.def("mmd(Tensor x, Tensor y, Tensor bandwidths) -> Tensor");
   m.def("mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths) -> (Tensor gx, Tensor gy)");
 }

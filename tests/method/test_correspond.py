@@ -13,6 +13,7 @@ from cox_oom.correspond import (
     class_posteriors,
     coarse_and_fine,
     correspond,
+    drawn,
     explain,
     held_out_gain,
     known_items,
@@ -153,14 +154,50 @@ def test_views_take_fewer_and_more_components():
     assert [v.shape[1] for v in few] == [15, 13, 15, 15]  # all that there are
 
 
-def test_neither_tiles_nor_the_order_of_items_matter():
+def test_neither_threads_nor_the_order_of_items_matter(threads):
     z, x, y, shares = shared_world(3)
     y_z, partner = given(y, 20)
     whole = correspond(z, y_z, partner, x, y, shares)
     assert [t.shape for t in whole] == [(300, 5), (300, 12)]
-    torch.testing.assert_close(correspond(z, y_z, partner, x, y, shares, tile=37 * len(x)), whole, atol=1e-3, rtol=1e-3)
+    with threads(2):
+        torch.testing.assert_close(correspond(z, y_z, partner, x, y, shares), whole, atol=1e-3, rtol=1e-3)
     order = torch.cat([torch.arange(20), 20 + torch.randperm(len(x) - 20, generator=torch.Generator().manual_seed(0))])
     torch.testing.assert_close(correspond(z, y_z, partner, x[order], y[order], shares), whole, atol=1e-3, rtol=1e-3)
+
+
+def test_a_fit_to_a_part_names_all_nearly_as_well():
+    """The rounds before the last take 300 readings and items of 1500, in which every pair is."""
+    z, x, y, shares = shared_world(3, m=1500)
+    y_z, partner = given(y, 40)
+    right = {}
+    for fit in (0, 300, 1500, 2000):
+        q, expected = correspond(z, y_z, partner, x, y, shares, fit=fit)
+        right[fit] = (q[40:].argmax(1) == y[40:]).float().mean().item()
+        torch.testing.assert_close(q.sum(1), torch.ones(1500))
+        torch.testing.assert_close(expected[:40], x[:40])
+    assert right[1500] == right[2000] == right[0] and abs(right[300] - right[0]) < 0.03
+    assert held_out_gain(z, y_z, Source(partner, x, y, shares, fit=300), labels_alone(y_z, shares))["trusted"]
+
+
+def test_what_is_drawn_has_all_that_is_kept_and_of_the_rest_as_much_as_there_is():
+    kept, strata = torch.arange(1000) % 100 == 7, torch.arange(1000) % 10 // 8  # 0: 800, 1: 200
+    rows = drawn(kept, strata, 110, 3)
+    assert len(rows) == 110 and (rows.diff() > 0).all() and set(kept.nonzero()[:, 0].tolist()) <= {*rows.tolist()}
+    assert 79 <= (strata[rows][~kept[rows]] == 0).sum() <= 81
+    assert torch.equal(rows, drawn(kept, strata, 110, 3)) and not torch.equal(rows, drawn(kept, strata, 110, 4))
+    assert torch.equal(drawn(kept, strata, 5, 0), kept.nonzero()[:, 0])  # no room, but what must be
+    for most in (0, 1000, 5000):
+        assert torch.equal(drawn(kept, strata, most, 0), torch.arange(1000))
+
+
+def test_both_name_every_held_out_label_and_are_trusted():
+    """Labels alone tell all: the gain and its error are 0."""
+    y = torch.arange(80) % 4
+    z = 100 * F.one_hot(y, 4).float()
+    y_z, partner = given(y, 40)
+    alone = labels_alone(y_z, torch.full((4,), 0.25))
+    told = held_out_gain(z, y_z, alone, alone)
+    assert told["gain"] == 0 and told["error"] == 0 and told["trusted"]
 
 
 def test_a_labelled_reading_without_a_partner_is_spread_over_its_class():

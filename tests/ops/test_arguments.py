@@ -14,7 +14,17 @@ CALLS = {
     "modality_agreement": dict(logits=V),
     "heads_agreement": dict(z=X, weight=W, bias=W[..., 0]),
     "mmd": dict(x=X, y=X),
+    "soft_correspondence": dict(
+        z=X,
+        means=X,
+        x=X[:, :2],
+        classes=torch.tensor([0, 1, 1, 0]),
+        bias=X[0],
+        labels=torch.tensor([1, -1, 0, -1]),
+        freedom=5.0,
+    ),
 }
+OPTIONAL = [("top_anchors", "classes"), ("top_anchors", "mask"), ("soft_correspondence", "labels")]
 TENSORS = [(op, name) for op, given in CALLS.items() for name, a in given.items() if isinstance(a, torch.Tensor)]
 
 
@@ -27,7 +37,7 @@ def test_every_operator_is_here():
 @pytest.mark.parametrize("op, name", TENSORS)
 def test_what_is_no_tensor(op, name):
     for wrong in ([1.0, 2.0], 3, "a", None, X.numpy()):
-        if wrong is None and name in ("classes", "mask"):
+        if wrong is None and (op, name) in OPTIONAL:
             continue
         with pytest.raises(TypeError, match=f"^{op}: {name} must be a Tensor, got {type(wrong).__name__}$"):
             getattr(cox_ops, op)(**{**CALLS[op], name: wrong})
@@ -56,11 +66,12 @@ def test_meta_tensors_alone_give_meta_tensors(op):
 
 INTEGERS = [("top_anchors", "t"), ("top_anchors", "quota"), ("nearest_anchor", "tile")]
 BOOLEANS = [("top_anchors", "largest"), ("pairwise_distances", "squared")]
+NUMBERS = [("soft_correspondence", "freedom")]
 
 
-def test_these_are_all_integers_and_booleans():
+def test_these_are_all_integers_booleans_and_numbers():
     """By the schemas that the dispatcher knows."""
-    kinds = {"int": INTEGERS, "Optional[int]": INTEGERS, "bool": BOOLEANS}
+    kinds = {"int": INTEGERS, "Optional[int]": INTEGERS, "bool": BOOLEANS, "float": NUMBERS}
     for op in CALLS:
         for a in getattr(torch.ops.cox_ops, op).default._schema.arguments:
             assert str(a.type).endswith(("Tensor", "Optional[Tensor]")) or (op, a.name) in kinds[str(a.type)], (op, a)
@@ -110,3 +121,14 @@ def test_what_is_no_boolean(op, name):
         with pytest.raises(TypeError, match=f"^{op}: {name} must be a bool, got {type(wrong).__name__}$"):
             getattr(cox_ops, op)(**{**CALLS[op], name: wrong})
     assert getattr(cox_ops, op)(**{**CALLS[op], name: np.bool_(False)}) is not None
+
+
+@pytest.mark.parametrize("op, name", NUMBERS)
+def test_what_is_no_number(op, name):
+    for wrong in ("2", [2.0], True, None, torch.tensor(2.0), np.bool_(True)):
+        with pytest.raises(TypeError, match=f"^{op}: {name} must be a number, got {type(wrong).__name__}$"):
+            getattr(cox_ops, op)(**{**CALLS[op], name: wrong})
+    for fine in (2, np.float32(2), np.int64(2)):
+        assert torch.equal(
+            getattr(cox_ops, op)(**{**CALLS[op], name: fine})[0], getattr(cox_ops, op)(**{**CALLS[op], name: 2.0})[0]
+        )

@@ -1,0 +1,363 @@
+// soft_correspondence on the CPU: shares q_ji = softmax_i of bias_{y_i} - (v + d)/2 log(1 + ||z_j - m_i||^2 / v), or of
+// bias_{y_i} - ||z_j - m_i||^2 / 2 where v is inf, and their sums by readings j and by items i.
+//
+// Two passes, as the backward pass of flash attention takes them: the first finds every reading's normaliser, the second
+// makes the shares of a tile again and adds them up, by readings and by items. Items are sorted by class, so that a class is
+// a run of columns; rows are centred on the items' mean, products are in float32, a distance that is small beside the norms
+// is taken directly. Shares below e^-40 count as 0, and what is 0 in 8 readings x 16 items is not multiplied.
+//
+// A block of kReadings readings meets the tiles of kItems items; the tiles, in groups that follow from N alone, are shared
+// out among the threads. Sums over a block or a tile are in float32, beyond in float64, groups are added in order: the same
+// for any number of threads, and for AVX2 and AVX-512. O(M N (d + p)) time, O(N (d + p)) + kGroups O(kReadings (p + C)) scratch.
+#include <cmath>
+#include <limits>
+
+#include "soft_correspondence.h"
+
+#define COX_BODY "soft_correspondence_body.h"
+#include "each_isa.h"
+
+namespace cox::cpu {
+namespace {
+
+constexpr int64_t kGroups = 32, kWorth = 1 << 18;  // kWorth: pairs for which it is worth waking a thread
+constexpr double kLog2e = 1.4426950408889634, kFarthest = 1e30;
+
+struct Shape {
+  int64_t M, N, d, p, C;
+};
+
+struct Found {  // the outputs
+  Tensor posterior, expected, margin, evidence, use, total, scatter;
+
+  Found(const Tensor& like, const Shape& n) {
+    const ScalarType t = acc_dtype(like.scalar_type());
+    posterior = make(like, {n.M, n.C}, t);
+    expected = make(like, {n.M, n.p}, t);
+    margin = make(like, {n.M}, t);
+    evidence = make(like, {n.M}, t);
+    use = make(like, {n.N}, t);
+    total = make(like, {n.N, n.d}, t);
+    scatter = make(like, {n.d, n.d}, t);
+  }
+};
+
+// Best minus second-best; of one class its own posterior.
+template <class A>
+A margin_of(const double* posterior, int64_t n) {
+  double best = 0, second = 0;
+  for (int64_t c = 0; c < n; ++c) {
+    second = std::max(second, std::min(best, posterior[c]));
+    best = std::max(best, posterior[c]);
+  }
+  return static_cast<A>(best - second);
+}
+
+std::vector<int64_t> numbers(const Tensor& t, int64_t least, int64_t most, const char* name) {
+  std::vector<int64_t> v(static_cast<size_t>(t.size(0)));
+  for (size_t i = 0; i < v.size(); ++i) {
+    v[i] = data<int64_t>(t)[static_cast<int64_t>(i) * t.stride(0)];
+    COX_CHECK(v[i] <= most && (v[i] >= least || least < 0), "soft_correspondence: expected ", name, " below C = ", most + 1,
+              least < 0 ? "" : " and not negative", ", got ", v[i]);
+  }
+  return v;
+}
+
+template <class T>
+std::vector<double> values(const Tensor& t, const char* name) {  // (n,) or (n, m), contiguous
+  const int64_t rows = t.size(0), cols = t.dim() == 2 ? t.size(1) : 1, sr = t.stride(0), sc = t.dim() == 2 ? t.stride(1) : 0;
+  std::vector<double> v(static_cast<size_t>(rows * cols));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      const double a = static_cast<double>(static_cast<acc_t<T>>(data<T>(t)[r * sr + c * sc]));
+      COX_CHECK(std::isfinite(a), "soft_correspondence: ", name, " has NaN or Inf");
+      v[static_cast<size_t>(r * cols + c)] = a;
+    }
+  }
+  return v;
+}
+
+// ---------------------------------------------------------------- float64: one reading after the other, directly
+
+void run_double(const Shape& n, const std::vector<double>& z, const std::vector<double>& means, const std::vector<double>& x,
+                const std::vector<int64_t>& classes, const std::vector<double>& bias, const std::vector<int64_t>& labels,
+                double freedom, const Found& to) {
+  const double half = (freedom + static_cast<double>(n.d)) / 2, inf = std::numeric_limits<double>::infinity();
+  double *use = out<double>(to.use), *total = out<double>(to.total), *scatter = out<double>(to.scatter);
+  std::fill(use, use + n.N, 0.0);
+  std::fill(total, total + n.N * n.d, 0.0);
+  std::fill(scatter, scatter + n.d * n.d, 0.0);
+  std::vector<double> logit(static_cast<size_t>(n.N)), far(static_cast<size_t>(n.N));
+  for (int64_t j = 0; j < n.M; ++j) {
+    const double* zj = z.data() + j * n.d;
+    double top = -inf, mass = 0, weight = 0;
+    for (int64_t i = 0; i < n.N; ++i) {
+      double sum = 0;
+      for (int64_t e = 0; e < n.d; ++e) {
+        const double diff = zj[e] - means[static_cast<size_t>(i * n.d + e)];
+        sum += diff * diff;
+      }
+      const bool may = labels.empty() || labels[j] < 0 || labels[j] == classes[i];
+      far[i] = sum;
+      logit[i] = may ? bias[classes[i]] - (freedom < inf ? half * std::log1p(sum / freedom) : sum / 2) : -inf;
+      top = std::max(top, logit[i]);
+    }
+    for (int64_t i = 0; i < n.N && top > -inf; ++i) mass += std::exp(logit[i] - top);
+    double *posterior = out<double>(to.posterior) + j * n.C, *expected = out<double>(to.expected) + j * n.p;
+    std::fill(posterior, posterior + n.C, 0.0);
+    std::fill(expected, expected + n.p, 0.0);
+    for (int64_t i = 0; i < n.N && top > -inf; ++i) {
+      const double q = std::exp(logit[i] - top) / mass;
+      const double w = freedom < inf ? q * (freedom + static_cast<double>(n.d)) / (freedom + far[i]) : q;
+      posterior[classes[i]] += q;
+      use[i] += w;
+      weight += w;
+      for (int64_t e = 0; e < n.p; ++e) expected[e] += q * x[static_cast<size_t>(i * n.p + e)];
+      for (int64_t e = 0; e < n.d; ++e) total[i * n.d + e] += w * zj[e];
+    }
+    for (int64_t a = 0; a < n.d; ++a) {
+      for (int64_t e = 0; e < n.d; ++e) scatter[a * n.d + e] += weight * zj[a] * zj[e];
+    }
+    out<double>(to.margin)[j] = margin_of<double>(posterior, n.C);
+    out<double>(to.evidence)[j] = top > -inf ? top + std::log(mass) : -inf;
+  }
+}
+
+// ---------------------------------------------------------------- float32: tiles
+
+struct Items {  // sorted by class, centred, packed by tiles
+  int64_t tiles, groups, per_group;
+  std::vector<int64_t> order;
+  std::vector<double> centre;
+  std::vector<Segment> segments;
+  std::vector<ItemTile> tile;
+  std::vector<int32_t> label;
+  Buffer<float> items, x, norms, bias;
+  std::vector<double> total, use;
+
+  Items(const Shape& n, int64_t dp, int64_t pp, const std::vector<double>& means, const std::vector<double>& xs,
+        const std::vector<int64_t>& classes, const std::vector<double>& biases, double most, double scale)
+      : tiles(ceil_div(n.N, kItems)),
+        order(static_cast<size_t>(n.N)),
+        centre(static_cast<size_t>(n.d), 0.0),
+        label(static_cast<size_t>(tiles * kItems), -1),
+        items(tiles * kItems * n.d),
+        x(tiles * kItems * pp),
+        norms(tiles * kItems),
+        bias(tiles * kItems),
+        total(static_cast<size_t>(tiles * kItems * dp), 0.0),
+        use(static_cast<size_t>(tiles * kItems), 0.0) {
+    per_group = ceil_div(tiles, kGroups);
+    groups = ceil_div(tiles, per_group);
+    std::vector<int64_t> begin(static_cast<size_t>(n.C) + 1, 0);
+    for (const int64_t c : classes) ++begin[static_cast<size_t>(c) + 1];
+    for (int64_t c = 0; c < n.C; ++c) begin[c + 1] += begin[c];
+    for (int64_t i = 0; i < n.N; ++i) order[static_cast<size_t>(begin[classes[i]]++)] = i;
+    for (int64_t i = 0; i < n.N; ++i) {
+      for (int64_t e = 0; e < n.d; ++e) centre[e] += means[static_cast<size_t>(i * n.d + e)] / static_cast<double>(n.N);
+    }
+    std::fill(items.get(), items.get() + tiles * kItems * n.d, 0.0f);
+    std::fill(x.get(), x.get() + tiles * kItems * pp, 0.0f);
+    std::fill(norms.get(), norms.get() + tiles * kItems, 0.0f);
+    std::fill(bias.get(), bias.get() + tiles * kItems, kNone);
+    for (int64_t s = 0; s < n.N; ++s) {
+      const int64_t i = order[s], t = s / kItems, at = s % kItems;
+      double norm = 0;
+      for (int64_t e = 0; e < n.d; ++e) {
+        const float v = static_cast<float>(means[static_cast<size_t>(i * n.d + e)] - centre[e]);
+        items.get()[(t * n.d + e) * kItems + at] = v;
+        norm += static_cast<double>(v) * static_cast<double>(v);
+      }
+      COX_CHECK(norm <= kFarthest, "soft_correspondence: means lie too far from each other, squared distance ", norm);
+      norms.get()[s] = static_cast<float>(scale * norm);
+      bias.get()[s] = static_cast<float>(kLog2e * (biases[classes[i]] - most));
+      COX_CHECK(bias.get()[s] >= -1e30f, "soft_correspondence: biases must lie within 5e29 of each other");
+      label[s] = static_cast<int32_t>(classes[i]);
+      for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(xs[static_cast<size_t>(i * n.p + e)]);
+    }
+    std::vector<size_t> first;
+    for (int64_t t = 0; t < tiles; ++t) {
+      first.push_back(segments.size());
+      for (int64_t s = t * kItems; s < std::min(n.N, (t + 1) * kItems); ++s) {
+        const int32_t at = static_cast<int32_t>(s - t * kItems);
+        if (at == 0 || label[s] != label[s - 1]) {
+          segments.push_back({at, at, label[s]});
+        }
+        segments.back().to = at + 1;
+      }
+    }
+    first.push_back(segments.size());
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t s = t * kItems;
+      tile.push_back({items.get() + s * n.d, x.get() + s * pp, norms.get() + s, bias.get() + s, label.data() + s,
+                      segments.data() + first[t], segments.data() + first[t + 1], round_up(std::min(kItems, n.N - s), 16),
+                      total.data() + s * dp, use.data() + s});
+    }
+  }
+
+  template <class F>
+  void each_tile(int64_t group, F&& f) const {
+    for (int64_t t = group * per_group; t < std::min(tiles, (group + 1) * per_group); ++t) f(tile[t]);
+  }
+};
+
+void run_float(const Shape& n, const std::vector<double>& z, const std::vector<double>& means, const std::vector<double>& xs,
+               const std::vector<int64_t>& classes, const std::vector<double>& biases, const std::vector<int64_t>& labels,
+               double freedom, const Found& to) {
+  const bool student = std::isfinite(freedom);
+  const double d = static_cast<double>(n.d), scale = student ? 1 / (freedom + d) : kLog2e / 2;
+  const int64_t dp = round_up(n.d, 16), pp = round_up(n.p, 16);
+  const double most = *std::max_element(biases.begin(), biases.end());
+  Items items(n, dp, pp, means, xs, classes, biases, most, scale);
+  const int64_t G = items.groups, rows_most = std::min(kReadings, round_up(n.M, kStep));
+  const auto first = COX_PICK(soft_first), second = COX_PICK(soft_second);
+  const auto add_scatter = COX_PICK(soft_scatter);
+
+  // Of a block of readings; then of its groups of tiles.
+  Buffer<float> zb(rows_most * dp), weighted(rows_most * dp), part(dp * dp), zn(rows_most), high(rows_most), low(rows_most);
+  std::vector<int32_t> label(static_cast<size_t>(rows_most));
+  std::vector<double> scatter(static_cast<size_t>(dp * dp), 0.0), weight(static_cast<size_t>(rows_most));
+  Buffer<float> tops(G * rows_most);
+  Buffer<double> masses(G * rows_most), weights(G * rows_most), expected(G * rows_most * pp);
+  std::vector<Sums> sums;
+  int64_t classes_of_groups = 0;
+  for (int64_t g = 0; g < G; ++g) {
+    const ItemTile& last = items.tile[std::min(items.tiles, (g + 1) * items.per_group) - 1];
+    const int64_t from = items.tile[g * items.per_group].segment->label, count = (last.last - 1)->label - from + 1;
+    sums.push_back({tops.get() + g * rows_most, masses.get() + g * rows_most, weights.get() + g * rows_most,
+                    expected.get() + g * rows_most * pp, nullptr, from, count});
+    classes_of_groups += count;
+  }
+  Buffer<double> posteriors(classes_of_groups * rows_most);
+  int64_t at = 0;
+  for (Sums& s : sums) {
+    s.posterior = posteriors.get() + at;
+    at += s.classes * rows_most;
+  }
+
+  const double shifted = student ? (freedom + d) / 2 * std::log1p(d / freedom) : 0;  // of the logits, by u's unit
+  const std::vector<float> no_bias(kItems, 0.0f);
+  ReadingBlock b{0, n.d, dp, pp, zb.get(), zn.get(), label.data(), high.get(), low.get(), no_bias.data(), {}};
+  b.law = {student, static_cast<float>((student ? freedom + d : 0) / 2), static_cast<float>(scale),
+           static_cast<float>(student ? freedom * scale : 0), static_cast<float>(student ? -d * scale : 0)};
+  for (int64_t j0 = 0; j0 < n.M; j0 += kReadings) {
+    const int64_t rows = std::min(kReadings, n.M - j0);
+    b.rows = round_up(rows, kStep);
+    std::fill(zb.get(), zb.get() + b.rows * dp, 0.0f);
+    for (int64_t r = 0; r < b.rows; ++r) {
+      double norm = 0;
+      for (int64_t e = 0; e < n.d && r < rows; ++e) {
+        const float v = static_cast<float>(z[static_cast<size_t>((j0 + r) * n.d + e)] - items.centre[e]);
+        zb.get()[r * dp + e] = v;
+        norm += static_cast<double>(v) * static_cast<double>(v);
+      }
+      COX_CHECK(norm <= kFarthest, "soft_correspondence: z lies too far from means, squared distance ", norm);
+      zn.get()[r] = static_cast<float>(scale * norm);
+      label[r] = r < rows && !labels.empty() ? static_cast<int32_t>(std::max<int64_t>(labels[j0 + r], -1)) : -1;
+    }
+    const int64_t grain = std::max<int64_t>(1, kWorth / (b.rows * items.per_group * kItems));
+    torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
+      Scratch scratch(dp, pp);
+      for (int64_t g = begin; g < end; ++g) {
+        std::fill(sums[g].top, sums[g].top + b.rows, kNone);
+        std::fill(sums[g].mass, sums[g].mass + b.rows, 0.0);
+        items.each_tile(g, [&](const ItemTile& t) { first(b, t, sums[g], scratch); });
+      }
+    });
+    for (int64_t r = 0; r < b.rows; ++r) {
+      float top = kNone;
+      double mass = 0;
+      for (const Sums& s : sums) top = std::max(top, s.top[r]);
+      for (const Sums& s : sums) mass += s.mass[r] * std::exp2(static_cast<double>(s.top[r]) - static_cast<double>(top));
+      const bool some = mass > 0;
+      const double lse = some ? static_cast<double>(top) + std::log2(mass) : 0;
+      high.get()[r] = some && r < rows ? static_cast<float>(lse) : -kNone;  // no share comes of that
+      low.get()[r] = some && r < rows ? static_cast<float>(lse - static_cast<double>(high.get()[r])) : 0;
+      if (r < rows) {
+        const double moved = label[r] < 0 ? most : biases[label[r]];
+        out<float>(to.evidence)[j0 + r] =
+            some ? static_cast<float>(lse / kLog2e - shifted + moved) : -std::numeric_limits<float>::infinity();
+      }
+    }
+    torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
+      Scratch scratch(dp, pp);
+      for (int64_t g = begin; g < end; ++g) {
+        const Sums& s = sums[g];
+        std::fill(s.weight, s.weight + b.rows, 0.0);
+        std::fill(s.expected, s.expected + b.rows * pp, 0.0);
+        std::fill(s.posterior, s.posterior + b.rows * s.classes, 0.0);
+        items.each_tile(g, [&](const ItemTile& t) { second(b, t, s, scratch); });
+      }
+    });
+    torch::stable::parallel_for(0, b.rows, b.rows * n.N < kWorth ? b.rows : 64, [&](int64_t begin, int64_t end) {
+      std::vector<double> row(static_cast<size_t>(std::max(n.C, pp)));
+      for (int64_t r = begin; r < end; ++r) {
+        weight[r] = 0;
+        for (const Sums& s : sums) weight[r] += s.weight[r];
+        if (r >= rows) {
+          continue;
+        }
+        std::fill(row.begin(), row.end(), 0.0);
+        for (const Sums& s : sums) {
+          for (int64_t c = 0; c < s.classes; ++c) row[s.first_class + c] += s.posterior[r * s.classes + c];
+        }
+        double sum = 0;  // 1 up to rounding, 0 where there is no share
+        for (int64_t c = 0; c < n.C; ++c) sum += row[c];
+        const double unit = sum > 0 ? 1 / sum : 0;
+        for (int64_t c = 0; c < n.C; ++c) row[c] *= unit;
+        for (int64_t c = 0; c < n.C; ++c) out<float>(to.posterior)[(j0 + r) * n.C + c] = static_cast<float>(row[c]);
+        out<float>(to.margin)[j0 + r] = margin_of<float>(row.data(), n.C);
+        std::fill(row.begin(), row.end(), 0.0);
+        for (const Sums& s : sums) {
+          for (int64_t e = 0; e < n.p; ++e) row[e] += s.expected[r * pp + e];
+        }
+        for (int64_t e = 0; e < n.p; ++e) out<float>(to.expected)[(j0 + r) * n.p + e] = static_cast<float>(unit * row[e]);
+      }
+    });
+    add_scatter(b, weight.data(), weighted.get(), part.get(), scatter.data());
+  }
+
+  // Back to the coordinates and the order that were given.
+  double all = 0;
+  std::vector<double> sum(static_cast<size_t>(n.d), 0.0);
+  for (int64_t s = 0; s < n.N; ++s) {
+    const int64_t i = items.order[s];
+    all += items.use[s];
+    out<float>(to.use)[i] = static_cast<float>(items.use[s]);
+    for (int64_t e = 0; e < n.d; ++e) {
+      sum[e] += items.total[s * dp + e];
+      out<float>(to.total)[i * n.d + e] = static_cast<float>(items.total[s * dp + e] + items.use[s] * items.centre[e]);
+    }
+  }
+  for (int64_t a = 0; a < n.d; ++a) {
+    for (int64_t e = 0; e < n.d; ++e) {
+      const double moved = items.centre[a] * sum[e] + sum[a] * items.centre[e] + all * items.centre[a] * items.centre[e];
+      out<float>(to.scatter)[a * n.d + e] = static_cast<float>((scatter[a * dp + e] + scatter[e * dp + a]) / 2 + moved);
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> soft_correspondence(Tensor z, Tensor means, Tensor x,
+                                                                                      Tensor classes, Tensor bias,
+                                                                                      std::optional<Tensor> labels,
+                                                                                      double freedom) {
+  check_soft_correspondence(z, means, x, classes, bias, labels, freedom);
+  const Shape n{z.size(0), means.size(0), z.size(1), x.size(1), bias.size(0)};
+  const Found f(z, n);
+  for_dtype(z.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const std::vector<int64_t> known = labels ? numbers(*labels, -1, n.C - 1, "labels") : std::vector<int64_t>{};
+    constexpr auto run = std::is_same_v<T, double> ? run_double : run_float;
+    run(n, values<T>(z, "z"), values<T>(means, "means"), values<T>(x, "x"), numbers(classes, 0, n.C - 1, "classes"),
+        values<T>(bias, "bias"), known, freedom, f);
+  });
+  return {f.posterior, f.expected, f.margin, f.evidence, f.use, f.total, f.scatter};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cox_ops, CPU, m) {
+  m.impl("soft_correspondence", TORCH_BOX(&soft_correspondence));
+}
+
+}  // namespace cox::cpu
