@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RAW = "bench/results/.raw.json"
 LIMIT = 580  # seconds in all
 OPS = ["nearest_anchor", "modality_agreement", "heads_agreement", "top_anchors", "pairwise_distances", "mmd"]
+OPS += ["soft_correspondence"]
 SANITIZED = "strided or near_copies or ties_to_the_lowest"  # of the tests, by name: small ones of every operator
 
 

@@ -45,15 +45,17 @@ def plain_vectors(file: dict[str, Any], rows: Tensor, side: int = 16, steps: int
 
 def principal(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """Leading principal components of x (N, p): scores (N, <= components) with orthonormal columns, singular values;
-    float64. Of more than 2000 rows of at most 2000 numbers, by the p x p Gram matrix: no float64 copy of x is made."""
-    if x.shape[1] <= 2000 < len(x):
+    float64. Many rows of at most 2000 numbers go by the p x p Gram matrix: no float64 copy of them is made."""
+    if x.shape[1] <= 2000 and (len(x) > 2000 or min(x.shape) > 1000):
         mean, gram = x.mean(0, dtype=torch.float64), x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-        for part in x.split(4096):
+        for part in x.split(1024):
             part = part - mean
             gram.addmm_(part.T, part)
         values, axes = torch.linalg.eigh(gram)
-        s, axes = values.flip(0)[:components].clamp(min=0).sqrt(), axes.flip(1)[:, :components]
-        u = torch.cat([(part - mean) @ axes for part in x.split(4096)]) / s.clamp(min=1e-300)
+        s = values.flip(0)[:components].clamp(min=0).sqrt()
+        axes, u = axes.flip(1)[:, :components] / s.clamp(min=1e-300), mean.new_empty(len(x), len(s))
+        for at, part in zip(u.split(1024), x.split(1024)):
+            torch.mm(part - mean, axes, out=at)
     else:
         x = x.to(torch.float64, copy=True)
         x -= x.mean(0)

@@ -23,6 +23,7 @@ DEV_DIR = CUDA_DIR.parent / "dev"
 ARCHS = [80, 90, 100]
 # The kernels in which an operator's time goes.
 HOT = ["screen", "direct", "exact", "nearest_parts", "agreement", "distances", "one_side", "kernel_sums", "add_pulls"]
+HOT += ["masses", "by_readings", "by_items"]  # of soft_correspondence
 
 
 def find_nvcc():

@@ -64,24 +64,27 @@ std::vector<int64_t> numbers(const Tensor& t, int64_t least, int64_t most, const
 }
 
 template <class T>
-std::vector<double> values(const Tensor& t, const char* name) {  // (n,) or (n, m), contiguous
-  const int64_t rows = t.size(0), cols = t.dim() == 2 ? t.size(1) : 1, sr = t.stride(0), sc = t.dim() == 2 ? t.stride(1) : 0;
-  std::vector<double> v(static_cast<size_t>(rows * cols));
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) {
-      const double a = static_cast<double>(static_cast<acc_t<T>>(data<T>(t)[r * sr + c * sc]));
-      COX_CHECK(std::isfinite(a), "soft_correspondence: ", name, " has NaN or Inf");
-      v[static_cast<size_t>(r * cols + c)] = a;
+struct Given {  // a matrix, or a vector as one column, of any strides; finite
+  const T* p;
+  int64_t rows, cols, sr, sc;
+
+  Given(const Tensor& t, const char* name)
+      : p(data<T>(t)), rows(t.size(0)), cols(t.dim() == 2 ? t.size(1) : 1), sr(t.stride(0)), sc(t.dim() == 2 ? t.stride(1) : 0) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < cols; ++c) {
+        COX_CHECK(std::isfinite(at(r, c)), "soft_correspondence: ", name, " has NaN or Inf");
+      }
     }
   }
-  return v;
-}
+
+  double at(int64_t r, int64_t c = 0) const { return static_cast<double>(static_cast<acc_t<T>>(p[r * sr + c * sc])); }
+};
 
 // ---------------------------------------------------------------- float64: one reading after the other, directly
 
-void run_double(const Shape& n, const std::vector<double>& z, const std::vector<double>& means, const std::vector<double>& x,
-                const std::vector<int64_t>& classes, const std::vector<double>& bias, const std::vector<int64_t>& labels,
-                double freedom, const Found& to) {
+void run(const Shape& n, const Given<double>& z, const Given<double>& means, const Given<double>& x,
+         const std::vector<int64_t>& classes, const Given<double>& bias, const std::vector<int64_t>& labels, double freedom,
+         const Found& to) {
   const double half = (freedom + static_cast<double>(n.d)) / 2, inf = std::numeric_limits<double>::infinity();
   double *use = out<double>(to.use), *total = out<double>(to.total), *scatter = out<double>(to.scatter);
   std::fill(use, use + n.N, 0.0);
@@ -89,17 +92,16 @@ void run_double(const Shape& n, const std::vector<double>& z, const std::vector<
   std::fill(scatter, scatter + n.d * n.d, 0.0);
   std::vector<double> logit(static_cast<size_t>(n.N)), far(static_cast<size_t>(n.N));
   for (int64_t j = 0; j < n.M; ++j) {
-    const double* zj = z.data() + j * n.d;
     double top = -inf, mass = 0, weight = 0;
     for (int64_t i = 0; i < n.N; ++i) {
       double sum = 0;
       for (int64_t e = 0; e < n.d; ++e) {
-        const double diff = zj[e] - means[static_cast<size_t>(i * n.d + e)];
+        const double diff = z.at(j, e) - means.at(i, e);
         sum += diff * diff;
       }
       const bool may = labels.empty() || labels[j] < 0 || labels[j] == classes[i];
       far[i] = sum;
-      logit[i] = may ? bias[classes[i]] - (freedom < inf ? half * std::log1p(sum / freedom) : sum / 2) : -inf;
+      logit[i] = may ? bias.at(classes[i]) - (freedom < inf ? half * std::log1p(sum / freedom) : sum / 2) : -inf;
       top = std::max(top, logit[i]);
     }
     for (int64_t i = 0; i < n.N && top > -inf; ++i) mass += std::exp(logit[i] - top);
@@ -112,11 +114,11 @@ void run_double(const Shape& n, const std::vector<double>& z, const std::vector<
       posterior[classes[i]] += q;
       use[i] += w;
       weight += w;
-      for (int64_t e = 0; e < n.p; ++e) expected[e] += q * x[static_cast<size_t>(i * n.p + e)];
-      for (int64_t e = 0; e < n.d; ++e) total[i * n.d + e] += w * zj[e];
+      for (int64_t e = 0; e < n.p; ++e) expected[e] += q * x.at(i, e);
+      for (int64_t e = 0; e < n.d; ++e) total[i * n.d + e] += w * z.at(j, e);
     }
     for (int64_t a = 0; a < n.d; ++a) {
-      for (int64_t e = 0; e < n.d; ++e) scatter[a * n.d + e] += weight * zj[a] * zj[e];
+      for (int64_t e = 0; e < n.d; ++e) scatter[a * n.d + e] += weight * z.at(j, a) * z.at(j, e);
     }
     out<double>(to.margin)[j] = margin_of<double>(posterior, n.C);
     out<double>(to.evidence)[j] = top > -inf ? top + std::log(mass) : -inf;
@@ -135,8 +137,9 @@ struct Items {  // sorted by class, centred, packed by tiles
   Buffer<float> items, x, norms, bias;
   std::vector<double> total, use;
 
-  Items(const Shape& n, int64_t dp, int64_t pp, const std::vector<double>& means, const std::vector<double>& xs,
-        const std::vector<int64_t>& classes, const std::vector<double>& biases, double most, double scale)
+  template <class T>
+  Items(const Shape& n, int64_t dp, int64_t pp, const Given<T>& means, const Given<T>& xs, const std::vector<int64_t>& classes,
+        const Given<T>& biases, double most, double scale)
       : tiles(ceil_div(n.N, kItems)),
         order(static_cast<size_t>(n.N)),
         centre(static_cast<size_t>(n.d), 0.0),
@@ -154,7 +157,7 @@ struct Items {  // sorted by class, centred, packed by tiles
     for (int64_t c = 0; c < n.C; ++c) begin[c + 1] += begin[c];
     for (int64_t i = 0; i < n.N; ++i) order[static_cast<size_t>(begin[classes[i]]++)] = i;
     for (int64_t i = 0; i < n.N; ++i) {
-      for (int64_t e = 0; e < n.d; ++e) centre[e] += means[static_cast<size_t>(i * n.d + e)] / static_cast<double>(n.N);
+      for (int64_t e = 0; e < n.d; ++e) centre[e] += means.at(i, e) / static_cast<double>(n.N);
     }
     std::fill(items.get(), items.get() + tiles * kItems * n.d, 0.0f);
     std::fill(x.get(), x.get() + tiles * kItems * pp, 0.0f);
@@ -164,16 +167,16 @@ struct Items {  // sorted by class, centred, packed by tiles
       const int64_t i = order[s], t = s / kItems, at = s % kItems;
       double norm = 0;
       for (int64_t e = 0; e < n.d; ++e) {
-        const float v = static_cast<float>(means[static_cast<size_t>(i * n.d + e)] - centre[e]);
+        const float v = static_cast<float>(means.at(i, e) - centre[e]);
         items.get()[(t * n.d + e) * kItems + at] = v;
         norm += static_cast<double>(v) * static_cast<double>(v);
       }
       COX_CHECK(norm <= kFarthest, "soft_correspondence: means lie too far from each other, squared distance ", norm);
       norms.get()[s] = static_cast<float>(scale * norm);
-      bias.get()[s] = static_cast<float>(kLog2e * (biases[classes[i]] - most));
+      bias.get()[s] = static_cast<float>(kLog2e * (biases.at(classes[i]) - most));
       COX_CHECK(bias.get()[s] >= -1e30f, "soft_correspondence: biases must lie within 5e29 of each other");
       label[s] = static_cast<int32_t>(classes[i]);
-      for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(xs[static_cast<size_t>(i * n.p + e)]);
+      for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(xs.at(i, e));
     }
     std::vector<size_t> first;
     for (int64_t t = 0; t < tiles; ++t) {
@@ -201,13 +204,14 @@ struct Items {  // sorted by class, centred, packed by tiles
   }
 };
 
-void run_float(const Shape& n, const std::vector<double>& z, const std::vector<double>& means, const std::vector<double>& xs,
-               const std::vector<int64_t>& classes, const std::vector<double>& biases, const std::vector<int64_t>& labels,
-               double freedom, const Found& to) {
+template <class T>
+void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T>& xs, const std::vector<int64_t>& classes,
+         const Given<T>& biases, const std::vector<int64_t>& labels, double freedom, const Found& to) {
   const bool student = std::isfinite(freedom);
   const double d = static_cast<double>(n.d), scale = student ? 1 / (freedom + d) : kLog2e / 2;
   const int64_t dp = round_up(n.d, 16), pp = round_up(n.p, 16);
-  const double most = *std::max_element(biases.begin(), biases.end());
+  double most = biases.at(0);
+  for (int64_t c = 1; c < n.C; ++c) most = std::max(most, biases.at(c));
   Items items(n, dp, pp, means, xs, classes, biases, most, scale);
   const int64_t G = items.groups, rows_most = std::min(kReadings, round_up(n.M, kStep));
   const auto first = COX_PICK(soft_first), second = COX_PICK(soft_second);
@@ -247,7 +251,7 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
     for (int64_t r = 0; r < b.rows; ++r) {
       double norm = 0;
       for (int64_t e = 0; e < n.d && r < rows; ++e) {
-        const float v = static_cast<float>(z[static_cast<size_t>((j0 + r) * n.d + e)] - items.centre[e]);
+        const float v = static_cast<float>(z.at(j0 + r, e) - items.centre[e]);
         zb.get()[r * dp + e] = v;
         norm += static_cast<double>(v) * static_cast<double>(v);
       }
@@ -274,7 +278,7 @@ void run_float(const Shape& n, const std::vector<double>& z, const std::vector<d
       high.get()[r] = some && r < rows ? static_cast<float>(lse) : -kNone;  // no share comes of that
       low.get()[r] = some && r < rows ? static_cast<float>(lse - static_cast<double>(high.get()[r])) : 0;
       if (r < rows) {
-        const double moved = label[r] < 0 ? most : biases[label[r]];
+        const double moved = label[r] < 0 ? most : biases.at(label[r]);
         out<float>(to.evidence)[j0 + r] =
             some ? static_cast<float>(lse / kLog2e - shifted + moved) : -std::numeric_limits<float>::infinity();
       }
@@ -347,9 +351,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> soft_correspo
   for_dtype(z.scalar_type(), [&](auto t) {
     using T = decltype(t);
     const std::vector<int64_t> known = labels ? numbers(*labels, -1, n.C - 1, "labels") : std::vector<int64_t>{};
-    constexpr auto run = std::is_same_v<T, double> ? run_double : run_float;
-    run(n, values<T>(z, "z"), values<T>(means, "means"), values<T>(x, "x"), numbers(classes, 0, n.C - 1, "classes"),
-        values<T>(bias, "bias"), known, freedom, f);
+    run(n, Given<T>(z, "z"), Given<T>(means, "means"), Given<T>(x, "x"), numbers(classes, 0, n.C - 1, "classes"),
+        Given<T>(bias, "bias"), known, freedom, f);
   });
   return {f.posterior, f.expected, f.margin, f.evidence, f.use, f.total, f.scatter};
 }

@@ -450,6 +450,8 @@ namespace cox::cuda {
 
 using std::exp;
 using std::fma;
+using std::log;
+using std::log1p;
 using std::max;
 using std::min;
 using std::sqrt;

@@ -19,6 +19,7 @@ from cox_oom.correspond import (
     known_items,
     labels_alone,
     plain_vectors,
+    principal,
     shared_vectors,
     whiten,
 )
@@ -45,6 +46,19 @@ def test_whitened_components_are_uncorrelated_with_unit_variance():
     z = whiten(x, 10)
     torch.testing.assert_close(z.T @ z / 200, torch.eye(10), atol=1e-4, rtol=1e-4)
     assert whiten(x[:, :3].repeat(1, 2), 10).shape == (200, 3)  # rank, not width
+
+
+@pytest.mark.parametrize("shape", [(2500, 40), (2100, 30), (1200, 1100), (300, 400)])
+def test_principal_components_are_those_of_numpys_svd(shape):
+    """By the Gram matrix, and by the SVD; a column that says nothing, and a mean far from 0."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=g) * 0.9 ** torch.arange(shape[1]) + 30
+    x[:, 3] = 7
+    scores, values = principal(x, 12)
+    u, s, _ = np.linalg.svd(x.double().numpy() - x.double().numpy().mean(0), full_matrices=False)
+    np.testing.assert_allclose(values.numpy(), s[:12], rtol=1e-7)
+    np.testing.assert_allclose(np.abs((scores.numpy() * u[:, :12]).sum(0)), 1, rtol=1e-6)
+    torch.testing.assert_close(scores.T @ scores, torch.eye(12, dtype=torch.float64), atol=1e-7, rtol=0)
 
 
 def test_shared_vectors_begin_with_what_all_modalities_show():

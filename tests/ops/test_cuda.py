@@ -29,6 +29,7 @@ def every_operator(z, v, logits, bias, classes):
         cox_ops.top_anchors(score, 50, classes=classes, quota=7),
         cox_ops.pairwise_distances(z, v[0]),
         torch.ops.cox_ops.mmd(z, v[0], bandwidths),
+        *cox_ops.soft_correspondence(v[1], z, z[:, :7], classes, bias[0, :5], freedom=5.0),
     ]
 
 
