@@ -101,15 +101,15 @@ def ssl(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def weak_posteriors(model: Model, step: Step) -> Tensor:
-    """Posteriors (B, C) of the weak views, without gradient: what pseudo-labels are taken from."""
-    return model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
+def posteriors_of(model: Model, view: tuple[Tensor, Tensor | None]) -> Tensor:
+    """Posteriors (B, C) of a view, without gradient: what pseudo-labels are taken from."""
+    return model.head(model.learner(*view)).float().softmax(-1)
 
 
 def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FixMatch (Sohn et al., NeurIPS 2020, Eq. 4): the class of the weak view teaches the strong one where it is sure
     enough; the mean is over all items, those that teach nothing too."""
-    confidence, pseudo = weak_posteriors(model, step).max(-1)
+    confidence, pseudo = posteriors_of(model, augment(step.kind, step.x, step.lengths)).max(-1)
     logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
     taken = confidence >= args.threshold
     return {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
@@ -154,7 +154,7 @@ class FreeThresholds(torch.nn.Module):
 def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
     confidence, and a term that keeps the classes of the taken items apart."""
-    weak = weak_posteriors(model, step)
+    weak = posteriors_of(model, augment(step.kind, step.x, step.lengths))
     model.extra.update(weak)
     confidence, pseudo = weak.max(-1)
     taken = confidence >= model.extra.thresholds()[pseudo]
