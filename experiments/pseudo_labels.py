@@ -27,9 +27,7 @@ def get_args(argv=None):
     p.add_argument("--perceptor", default="bind")
     p.add_argument("--seed", type=int, nargs="+", default=[0])
     p.add_argument("--method", default="fixmatch", choices=["fixmatch", "freematch"])
-    p.add_argument(
-        "--threshold", type=float, default=0.95, help="of the table; fixmatch itself has the flags behind --"
-    )
+    p.add_argument("--sure", type=float, default=0.95, help="least confidence that the table counts")
     p.add_argument("flags", nargs="*", help="of stage 3")
     return p.parse_args(argv)
 
