@@ -90,6 +90,7 @@ def test_labelprop_names_echoes_new_ones_and_itself():
     assert right(file) > 0.85 and right(echoes(240, 5)) > 0.85
     one = torch.cat([classical.logits(state, file, torch.tensor([r])) for r in range(8)])
     torch.testing.assert_close(one, classical.logits(state, file, torch.arange(8)), rtol=1e-4, atol=1e-4)
+    assert classical.logits(state, file, torch.arange(0)).shape == (0, 8)
     again = controls.labelprop(*world(file, labelled))
     assert all(torch.equal(state[k], again[k]) for k in ("points", "values"))
 
@@ -179,7 +180,7 @@ def test_uml_is_the_mean_cross_entropy_over_modalities():
     z = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([[2.0, -1.0, 5.0]])}
     shared = SharedHead(4, z, {"a": torch.tensor([2]), "b": torch.tensor([0])})
     by_hand = 0
-    for (m, own), enter, y in zip(z.items(), shared.enter, (2, 0)):
+    for own, enter, y in zip(z.values(), shared.enter, (2, 0)):
         logits = head.weight @ (enter.weight @ (own[0] / own.std()) + enter.bias) + head.bias
         by_hand -= logits.log_softmax(0)[y] / 2
     torch.testing.assert_close(shared.loss(head, 8), by_hand)
