@@ -153,6 +153,8 @@ def logits(state: dict[str, Any], file: dict[str, Any], rows: Tensor) -> Tensor:
 
     `state` is what fit returned, or a control of cox_oom/controls.py. A recording longer than `steps`, the longest at
     stage 1, is cut there."""
+    if not len(rows):
+        return torch.zeros(0, state["values"].shape[1] if "points" in state else len(state["bias"]))
     x = torch.cat([view(n, file, rows, state["steps"]) for n in state["views"]], 1)
     x = (x - state["mean"]) / state["scale"]
     return nearby(state, x @ state["project"]) if "points" in state else x @ state["weight"].T + state["bias"]
@@ -172,7 +174,7 @@ def nearby(state: dict[str, Any], x: Tensor) -> Tensor:
         )
         weight = closeness(far, far[:, -1:].clamp(min=1e-12))
         out.append((weight[..., None] * state["values"][at]).sum(1) / weight.sum(1, keepdim=True))
-    return torch.cat(out) if out else x.new_zeros(0, state["values"].shape[1])
+    return torch.cat(out)
 
 
 def words(method: str, state: dict[str, Any]) -> str:

@@ -101,15 +101,15 @@ def ssl(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def weak_posteriors(model: Model, step: Step) -> Tensor:
-    """Posteriors (B, C) of the weak views, without gradient: what pseudo-labels are taken from."""
-    return model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float().softmax(-1)
+def posteriors_of(model: Model, view: tuple[Tensor, Tensor | None]) -> Tensor:
+    """Posteriors (B, C) of a view, without gradient: what pseudo-labels are taken from."""
+    return model.head(model.learner(*view)).float().softmax(-1)
 
 
 def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FixMatch (Sohn et al., NeurIPS 2020, Eq. 4): the class of the weak view teaches the strong one where it is sure
     enough; the mean is over all items, those that teach nothing too."""
-    confidence, pseudo = weak_posteriors(model, step).max(-1)
+    confidence, pseudo = posteriors_of(model, augment(step.kind, step.x, step.lengths)).max(-1)
     logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
     taken = confidence >= args.threshold
     return {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
@@ -154,7 +154,7 @@ class FreeThresholds(torch.nn.Module):
 def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
     confidence, and a term that keeps the classes of the taken items apart."""
-    weak = weak_posteriors(model, step)
+    weak = posteriors_of(model, augment(step.kind, step.x, step.lengths))
     model.extra.update(weak)
     confidence, pseudo = weak.max(-1)
     taken = confidence >= model.extra.thresholds()[pseudo]
@@ -205,30 +205,26 @@ class MomentumContrast(torch.nn.Module):
 
 
 class SharedHead(torch.nn.Module):
-    """UML (Gupta et al., ICLR 2026): the labelled items of each known modality, features z_im (N, d_k), y_im (N,),
-    enter by a linear layer of their own what the learner's head names its own items by. No pair is used."""
+    """UML (Gupta et al., ICLR 2026): the labelled items of each known modality, features z_im (N, d_k), y_im (N,), come
+    by a linear layer of their own to the head that names the learner's items. No pair is used."""
 
     def __init__(self, width: int, z_im: dict[str, Tensor], y_im: dict[str, Tensor]) -> None:
         super().__init__()
-        self.z_im, self.y_im, self.names = z_im, y_im, list(z_im)
+        self.items = [(z / z.std().clamp(min=1e-6), y_im[m]) for m, z in z_im.items()]  # of equal size
         self.enter = nn.ModuleList(nn.Linear(z.shape[1], width) for z in z_im.values())
-        self.scale = [z.std().clamp(min=1e-6) for z in z_im.values()]
 
-    def loss(self, learner: Learner, head: nn.Linear, batch: int) -> Tensor:
+    def loss(self, head: nn.Linear, batch: int) -> Tensor:
         """Mean cross-entropy of a random batch of each modality."""
         found = []
-        for m, enter, scale in zip(self.names, self.enter, self.scale):
-            i = torch.randint(len(self.y_im[m]), (batch,)).to(self.y_im[m].device)
-            t = enter(self.z_im[m][i] / scale)[:, None]
-            for block in learner.blocks:
-                t = block(t, None)
-            found.append(F.cross_entropy(head(learner.norm(t)[:, 0]).float(), self.y_im[m][i]))
+        for (z, y), enter in zip(self.items, self.enter):
+            i = torch.randint(len(y), (batch,)).to(y.device)
+            found.append(F.cross_entropy(head(enter(z[i])).float(), y[i]))
         return torch.stack(found).mean()
 
 
 def uml(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """UML's term: the known modalities' items beside the labelled ones."""
-    return {"shared": args.w_shared * model.extra.loss(model.learner, model.head, args.labelled_batch)}
+    return {"shared": args.w_shared * model.extra.loss(model.head, args.labelled_batch)}
 
 
 # ------------------------------------------------------------------------------------------------------- METHODS
@@ -371,7 +367,7 @@ METHODS = {  # in the order of the tables' rows
         steps=False,
     ),
     "uml": Method(
-        "the labels, and the IM items through the same blocks and head, without any pair",
+        "the labels, and the IM items by the same head, without any pair",
         "#7b68ae",
         uml,
         start=lambda args, learner, head, bridge, *_: SharedHead(learner.width, bridge.z_im, bridge.y_im).to(

@@ -3,11 +3,12 @@
     python experiments/pseudo_labels.py --data ../shared/data/handwritten --oom fou --seed 0 1 2 -- --epochs 20
 
 Trains from each seed's connect.pt by stage 3's own main, as METHOD-watched.pt, with the flags behind `--`. It reads the
-hidden labels of the unlabelled training items; training does not. Prints a table in Markdown, a line for each quarter of
-the steps: the share of pseudo-labels at or above --sure, how many of these are right, and how many of all.
+hidden labels of the unlabelled training items; training does not. Prints a table in Markdown, a line for each quarter
+of the steps: the share of pseudo-labels at or above --sure, how many of these are right, and how many of all.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -26,32 +27,34 @@ def get_args(argv=None):
     p.add_argument("--perceptor", default="bind")
     p.add_argument("--seed", type=int, nargs="+", default=[0])
     p.add_argument("--method", default="fixmatch", choices=["fixmatch", "freematch"])
-    p.add_argument(
-        "--threshold", type=float, default=0.95, help="of the table; fixmatch itself has the flags behind --"
-    )
+    p.add_argument("--sure", type=float, default=0.95, help="least confidence that the table counts")
     p.add_argument("flags", nargs="*", help="of stage 3")
     return p.parse_args(argv)
 
 
 def watch(args, k):
     """[(confidence (B,), right (B,) bool) of every step] of a run."""
-    found, plain = [], methods.weak_posteriors
+    found, now, row, plain = [], [], methods.METHODS[args.method], methods.posteriors_of
     items = labels.items(seed.load_seed(files.Place(args.runs, args.data, args.perceptor, args.oom, "semi", k)))
     truth = items.oom["labels"][items.rows][items.unlabelled]
 
-    def watched(model, step):
-        posteriors = plain(model, step)
+    def learn(flags, model, step):
+        now[:] = [truth[step.j.cpu()]]
+        return row.learn(flags, model, step)
+
+    def watched(model, view):
+        posteriors = plain(model, view)
         confidence, guess = posteriors.max(-1)
-        found.append((confidence.cpu(), guess.cpu() == truth[step.j.cpu()]))
+        found.append((confidence.cpu(), guess.cpu() == now[0]))
         return posteriors
 
-    methods.weak_posteriors = watched
+    methods.METHODS[args.method], methods.posteriors_of = dataclasses.replace(row, learn=learn), watched
     where = ["--data", args.data, "--oom", args.oom, "--runs", args.runs, "--perceptor", args.perceptor]
     which = ["--seed", str(k), "--method", args.method, "--tag", "watched", "--force"]
     try:
         train_explore.main([*where, *which, *args.flags])
     finally:
-        methods.weak_posteriors = plain
+        methods.METHODS[args.method], methods.posteriors_of = row, plain
     return found
 
 

@@ -93,6 +93,13 @@ def test_few_labels(labelled):
     assert out.isfinite().all() and set(out.argmax(1).tolist()) <= set(file["labels"][rows].tolist())
 
 
+def test_no_rows_have_no_logits():
+    """A folder without validation rows: spectra of nothing are an error of the FFT library."""
+    file = {**echoes(40, 4), "lengths": None}
+    state = classical.fit(file, torch.arange(40), torch.arange(24), file["labels"][:24], 0)
+    assert classical.logits({**state, "views": ["spectrum"]}, file, torch.arange(0)).shape == (0, 8)
+
+
 @pytest.mark.parametrize("name", ["mean", "scale", "weight", "bias", "views", "steps"])
 def test_a_state_of_other_shape_is_told(name):
     file = echoes(40, 4)
