@@ -19,7 +19,7 @@ from cox_oom import classical
 from cox_oom.augment import classify, model_of
 from cox_oom.data.inputs import preparation
 from cox_oom.files import UserError, load
-from cox_oom.labels import Items
+from cox_oom.labels import Items, groups_of
 from cox_oom.learner import Learner
 from cox_oom.seed import Seed
 
@@ -143,6 +143,8 @@ def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor, int]
     folds, found = min(args.folds, int(of_class.max())), []  # a further part would hold nothing out
     if folds < 2:
         raise UserError(f"--folds {args.folds}: no class has two labelled items; leave it out, or label more")
+    groups = groups_of(seed.oom, torch.tensor([at[i] for i in seed.connect["labelled"]]))
+    folds = folds if groups is None else max(2, min(folds, len(groups.unique())))
     for k in range(folds):
         part = replace(place, runs=str(place.folder / "folds" / f"{k}of{folds}"))
         for name in ("inputs", str(place.banks().relative_to(place.base).parts[0])):
