@@ -172,7 +172,7 @@ def main(argv=None):
     kept = {"arch": seed.connect["arch"], "learner": state_of(learner), "head": state_of(head), **bridge.saved()}
     kept |= {"class_names": seed.oom["class_names"], "unlabelled": [items.ids[i] for i in items.unlabelled.tolist()]}
     kept |= {"before": before or after, "after": after, "history": history, "trust": facts.get("trust", {})}
-    kept |= {k: facts.get(k, {}) for k in ("fallback", "views")} | methods.without_learner(args, items)
+    kept |= {k: facts.get(k, {}) for k in ("fallback", "views", "gauge")} | methods.without_learner(args, items)
     kept |= confidence.of_run(seed, args, items, learner, head, kept.get("classical"))
     work.save(kept, n_labelled=len(items.labelled))
     print(f"stage 3 done in {work.seconds:.0f} s. Next: {Place(args.runs, args.data).command('evaluate.py')} --table")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cox_oom.connect import Bridge
+from cox_oom.gauge import gauge, in_words
 from cox_oom.heads import fit_head, match_shares, move_head
 from cox_oom.labels import Items, parts_of
 from cox_oom.readings import choose, coarse_and_fine, words
@@ -305,7 +306,7 @@ def teacher_of(
     seed: Seed, items: Items, bridge: Bridge, args: Namespace, earlier: dict[str, Any]
 ) -> tuple[Teacher, dict[str, Any]]:
     """The Teacher of a run, and facts of it: {"trust": held_out_gain's, "fallback": why COX has no correspondences,
-    "views": of the readings}.
+    "views": of the readings, "gauge": what they have in common with the IM items}.
 
     COX's is told by the IM items, where there are pairs enough and they do not do worse on held-out pairs than labels
     alone; else, and for selftrain, by labels alone. earlier: the facts that an earlier part of the same run found."""
@@ -343,6 +344,9 @@ def teacher_of(
         )
         if not trust["trusted"]:
             facts["fallback"] = {"code": "not_trusted"}
+        own = (source.partner >= 0) & (source.partner < len(bridge.common))  # true pairs
+        facts["gauge"] = gauge(raw[own, :components], source.x[source.partner[own]], y[own])
+        print(f"  {in_words(facts['gauge'])}")
     cross = bool(facts["trust"].get("trusted"))
     return Teacher(
         source if cross and source else alone,

@@ -22,10 +22,10 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
       (N_k,), mapped_ids [N_k], mapped_heads, pairs [places among the labelled (P,), items of the bank (P,)]
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                  (stage 3)
       arch, learner, head, im [K], class_names, unlabelled [U] ids, before and after {agree, label, confidence,
-      prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, views, and by modality: connections,
-      mapped, mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std}, calibration
-      {temperature, low, high, n, source}, novelty {means (C', d), precision (d, d), distance, trained}; raw: classical
-      (cox_oom/classical.py)
+      prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, views, gauge, and by modality:
+      connections, mapped, mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std},
+      calibration {temperature, low, high, n, source}, novelty {means (C', d), precision (d, d), distance, trained};
+      raw: classical (cox_oom/classical.py)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/folds/<k>of<n>/…                 its cross-fits (stage 3, --folds)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                (stage 4)
       the record: what it is of, metrics as fractions, correct ("0110…", a digit a test item, 1: its class was named),

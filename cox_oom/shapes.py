@@ -238,7 +238,7 @@ def of_method(file, seed):
                     within(t, -1 if name == "label" else 0, classes - 1),
                     f"{when}.{name} has a value that is no class",
                 )
-    for name in ("trust", "fallback", "views"):
+    for name in ("trust", "fallback", "views", "gauge"):
         yield isinstance(file.get(name, {}), dict) and plain(file.get(name)), f"{name} is not a dict of plain values"
     history = file["history"]
     epochs = isinstance(history, list) and all(isinstance(h, dict) for h in history) and plain(history)
