@@ -126,11 +126,18 @@ def coarse_and_fine(raw: Tensor, learned: Tensor, p: int, q: int = 20) -> list[T
 # ---------------------------------------------------------------------------------------------- a choice of views
 
 SETS = {  # by kind of input, what the model of the readings may stand on; the first is the usual one
-    "series": (("plain",), ("spectrum",), ("plain", "spectrum"), ("spectrum", "statistics"), ("plain", "statistics")),
+    "series": (
+        ("plain",),
+        ("spectrum",),
+        ("plain", "spectrum"),
+        ("plain", "statistics"),
+        ("spectrum", "statistics"),
+        ("plain", "spectrum", "statistics"),
+    ),
     "text": (("plain",),),
 }
 IMAGES = (("plain",), ("spectrum",), ("plain", "spectrum"))
-SURE = 3  # standard errors by which another set must be above the plain view: four are tried, labels are few
+SURE = 3  # standard errors by which another set must be above the plain view: several are tried, labels are few
 SAMPLE = 2000  # items by which a choice is made, all labelled ones among them
 
 
