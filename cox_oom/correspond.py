@@ -317,7 +317,8 @@ def teacher_of(
     alone, source = labels_alone(y, shares), None
     facts: dict[str, Any] = {"trust": {}, "fallback": {}}
     raw, facts["views"] = readings_of(seed, items, args, components, earlier.get("views"))
-    print(f"  {words(facts['views'])}")
+    if facts["views"]["likelihood"]:
+        print(f"  {words(facts['views'])}")
     if args.method == "cox" and bridge.common:
         source, found = known_items(items.ids, y, bridge.common, bridge.common_banks(), bridge.y_common, shares)
         for c in found["lacking"]:

@@ -138,6 +138,7 @@ SETS = {  # by kind of input, what the model of the readings may stand on; the f
 }
 IMAGES = (("plain",), ("spectrum",), ("plain", "spectrum"))
 SURE = 3  # standard errors by which another set must be above the plain view: several are tried, labels are few
+LEAST = 8  # labels, without which nothing is chosen
 SAMPLE = 2000  # items by which a choice is made, all labelled ones among them
 
 
@@ -158,6 +159,30 @@ def vectors(name: str, file: dict[str, Any], rows: Tensor) -> Tensor:
     return (x - x.mean(0)) / x.std(0).clamp(min=1e-6) if name == "statistics" else x
 
 
+def weigh(file: dict[str, Any], rows: Tensor, y: Tensor, judge: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+    """Which views fit the recordings, rows (M,) with labels y (M,), -1 where unknown: {"chosen" [names], "likelihood":
+    {names: mean of judge's}, "better" and "error": by how much the chosen ones are above the plain view}.
+
+    Taken is the set under which judge(x (n, F), places (n,)), the log-likelihood of each held-out label of these items,
+    is largest; the plain view where no set is above it by three standard errors."""
+    sets, known = SETS.get(file["kind"], IMAGES), (y >= 0).nonzero().squeeze(1)
+    facts: dict[str, Any] = {"chosen": list(sets[0]), "likelihood": {}, "better": 0.0, "error": 0.0}
+    if len(sets) == 1 or len(known) < LEAST:
+        return facts
+    others = (y < 0).nonzero().squeeze(1)
+    others = others[:: max(1, -(-len(others) // max(1, SAMPLE - len(known))))]
+    some = torch.cat([known, others]).sort().values
+    parts = {n: vectors(n, file, rows[some]) for n in dict.fromkeys(n for names in sets for n in names)}
+    each = {names: judge(side_by_side([parts[n] for n in names]), some) for names in sets}
+    facts["likelihood"] = {"+".join(names): v.mean().item() for names, v in each.items()}
+    for names, likelihood in each.items():
+        gain = likelihood - each[sets[0]]
+        mean, error = gain.mean().item(), gain.std().item() / len(gain) ** 0.5
+        if mean > max(facts["better"], SURE * error):
+            facts |= {"chosen": list(names), "better": mean, "error": error}
+    return facts
+
+
 def choose(
     file: dict[str, Any],
     rows: Tensor,
@@ -165,29 +190,10 @@ def choose(
     judge: Callable[[Tensor, Tensor], Tensor],
     earlier: dict[str, Any] | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The views (M, F) of rows (M,) that fit the recordings, and facts {"chosen" [names], "likelihood": {names: mean
-    of judge's}, "better" and "error": by how much the chosen ones are above the plain view}.
-
-    Taken is the set under which judge(x (n, F), places (n,)), the log-likelihood of each held-out label of these items,
-    is largest; the plain view where no set is above it by three standard errors. y (M,): labels, -1 where unknown.
-    earlier: facts of the same choice, which then is not made again."""
-    sets = SETS.get(file["kind"], IMAGES)
-    if earlier:
-        return side_by_side([vectors(n, file, rows) for n in earlier["chosen"]]), earlier
-    unlabelled = (y < 0).nonzero().squeeze(1)
-    stride = -(-len(unlabelled) // max(1, SAMPLE - int((y >= 0).sum())))
-    some = torch.cat([(y >= 0).nonzero().squeeze(1), unlabelled[::stride]]).sort().values
-    parts = {n: vectors(n, file, rows[some]) for n in dict.fromkeys(n for names in sets for n in names)}
-    each = {names: judge(side_by_side([parts[n] for n in names]), some) for names in sets} if len(sets) > 1 else {}
-    best, better, error = sets[0], 0.0, 0.0
-    for names, likelihood in each.items():
-        gain = likelihood - each[sets[0]]
-        mean, spread = gain.mean().item(), gain.std().item() / max(1, len(gain)) ** 0.5
-        if mean > max(better, SURE * spread):
-            best, better, error = names, mean, spread
-    facts = {"chosen": list(best), "likelihood": {"+".join(n): v.mean().item() for n, v in each.items()}}
-    whole = [vectors(n, file, rows) if len(some) < len(rows) else parts[n] for n in best] if each else None
-    return side_by_side(whole or [vectors(n, file, rows) for n in best]), {**facts, "better": better, "error": error}
+    """The views (M, F) of rows (M,) that fit the recordings, side by side, and weigh's facts. earlier: those of the
+    same choice, which then is not made again."""
+    facts = earlier or weigh(file, rows, y, judge)
+    return side_by_side([vectors(n, file, rows) for n in facts["chosen"]]), facts
 
 
 def words(facts: dict[str, Any]) -> str:
