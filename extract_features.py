@@ -55,6 +55,7 @@ RARE = (
         "read a folder's column as language, image, audio, video or series; may be repeated",
         {"action": "append", "metavar": "COLUMN=KIND", "dest": "kinds"},
     ),
+    ("--groups", None, str, "a folder's column of objects, persons or places: none is on both sides of a split"),
     ("--on-silence", "warn", ("warn", "skip", "fatal"), "silent recordings: keep and list; leave out; stop"),
     ("--perceptor-option", [], str, "an option of the perceptor (docs/perceptors.md); may be repeated", KEY),
     (
@@ -99,12 +100,14 @@ def read(args):
     """The Dataset that the flags name, the IM modalities among its own."""
     options = {"frames": args.frames} if "frames" in datasets.options(args.data) else {}
     given = key_values("--option", args.option)
-    for name in ("root", "data", "kinds"):
+    for name in ("root", "data", "kinds", "groups"):
         if name in given:
             raise UserError(f"--option {name}: no option but a flag of its own")
     options |= given
     if args.kinds:
         options["kinds"] = key_values("--as", args.kinds)
+    if args.groups:
+        options["groups"] = args.groups
     if args.im and not datasets.is_name(args.data):  # of a folder's columns these alone are checked
         options["columns"] = [*args.im.split(","), args.oom]
     data = datasets.read(args.data, root=args.root, **options)

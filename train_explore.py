@@ -97,7 +97,7 @@ def warm_start(args, plan, seed, items, work):
     )
     start = METHODS[args.method].start
     extra = start and start(args, learner, head, bridge, seed, items)
-    teacher, facts = teacher_of(seed, items, bridge, args, work.state.get("trust")) if plan.soft else (None, {})
+    teacher, facts = teacher_of(seed, items, bridge, args, work.state) if plan.soft else (None, {})
     predicts = teacher and teacher.width and args.w_im
     predict = torch.nn.Linear(learner.width, teacher.width).to(args.device) if predicts else None
     if args.method == "cox" and not bridge.common:
@@ -177,7 +177,7 @@ def main(argv=None):
     kept = {"arch": seed.connect["arch"], "learner": state_of(learner), "head": state_of(head), **bridge.saved()}
     kept |= {"class_names": seed.oom["class_names"], "unlabelled": [items.ids[i] for i in items.unlabelled.tolist()]}
     kept |= {"before": before or after, "after": after, "history": history, "trust": facts.get("trust", {})}
-    kept |= {"fallback": facts.get("fallback", {}), **methods.instead(args, seed, items)}
+    kept |= {k: facts.get(k, {}) for k in ("fallback", "views", "gauge")} | methods.instead(args, seed, items)
     kept |= confidence.of_run(seed, args, items, kept)
     work.save(kept, n_labelled=len(items.labelled))
     print(f"stage 3 done in {work.seconds:.0f} s. Next: {Place(args.runs, args.data).command('evaluate.py')} --table")

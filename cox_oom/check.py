@@ -36,6 +36,7 @@ EVERYDAY: tuple[tuple[Any, ...], ...] = (
         "read a column as language, image, audio, video or series; may be repeated",
         {"action": "append", "metavar": "COLUMN=KIND", "dest": "kinds"},
     ),
+    ("--groups", None, str, "as in stage 1: the column of objects, persons or places"),
     (
         "--option",
         [],
@@ -156,6 +157,7 @@ def commands(own: Folder) -> list[str]:
     extract = ["--im", args.im] if args.im else []
     for column, kind in args.kinds.items():
         extract += ["--as", f"{column}={kind}"]
+    extract += ["--groups", args.groups] if args.groups else []
     side = image_side(own)
     extract += ["--image-size", str(side)] if side else []
     extract += ["--on-error", args.on_error] if args.on_error != "fatal" else []

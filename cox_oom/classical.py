@@ -3,22 +3,18 @@ regression (scikit-learn). What it reaches, a learner has to reach too.
 
 Shapes: R rows of an inputs file, F numbers of a view, C classes, L labelled items, T time steps.
 
-A view is a fixed list of numbers of a recording. Series have "plain" (the values, or their means over equal parts of
-time) and "spectrum" (log power in frequency bands); images and clips likewise; text has counts of byte n-grams alone.
-fit() standardises them, and chooses views and strength of the penalty by cross-validation on the labelled items."""
+Views are those of cox_oom/readings.py. fit() standardises them, and chooses views and strength of the penalty by
+cross-validation on the labelled items."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cox_oom.augment import batch
 from cox_oom.files import optional
+from cox_oom.labels import groups_of
+from cox_oom.readings import standard, view
 
-MOST = 1024  # numbers of a view, about
-BANDS, SIDE = 32, 16  # frequency bands of a series' channel; side of a small image
-GRAMS = 2048  # counts of byte n-grams, hashed
 NEIGHBOURS = 10  # of a point, labelprop
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, the strongest penalty first
 FOLDS = 5
@@ -27,83 +23,20 @@ VIEWS = {"text": (("grams",),)}  # by kind, the choices of views; else:
 CHOICES = (("plain",), ("spectrum",), ("plain", "spectrum"))
 
 
-def parts_of_time(x: Tensor, lengths: Tensor | None, parts: int) -> Tensor:
-    """Means (B, channels, parts) of series (B, channels, T) over equal parts of their valid time."""
-    if lengths is None:
-        return F.adaptive_avg_pool1d(x, parts)
-    return torch.cat([F.adaptive_avg_pool1d(one[None, :, : max(1, t)], parts) for one, t in zip(x, lengths.tolist())])
-
-
-def series_view(name: str, x: Tensor, lengths: Tensor | None, steps: int) -> Tensor:
-    """A view (B, F) of series (B, channels, T); `steps`: the T that every view is made for."""
-    channels = x.shape[1]
-    if name == "spectrum":
-        power = torch.fft.rfft(x, n=steps).abs().square()
-        power = power / (steps if lengths is None else lengths.clamp(min=1)[:, None, None])
-        bands = max(1, min(BANDS, power.shape[2], MOST // channels))
-        return F.adaptive_avg_pool1d((power + 1e-3).log(), bands).flatten(1)
-    if lengths is None and channels * steps <= MOST:
-        return x.flatten(1)
-    means = parts_of_time(x, lengths, max(1, min(BANDS, steps, MOST // channels)))
-    count = x.shape[2] if lengths is None else lengths.clamp(min=1)[:, None]
-    return torch.cat([means.flatten(1), (x.square().sum(2) / count).sqrt()], 1)
-
-
-def image_view(name: str, x: Tensor) -> Tensor:
-    """A view (B, F) of images (B, channels, H, W): small pixels, or log power of the grey image in bands."""
-    if name == "spectrum":
-        power = torch.fft.fftshift(torch.fft.rfft2(x.mean(1), norm="ortho"), 1).abs().square()
-        h, w = power.shape[1:]
-        return F.adaptive_avg_pool2d((power + 1e-3).log(), (min(SIDE, h), min(SIDE // 2, w))).flatten(1)
-    side = max(1, min(SIDE, int((MOST / x.shape[1]) ** 0.5)))
-    return F.adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3]))).flatten(1)
-
-
-def grams_view(x: Tensor) -> Tensor:
-    """log(1 + counts) (B, GRAMS) of the 1-, 2- and 3-grams of bytes (B, T), hashed; 0 is padding."""
-    x, counts = x.long(), torch.zeros(len(x), GRAMS)
-    for n in (1, 2, 3):
-        grams = x.unfold(1, n, 1) if x.shape[1] >= n else x[:, :0, None]
-        at = (grams * torch.tensor([1, 257, 66047][:n])).sum(2).remainder(GRAMS - n).add(n)
-        counts.scatter_add_(1, at, (grams > 0).all(2).float())
-    return counts.log1p()
-
-
-def view(name: str, file: dict[str, Any], rows: Tensor, steps: int) -> Tensor:
-    """A view (R, F) float32 of rows (R,) of an inputs file {kind, x, lengths, mean, std}, on the CPU."""
-    kind, out = file["kind"], []
-    for r in rows.split(512):
-        x, lengths = batch(file, r, "cpu")
-        if kind == "series":
-            x = F.pad(x, (0, max(0, steps - x.shape[2])))[:, :, :steps]
-            out.append(series_view(name, x, None if lengths is None else lengths.clamp(max=steps), steps))
-        elif kind == "text":
-            out.append(grams_view(x))
-        else:
-            x = torch.cat([x.mean(2), x.std(2, correction=0)], 1) if kind == "video" else x
-            out.append(image_view(name, x))
-    return torch.cat(out) if out else torch.zeros(0, 1)
-
-
-def standard(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean (F,), scale (F,)) that standardise a view x (R, F): it then counts as much as another one, however many
-    numbers it has; what is constant counts nothing."""
-    deviation = x.std(0, correction=0)
-    return x.mean(0), torch.where(deviation > 1e-6, deviation, 1e6) * len(deviation) ** 0.5
-
-
-def search(x: Tensor, y: Tensor, seed: int) -> tuple[Any, float | None]:
+def search(x: Tensor, y: Tensor, seed: int, groups: Tensor | None = None) -> tuple[Any, float | None]:
     """The logistic regression of x (L, F), y (L,) whose strength did best in cross-validation, the strongest of equals,
-    and its accuracy there; None where every class has one item, so that nothing can be held out."""
+    and its accuracy there, None where every class has one item, so that nothing can be held out. groups (L,): none is
+    on both sides."""
     linear = optional("sklearn.linear_model", "--method raw")
     selection = optional("sklearn.model_selection", "--method raw")
     least, most = (int(f(torch.unique(y, return_counts=True)[1])) for f in (torch.min, torch.max))
     model = linear.LogisticRegression(max_iter=5000, tol=1e-6)
     if most < 2:
         return model.fit(x.numpy(), y.numpy()), None
-    folds = selection.StratifiedKFold(max(2, min(FOLDS, least)), shuffle=True, random_state=seed % 2**32)
+    kind = selection.StratifiedKFold if groups is None else selection.StratifiedGroupKFold
+    folds = kind(max(2, min(FOLDS, least)), shuffle=True, random_state=seed % 2**32)
     grid = selection.GridSearchCV(model, {"C": STRENGTHS}, scoring="accuracy", cv=folds)
-    grid.fit(x.numpy(), y.numpy())
+    grid.fit(x.numpy(), y.numpy(), groups=None if groups is None else groups.numpy())
     return grid.best_estimator_, float(grid.best_score_)
 
 
@@ -130,7 +63,7 @@ def fit(file: dict[str, Any], train: Tensor, labelled: Tensor, y: Tensor, seed: 
         )  # (L, F): the same
         with warnings.catch_warnings():  # a class that is rarer than the folds is no news to a user
             warnings.simplefilter("ignore")
-            model, right = search(some if basis is None else some @ basis.T, y, seed)
+            model, right = search(some if basis is None else some @ basis.T, y, seed, groups_of(file, labelled))
         if (right or 0.0) >= best[0]:  # of equals the later: more views
             best = (right or 0.0), (choice, model, right, basis)
     state: dict[str, Any] = {"views": list(names), "steps": steps, "strength": 0.0, "cv_accuracy": None}

@@ -14,7 +14,7 @@ from cox_oom import again
 from cox_oom.augment import model_of
 from cox_oom.data.inputs import preparation
 from cox_oom.files import UserError, load
-from cox_oom.labels import Items
+from cox_oom.labels import Items, groups_of
 from cox_oom.seed import Seed
 
 TEMPERATURES = torch.logspace(-2, 1.5, 351, dtype=torch.float64)  # steps of 2.3%
@@ -114,6 +114,8 @@ def cross_fit(seed: Seed, args: Namespace) -> tuple[Tensor, Tensor, Tensor, int]
     if folds < 2:
         raise UserError(f"--folds {args.folds}: no class has two labelled items; leave it out, or label more")
     own = {k: v for k, v in vars(args).items() if k != "folds"}
+    groups = groups_of(seed.oom, torch.tensor([at[i] for i in seed.connect["labelled"]]))
+    folds = folds if groups is None else max(2, min(folds, len(groups.unique())))
     for k in range(folds):
         runs = seed.place.folder / "folds" / f"{k}of{folds}"
         print(f"  fold {k + 1} of {folds}", flush=True)

@@ -19,6 +19,7 @@ from cox_oom.files import optional
 from cox_oom.heads import Head
 from cox_oom.labels import Items
 from cox_oom.learner import Learner
+from cox_oom.readings import standard, view
 from cox_oom.seed import Seed
 
 COMPONENTS = (10, 20, 50)  # choices of how many
@@ -39,9 +40,9 @@ def readings(file: dict[str, Any], rows: Tensor) -> Iterable[tuple[dict[str, Any
     project (F, p)}, and rows (M,) of an inputs file as whitened points (M, p); float64."""
     steps = int(file["x"].shape[-1])
     choices = classical.VIEWS.get(file["kind"], classical.CHOICES)
-    views = {n: classical.view(n, file, rows, steps).double() for n in sorted({n for c in choices for n in c})}
+    views = {n: view(n, file, rows, steps).double() for n in sorted({n for c in choices for n in c})}
     for choice in choices:
-        mean, scale = (torch.cat(t) for t in zip(*(classical.standard(views[n]) for n in choice)))
+        mean, scale = (torch.cat(t) for t in zip(*(standard(views[n]) for n in choice)))
         x = (torch.cat([views[n] for n in choice], 1) - mean) / scale
         project = whitening(x, COMPONENTS[-1])
         for p in sorted({min(p, project.shape[1]) for p in COMPONENTS}):

@@ -13,34 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cox_ops
-from cox_oom.augment import batch
 from cox_oom.connect import Bridge
+from cox_oom.gauge import gauge, in_words
 from cox_oom.heads import fit_head, match_shares, move_head
-from cox_oom.labels import Items
+from cox_oom.labels import Items, parts_of
+from cox_oom.readings import choose, coarse_and_fine, words
 from cox_oom.seed import Seed
 from cox_oom.watch import progress
-
-
-def plain_vectors(file: dict[str, Any], rows: Tensor, side: int = 16, steps: int = 64, most: int = 8192) -> Tensor:
-    """Rows (R,) of an inputs file as vectors (R, p) that no label has bent: images and frames at most `side` x
-    `side`, a series with lengths played over `steps` steps, one without averaged down to them where it has over
-    `most` numbers, text as the logarithm of its counts of byte pairs (hashed to 512)."""
-    out = []
-    for r in progress(rows.split(1024), "plain vectors"):
-        x, lengths = batch(file, r, "cpu")
-        if file["kind"] == "text":
-            pair = (x[:, :-1].long() * 257 + x[:, 1:].long()) % 512
-            x = torch.zeros(len(x), 512).scatter_add_(1, pair, (x[:, 1:] > 0).float()).log1p()
-        elif file["kind"] == "series" and lengths is not None:
-            at = (torch.arange(steps) / steps * lengths[:, None]).long().clamp(max=x.shape[-1] - 1)
-            x = x.gather(2, at[:, None].expand(-1, x.shape[1], -1))
-        elif file["kind"] == "series" and x[0].numel() > most:
-            x = F.adaptive_avg_pool1d(x, min(steps, x.shape[-1]))
-        elif file["kind"] != "series" and max(x.shape[-2:]) > side:
-            h, w = (min(side, s) for s in x.shape[-2:])
-            x = F.adaptive_avg_pool2d(x.flatten(1, -3), (h, w))
-        out.append(x.flatten(1))
-    return torch.cat(out)
 
 
 def principal(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -197,13 +176,6 @@ def drawn(kept: Tensor, strata: Tensor, most: int, seed: int) -> Tensor:
     return torch.cat([rows[kept], others[turn[: max(room, 0)]]]).sort().values
 
 
-def coarse_and_fine(raw: Tensor, learned: Tensor, p: int, q: int = 20) -> list[Tensor]:
-    """Views [(M, d)] of items for `class_posteriors`: the first of their whitened components, raw (M, 2p) beside
-    learned (M, 2q), p and q of them but for half or twice as many of one. Nobody knows how many tell most; the mean
-    over them does well."""
-    return [torch.cat([raw[:, :a], learned[:, :b]], 1) for a, b in ((p // 2, q), (p, q // 2), (p, 2 * q), (2 * p, q))]
-
-
 @dataclass
 class Source:
     """Where readings may come from, the arguments of `correspond`: partner (M,) of each OOM item, -1 where none is
@@ -272,40 +244,45 @@ def labels_alone(y_z: Tensor, shares: Tensor) -> Source:
     return Source(y_z, torch.zeros(len(shares), 1, device=y_z.device), classes, shares, offset=1.0)
 
 
-def held_out_gain(
+def held_out(
     z: Tensor,
     y_z: Tensor,
-    one: Source,
-    other: Source,
+    source: Source,
     *,
+    groups: Tensor | None = None,
     rounds: int = 6,
     folds: int = 4,
     tempers: Sequence[float] = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0),
-) -> dict[str, Any]:
-    """What the Source `one` tells of held-out labels beyond `other`: the mean `gain` in nats, its standard `error`,
-    how many both get `right` (`right_alone`), and whether one can be `trusted`: not worse by two errors.
+) -> tuple[Tensor, float]:
+    """What a Source tells of held-out labels: the log-likelihood (L,) of each of the L labelled items of z (M, d), y_z
+    (M,) (-1: no label), and how many it gets right.
 
-    A fold of the labelled items at a time loses label and partner; each's posteriors are tempered to their best
-    likelihood, as they may be too sure. z (M, d) must not have been fitted to the labels. Both are looked at on the
-    readings alone that `one` is fitted to."""
-    rows = drawn(y_z >= 0, torch.zeros_like(y_z), one.fit, one.seed)
-    z, y_z, one, other = z[rows], y_z[rows], *(replace(s, partner=s.partner[rows]) for s in (one, other))
+    A fold of the labelled items at a time loses label and partner, of groups (M,) whole ones; the posteriors are
+    tempered to their best likelihood, as they may be too sure. z must not have been fitted to the labels. Only the
+    readings that the Source is fitted to are looked at."""
+    rows = drawn(y_z >= 0, torch.zeros_like(y_z), source.fit, source.seed)
+    z, y_z, source = z[rows], y_z[rows], replace(source, partner=source.partner[rows])
     labelled = (y_z >= 0).nonzero().squeeze(1)
-    y, fold = y_z[labelled], torch.empty_like(labelled)
-    fold[torch.argsort(y, stable=True)] = torch.arange(len(y), device=y.device) % folds  # every class in all folds
-    likelihood, right = [], []
-    for source in (one, other):
-        log_q = torch.empty(len(y), len(one.shares), device=z.device)
-        for f in range(folds):
-            hidden, kept, partner = labelled[fold == f], y_z.clone(), source.partner.clone()
-            kept[hidden], partner[hidden] = -1, -1
-            q, _ = correspond(z, kept, **vars(replace(source, partner=partner)), rounds=rounds)
-            log_q[fold == f] = q[hidden].clamp(min=1e-6).log()
-        right.append((log_q.argmax(1) == y).float().mean().item())
-        likelihood.append(max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum))
-    each = likelihood[0] - likelihood[1]
-    gain, error = each.mean().item(), each.std().item() / len(y) ** 0.5
-    return {"gain": gain, "error": error, "right": right[0], "right_alone": right[1], "trusted": gain >= -2 * error}
+    y = y_z[labelled]
+    fold = parts_of(y, folds, None if groups is None else groups[rows][labelled])  # every class in all folds
+    log_q = torch.empty(len(y), len(source.shares), device=z.device)
+    for f in range(folds):
+        hidden, kept, partner = labelled[fold == f], y_z.clone(), source.partner.clone()
+        kept[hidden], partner[hidden] = -1, -1
+        q, _ = correspond(z, kept, **vars(replace(source, partner=partner)), rounds=rounds)
+        log_q[fold == f] = q[hidden].clamp(min=1e-6).log()
+    each = max(((t * log_q).log_softmax(1).gather(1, y[:, None])[:, 0] for t in tempers), key=torch.sum)
+    return each, (log_q.argmax(1) == y).float().mean().item()
+
+
+def held_out_gain(z: Tensor, y_z: Tensor, one: Source, other: Source, **how: Any) -> dict[str, Any]:
+    """What the Source `one` tells of held-out labels beyond `other`, z, y_z and `how` as held_out has them: the mean
+    `gain` in nats, its standard `error`, how many both get `right` (`right_alone`), and whether one can be `trusted`:
+    not worse by two errors."""
+    (first, right), (second, alone) = (held_out(z, y_z, s, **how) for s in (one, other))
+    each = first - second
+    gain, error = each.mean().item(), each.std().item() / len(each) ** 0.5
+    return {"gain": gain, "error": error, "right": right, "right_alone": alone, "trusted": gain >= -2 * error}
 
 
 # --------------------------------------------------------------------------------------------------- the teacher
@@ -344,19 +321,41 @@ class Teacher:
         move_head(head, fit_head(z, self.posteriors, self.posteriors.shape[1], weight_decay=1e-2), share)
 
 
+def readings_of(
+    seed: Seed, items: Items, args: Namespace, components: int, earlier: dict[str, Any] | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """The raw readings (M, 2 `components`), whitened: of the views those under which labels alone tell held-out labels
+    best; and readings.choose's facts. earlier: those of an earlier part of the same run."""
+
+    def judge(x: Tensor, places: Tensor) -> Tensor:
+        y = items.y[places].to(args.device)
+        groups = None if items.groups is None else items.groups[places].to(args.device)
+        alone = labels_alone(y, items.frequencies.to(args.device))
+        alone.held = args.shares == "known"
+        return held_out(whiten(x, components).to(args.device), y, alone, groups=groups, rounds=args.rounds)[0]
+
+    with torch.random.fork_rng(devices=[]):  # how many views are tried must not change the training's batches
+        x, facts = choose(seed.oom, items.rows, items.y, judge, earlier)
+    return whiten(x, 2 * components).to(args.device), facts
+
+
 def teacher_of(
-    seed: Seed, items: Items, bridge: Bridge, args: Namespace, trust: dict[str, Any] | None = None
+    seed: Seed, items: Items, bridge: Bridge, args: Namespace, earlier: dict[str, Any]
 ) -> tuple[Teacher, dict[str, Any]]:
-    """The Teacher of a run, and facts of it: {"trust": held_out_gain's, "fallback": why COX has no correspondences}.
+    """The Teacher of a run, and facts of it: {"trust": held_out_gain's, "fallback": why COX has no correspondences,
+    "views": of the readings, "gauge": what they have in common with the IM items}.
 
     COX's is told by the IM items, where there are pairs enough and they do not do worse on held-out pairs than labels
-    alone; else, and for selftrain, by labels alone. trust: what an earlier part of the same run found."""
+    alone; else, and for selftrain, by labels alone. earlier: the facts that an earlier part of the same run found."""
     y = items.y.to(args.device)
+    groups = None if items.groups is None else items.groups.to(args.device)
     components = max(10, min(50, len(items.rows) // 20))
-    raw = whiten(plain_vectors(seed.oom, items.rows), 2 * components).to(args.device)
     shares = items.frequencies.to(args.device)
     alone, source = labels_alone(y, shares), None
     facts: dict[str, Any] = {"trust": {}, "fallback": {}}
+    raw, facts["views"] = readings_of(seed, items, args, components, earlier.get("views"))
+    if facts["views"]["likelihood"]:
+        print(f"  {words(facts['views'])}")
     if args.method == "cox" and bridge.common:
         source, found = known_items(items.ids, y, bridge.common, bridge.common_banks(), bridge.y_common, shares)
         for c in found["lacking"]:
@@ -374,13 +373,18 @@ def teacher_of(
     for each in filter(None, (alone, source)):
         each.held, each.fit, each.seed = args.shares == "known", args.fit_items, args.seed
     if source:
-        trust = facts["trust"] = trust or held_out_gain(raw[:, :components], y, source, alone, rounds=args.rounds)
+        trust = facts["trust"] = earlier.get("trust") or held_out_gain(
+            raw[:, :components], y, source, alone, groups=groups, rounds=args.rounds
+        )
         print(
             "  held-out pairs: correspondences name {right:.1%} of the raw readings, labels alone {right_alone:.1%}; "
             "gain {gain:+.3f} ± {error:.3f} nat".format(**trust)
         )
         if not trust["trusted"]:
             facts["fallback"] = {"code": "not_trusted"}
+        own = (source.partner >= 0) & (source.partner < len(bridge.common))  # true pairs
+        facts["gauge"] = gauge(raw[own, :components], source.x[source.partner[own]], y[own])
+        print(f"  {in_words(facts['gauge'])}")
     cross = bool(facts["trust"].get("trusted"))
     return Teacher(
         source if cross and source else alone,

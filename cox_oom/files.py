@@ -8,7 +8,8 @@ A stage that reads a file compares `made_from` and `fingerprint` along the chain
 
 Layout under --runs, and what each file holds (M OOM training items, N_k labelled items of IM modality k, C classes):
   <data>/inputs/<modality>.pt                           what the OOM learner is given                 (stage 1)
-      kind, x (n, ...), lengths (n,) or None, mean, std, ids [n], labels (n,), split (n,), class_names [C]
+      kind, x (n, ...), lengths (n,) or None, mean, std, ids [n], labels (n,), split (n,), class_names [C]; --groups:
+      groups [n] texts
   <data>/<perceptor>/banks/<modality>.pt                features of a pretrained perceptor            (stage 1)
   <data>/<perceptor>/no-<oom>/banks/<modality>.pt       of encoders trained here, without the OOM modality (stage 1)
       features (n, d_k) float32 unit rows, ids, labels, split, class_names; encoder, where it was trained here
@@ -21,10 +22,10 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
       (N_k,), mapped_ids [N_k], mapped_heads, pairs [places among the labelled (P,), items of the bank (P,)]
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                  (stage 3)
       arch, learner, head, im [K], class_names, unlabelled [U] ids, before and after {agree, label, confidence,
-      prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, and by modality: connections, mapped,
-      mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std}, calibration {temperature, low,
-      high, n, source}, novelty {means (C', d), precision (d, d), distance,
-      trained}; raw, labelprop: classical (cox_oom/classical.py); ensemble: members [{learner, head}]
+      prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, views, gauge, and by modality:
+      connections, mapped, mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std},
+      calibration {temperature, low, high, n, source}, novelty {means (C', d), precision (d, d), distance, trained};
+      raw, labelprop: classical (cox_oom/classical.py); ensemble: members [{learner, head}]
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/folds/<k>of<n>/…                 its cross-fits (stage 3, --folds)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/members/…                        an ensemble's (stage 3)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].json                                (stage 4)

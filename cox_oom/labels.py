@@ -102,17 +102,61 @@ def fold(text: str) -> str:
     return text
 
 
-def hold_out(labels: Tensor, share: float, fold: str | None = None) -> Tensor:
+def groups_of(oom: dict[str, Any], rows: Tensor) -> Tensor | None:
+    """The group (R,) of each of the rows (R,), a number; a row without one is a group of its own. None where stage 1
+    was given no --groups."""
+    if "groups" not in oom:
+        return None
+    number: dict[str, int] = {}
+    named = [oom["groups"][r] for r in rows.tolist()]
+    return torch.tensor([number.setdefault(g or f"\0{r}", len(number)) for g, r in zip(named, rows.tolist())])
+
+
+def parts_of(y: Tensor, parts: int, groups: Tensor | None = None) -> Tensor:
+    """The part (L,), 0 to `parts` - 1, of items of classes y (L,): the items of a class in turn. With groups (L,) no
+    group is in two parts: the largest first, each goes where its classes have least."""
+    part = torch.empty_like(y)
+    if groups is None:
+        part[torch.argsort(y, stable=True)] = torch.arange(len(y), device=y.device) % parts
+        return part
+    names, of, size = groups.unique(return_inverse=True, return_counts=True)
+    has = torch.zeros(parts, int(y.max()) + 1, dtype=torch.long, device=y.device)
+    for g in size.argsort(descending=True, stable=True).tolist():
+        own = torch.bincount(y[of == g], minlength=has.shape[1])
+        load = (has * (own > 0)).sum(1) * len(y) + has.sum(1)
+        part[of == g] = int(load.argmin())
+        has[int(load.argmin())] += own
+    return part
+
+
+def hold_out(labels: Tensor, share: float, fold: str | None = None, groups: Tensor | None = None) -> Tensor:
     """Mask (L,) of the items held out of labels (L,): of each class the first share of its items, one at least and not
-    all; of a class of one item none. With `fold`, "K/N", every N-th item of each class in its place, from the K-th."""
+    all; of a class of one item none. With `fold`, "K/N", every N-th item of each class in its place, from the K-th.
+    With groups (L,) a group is held out as a whole or not at all."""
     held = torch.zeros(len(labels), dtype=torch.bool)
     part, parts = map(int, fold.split("/")) if fold else (0, 0)
+    if groups is not None:
+        return hold_out_groups(labels, groups, share, parts_of(labels, parts, groups) == part if fold else None)
     for c in labels.unique():
         of_class = (labels == c).nonzero().squeeze(1)
         if fold:
             held[of_class[part::parts]] = len(of_class) > 1
         else:
             held[of_class[: min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
+    return held
+
+
+def hold_out_groups(labels: Tensor, groups: Tensor, share: float, part: Tensor | None) -> Tensor:
+    """hold_out's mask (L,) of whole groups (L,): those of `part` (L,) bool, else in their order as many as make up the
+    share of each class; none that would leave a class without an item."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    of = {c: labels == c for c in labels.unique().tolist()}
+    for g in dict.fromkeys((groups if part is None else groups[part]).tolist()):
+        own = groups == g
+        mine = [of[c] for c in labels[own].unique().tolist()]
+        lacks = part is not None or any((held & m).sum() < max(1, round(share * int(m.sum()))) for m in mine)
+        if lacks and all((m & ~held & ~own).any() for m in mine):
+            held |= own
     return held
 
 
@@ -128,7 +172,8 @@ class Items:
 
     oom: the inputs file; rows (M,) in it; ids [M]; y (M,) labels, -1 where hidden; labelled (L,) and unlabelled (U,)
     places; pairs {modality: (places (P,), items of the bank (P,))}; val (V,) rows that training does not see, y_val
-    (V,); frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them."""
+    (V,); frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them; groups (M,), as
+    `groups_of` does."""
 
     oom: dict[str, Any]
     rows: Tensor
@@ -141,6 +186,7 @@ class Items:
     y_val: Tensor
     frequencies: Tensor
     unseen: Tensor
+    groups: Tensor | None = None
 
     def steps(self, batch: int) -> int:
         """Steps of an epoch, the same for every method."""
@@ -200,6 +246,7 @@ def items(seed: Seed, all_labels: bool = False) -> Items:
         val,
         oom["labels"][val],
         *class_frequencies(on_im_side, y[known], len(oom["class_names"])),
+        groups_of(oom, train),
     )
 
 
@@ -265,7 +312,7 @@ def few(
         chosen = choose_labelled(labels, args.labels * len(train), args.per_class, generator, shown)
     rows, y, held, with_label = train[chosen], labels[chosen], train[:0], (labels >= 0).sum()
     if args.holdout or args.fold:
-        aside = hold_out(y, args.holdout, args.fold)
+        aside = hold_out(y, args.holdout, args.fold, groups_of(oom, rows))
         rows, y, held = rows[~aside], y[~aside], rows[aside]
         print(f"  {len(held)} labelled items held out (--{'fold' if args.fold else 'holdout'})")
     of_class = torch.bincount(y, minlength=len(oom["class_names"]))

@@ -85,6 +85,8 @@ def of_inputs(file):
     yield kind in DIMS, f"its kind is none of {', '.join(DIMS)}"
     dtypes = (torch.uint8,) if kind == "text" else (torch.uint8, torch.float32)
     yield tensor(x, (n, *[None] * (DIMS[kind] - 1)), dtypes), f"x is not {n} items of kind {kind}, one for each id"
+    groups = file.get("groups")
+    yield groups is None or texts(groups) and len(groups) == n, f"groups are not {n} texts, one for each id"
     if lengths is not None:
         yield kind in ("series", "text"), f"lengths, which kind {kind} has not"
         yield tensor(lengths, (n,), WHOLE), f"lengths are not {n} whole numbers, one for each id"
@@ -241,7 +243,7 @@ def of_method(file, seed):
                     within(t, -1 if name == "label" else 0, classes - 1),
                     f"{when}.{name} has a value that is no class",
                 )
-    for name in ("trust", "fallback"):
+    for name in ("trust", "fallback", "views", "gauge"):
         yield isinstance(file.get(name, {}), dict) and plain(file.get(name)), f"{name} is not a dict of plain values"
     history = file["history"]
     epochs = isinstance(history, list) and all(isinstance(h, dict) for h in history) and plain(history)

@@ -45,6 +45,7 @@ class Dataset:
     facts: list[str] = field(default_factory=list)  # lines that a user should see once
     absent: dict[str, list[int]] = field(default_factory=dict)  # modality -> rows whose file was not there
     broken: dict[str, list[int]] = field(default_factory=dict)  # the same of files useless by their first bytes
+    groups: list[str] | None = None  # n: what --groups names, an object, a person, a place; "" of none
 
 
 class Items:
@@ -83,6 +84,8 @@ def read(data: str, root: str | None = None, **options: Any) -> Dataset:
     if is_name(data):
         if "kinds" in options:
             raise UserError(f"--data {data}: --as tells the kind of a folder's column; leave it out")
+        if "groups" in options:
+            raise UserError(f"--data {data}: --groups names a folder's column; leave it out")
         module = importlib.import_module(f"cox_oom.data.{data}")
         if data not in ROOTED:
             if root is not None:

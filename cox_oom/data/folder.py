@@ -48,17 +48,19 @@ def read(
     columns: list | None = None,
     limit: float = 1,
     kinds: dict[str, str] | None = None,
+    groups: str | None = None,
     **unknown: Any,
 ) -> Dataset:
     """Dataset of a folder. `frames`: how many frames of each video clip `load` returns. limit: see OPTIONS.
 
     columns: names of the modality columns to check; None: all. The others need not be modalities; the fingerprint has
-    them as well, so that it does not depend on this choice. kinds: {column: what --as says it holds, of TOLD}.
+    them as well, so that it does not depend on this choice. kinds: {column: what --as says it holds, of TOLD}. groups:
+    a column that is no modality, but names the object, person or place of a row.
     Raises UserError where the table or a column is not right.
     """
     if unknown:
         raise UserError(f"--data {folder}: the option {sorted(unknown)[0]} is not for folders; leave it out")
-    return collect(folder, None, frames, columns, limit, kinds)
+    return collect(folder, None, frames, columns, limit, kinds, groups)
 
 
 def collect(
@@ -68,6 +70,7 @@ def collect(
     columns: list | None = None,
     limit: float = 1,
     kinds: dict[str, str] | None = None,
+    groups: str | None = None,
 ) -> Dataset:
     """The Dataset that `read` gives, without what is wrong. complain: takes every error of those that `read` raises the
     first of; None: as `read`. Files that are not there or of no use are listed in the Dataset, as ever."""
@@ -76,7 +79,10 @@ def collect(
     folder, tell = os.path.normpath(str(folder)), complain or table.stop
     manifest = os.path.join(folder, "manifest.csv")
     header, rows, content = table.read_table(manifest, tell)
-    modalities = [h for h in header if h not in table.REQUIRED]
+    modalities = [h for h in header if h not in table.REQUIRED and h != groups]
+    if groups is not None and (groups not in header or groups in table.REQUIRED):
+        others = ", ".join(modalities)
+        raise UserError(f"--groups {groups}: {manifest} has the columns {others}; name the one with the groups")
     told = _told(manifest, modalities, kinds or {})
     checked = [m for m in modalities if columns is None or m in columns]
     rows = table.check_rows(manifest, rows, modalities, tell)
@@ -105,6 +111,7 @@ def collect(
         facts=found.facts,
         absent=found.absent,
         broken=found.broken,
+        groups=[row[groups] for _, row in rows] if groups else None,
     )
 
 

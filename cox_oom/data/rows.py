@@ -161,6 +161,7 @@ def inputs_of(args, place, data, modality):
         "frames": args.frames,
     }
     path, known = place.inputs(modality), {**shape, **silence(args, data, modality)}
+    known |= {"groups": args.groups} if data.groups else {}
     refuse_changed(args, place, data, modality)
     if not finished(path, known, {}, data.fingerprint, args.force or unused(path, data.fingerprint)):
         complain, used = ahead.Complaints(data, modality, args.on_error, args.on_silence), observed(data, modality)
@@ -170,7 +171,7 @@ def inputs_of(args, place, data, modality):
         check_items(args, data, modality, used)
         save(
             path,
-            {**made, **columns(data, used)},
+            {**made, **columns(data, used), **({"groups": [data.groups[r] for r in used]} if data.groups else {})},
             stage="extract_features",
             data=data.name,
             fingerprint=data.fingerprint,

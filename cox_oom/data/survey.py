@@ -128,7 +128,9 @@ def read(args: Namespace, found: Found) -> Folder | None:
             if name not in named:
                 raise UserError(f"{flag} {name}: {args.folder} has the columns {', '.join(named)}; name one of them")
     checked = [*args.im.split(","), args.oom] if args.im else None
-    data = folder.collect(args.folder, found.fault, columns=checked, kinds=args.kinds, **args.option)
+    data = folder.collect(
+        args.folder, found.fault, columns=checked, kinds=args.kinds, groups=args.groups, **args.option
+    )
     return Folder(args, data, {cells["id"]: (line, cells) for line, cells in reversed(lines)})
 
 

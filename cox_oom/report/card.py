@@ -111,6 +111,16 @@ def limits(record: dict[str, Any]) -> list[str]:
         "A recording of none of these classes still gets one of them; the column novelty is the only warning.",
         "It was trained once, with one seed. Other seeds give other figures; the table of stage 4 has their spread.",
     ]
+    if groups := record["metrics"].get("groups"):
+        lines.append(
+            f"Every split inside the training kept each {plain(groups['column'])} on one side (--groups). Of the test "
+            f"items {100 * groups['seen']:.0f}% are of one that training has seen."
+        )
+    else:
+        lines.append(
+            "Nothing said which recordings are of one object, person or place (--groups in stage 1). So the checks "
+            "inside the training cannot tell how it does on new ones."
+        )
     if empty := [
         name for name, row in zip(record["metrics"]["per_class"], record["metrics"]["confusion"]) if not sum(row)
     ]:

@@ -132,6 +132,13 @@ def agreements(run: dict[str, Any], oom: dict[str, Any]) -> dict[str, Any] | Non
     }
 
 
+def groups_seen(oom: dict[str, Any], test: Tensor) -> dict[str, Any]:
+    """Of --groups in stage 1 the column, and which share of the test items is of a group that a training item is of."""
+    known = {oom["groups"][r] for r in split_rows(oom, ("train",)).tolist()} - {""}
+    seen = [oom["groups"][r] in known for r in test.tolist()]
+    return {"column": oom["meta"]["args"]["groups"], "seen": sum(seen) / max(1, len(seen))}
+
+
 def metrics_of(
     run: dict[str, Any], seed: Seed, test: Tensor, connections: dict[str, Any], device: str, task: str
 ) -> dict[str, Any]:
@@ -150,6 +157,8 @@ def metrics_of(
     metrics |= {
         k: run[k] for k in ("trust", "fallback") if run.get(k)
     }  # stage 3's check, and why it left correspondences out
+    if "groups" in oom:
+        metrics["groups"] = groups_seen(oom, test)
     if task == "retrieval":
         own = (z, oom["labels"][test], [oom["ids"][r] for r in test.tolist()])
         metrics["retrieval"] = {

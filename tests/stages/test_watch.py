@@ -10,7 +10,7 @@ import pytest
 import torch
 from worlds import command, refused, run_dir, stage
 
-from cox_oom import augment, correspond, files, run, watch
+from cox_oom import augment, correspond, files, readings, run, watch
 from cox_oom.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -156,7 +156,7 @@ def long_parts():
         "soft correspondences": lambda: correspond.correspond(z, y_z, partner, x, y, torch.ones(3) / 3),
         "shared vectors": lambda: correspond.shared_vectors([x, z[:30]]),
         "embed": lambda: augment.embed(learner, file, torch.arange(60), "cpu"),
-        "plain vectors": lambda: correspond.plain_vectors(file, torch.arange(60)),
+        "plain vectors": lambda: readings.plain_vectors(file, torch.arange(60)),
     }
 
 
