@@ -13,6 +13,8 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
   <data>/<perceptor>/no-<oom>/banks/<modality>.pt       of encoders trained here, without the OOM modality (stage 1)
       features (n, d_k) float32 unit rows, ids, labels, split, class_names; encoder, where it was trained here
   <data>/<perceptor>/no-<oom>/im.pt                     which banks stages 2 to 4 take: im [K]        (stage 1)
+  <data>/…/<modality>.shards/                           x or features, where these are large: the file beside it has
+                                                        shards in their place (cox_oom/shards.py)     (stage 1)
   <data>/<perceptor>/banks/<modality>.parts/            a bank that is being made                     (stage 1)
   <data>/log/media-<modality>.csv                       broken, missing and silent media              (stage 1)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                           (stage 2)
@@ -57,6 +59,7 @@ import torch
 SPLITS = ("train", "val", "test")
 META = {"fingerprint": str, "args": dict, "made_from": dict, "digest": str, "proof": str, "stage": str, "data": str}
 DAY = 24 * 3600  # seconds
+BLOCK = 1 << 22  # numbers that are checked at once
 VERIFIED: dict[str, tuple] = {}  # {path: what stat said of it when its content was compared with its digest}
 # The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra that brings it)}.
 LIBRARIES = {
@@ -216,9 +219,11 @@ def digest(obj: Any) -> str:
 
 
 def not_finite(obj: Any, name: str = "") -> str | None:
-    """The dotted name of the first floating tensor in a nest that has NaN or infinite values, else None."""
+    """The dotted name of the first floating tensor in a nest that has NaN or infinite values, else None. Large tensors
+    are looked at block by block, so that little memory is needed besides them."""
     if isinstance(obj, torch.Tensor):
-        return name if obj.is_floating_point() and not torch.isfinite(obj).all() else None
+        blocks = obj.detach().reshape(-1).split(BLOCK) if obj.is_floating_point() else ()
+        return None if all(bool(torch.isfinite(block).all()) for block in blocks) else name
     parts = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, (list, tuple)) else ()
     return next((bad for k, v in parts if (bad := not_finite(v, f"{name}.{k}" if name else str(k)))), None)
 
@@ -374,9 +379,17 @@ def load(path: str | Path, *, first: str = "", keys: Iterable[str] = (), content
     try:
         seen = os.stat(path)
         obj = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        missing = [k for k in (*keys, "meta") if k not in obj]
+        present = {*obj, obj["shards"]["of"]} if "shards" in obj else obj
+        missing = [k for k in (*keys, "meta") if k not in present]
         missing += [k for k, kind in META.items() if not missing and not isinstance(obj["meta"].get(k), kind)]
         reason = None if missing else wrong(path, obj, seen, content)
+        if "shards" in obj and not missing and not reason:
+            from cox_oom.shards import Shards  # here, since it imports this module
+
+            x = Shards(path, obj["shards"])
+            obj = {**obj, x.of: x}
+            if content:
+                x.verify()
     except Exception as e:
         missing, reason = [], (str(e).split("\n")[0] or type(e).__name__)[:120]
     if reason:
@@ -408,6 +421,16 @@ def check_chain(
             )
 
 
+def same_args(path: str | Path, meta: dict[str, Any], args: dict[str, Any]) -> None:
+    """Refuse `path` (its meta) if it was made with other flags."""
+    for k in sorted({*meta["args"], *args}):
+        if meta["args"].get(k) != args.get(k):
+            raise UserError(
+                f"{path} was made with --{k.replace('_', '-')} {meta['args'].get(k)}, now {args.get(k)} is "
+                f"asked; --force redoes it, another --runs keeps both"
+            )
+
+
 def finished(path: str | Path, args: dict[str, Any], made_from: dict[str, str], fingerprint: str, force: bool) -> bool:
     """True where `path` is this very work, done already. UserError where it is other work in the same place."""
     path = Path(path)
@@ -415,12 +438,7 @@ def finished(path: str | Path, args: dict[str, Any], made_from: dict[str, str], 
         return False
     meta = load(path)["meta"]
     check_chain(path, meta, made_from, fingerprint)
-    for k in sorted({*meta["args"], *args}):
-        if meta["args"].get(k) != args.get(k):
-            raise UserError(
-                f"{path} was made with --{k.replace('_', '-')} {meta['args'].get(k)}, now {args.get(k)} is "
-                f"asked; --force redoes it, another --runs keeps both"
-            )
+    same_args(path, meta, args)
     sweep(path)
     print(f"already done: {path} (--force redoes it)")
     return True

@@ -128,7 +128,7 @@ def edit_file(folder):
 
 def edit_manifest(folder):
     rows = read_manifest(folder)
-    rows[7][2] = CLASSES[(CLASSES.index(rows[7][2]) + 1) % 3]
+    rows[7][5] = "another thing"
     write_manifest(folder, rows)
 
 
