@@ -400,13 +400,25 @@ def load(path: str | Path, *, first: str = "", keys: Iterable[str] = (), content
 
 
 def check_chain(
-    path: str | Path, meta: dict[str, Any], made_from: dict[str, str], fingerprint: str | None = None
+    path: str | Path,
+    meta: dict[str, Any],
+    made_from: dict[str, str],
+    fingerprint: str | None = None,
+    size: dict[str, int] | None = None,
 ) -> None:
     """Refuse `path` (its meta) if it was made from other data or from files that have changed since.
 
-    made_from: {"inputs/rgb": digest, …} of the files as they are now.
+    made_from: {"inputs/rgb": digest, …} of the files as they are now. size: {"rows", "labels"}, how many the OOM inputs
+    have now; then it is said where they have grown.
     """
     if fingerprint is not None and meta["fingerprint"] != fingerprint:
+        was = meta.get("size")
+        if size and isinstance(was, dict) and was != size and all(was.get(k, -1) <= n for k, n in size.items()):
+            raise UserError(
+                f"the data have grown since {path} was made, from {was['rows']} rows and {was['labels']} labels to "
+                f"{size['rows']} and {size['labels']}; inputs and banks were kept, this is trained anew by "
+                f"{meta['stage']}.py --force, or beside it in another --runs"
+            )
         raise UserError(
             f"{path} was made from other data than the inputs now in place (fingerprint "
             f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again by {meta['stage']}.py --force, or "
@@ -431,13 +443,21 @@ def same_args(path: str | Path, meta: dict[str, Any], args: dict[str, Any]) -> N
             )
 
 
-def finished(path: str | Path, args: dict[str, Any], made_from: dict[str, str], fingerprint: str, force: bool) -> bool:
-    """True where `path` is this very work, done already. UserError where it is other work in the same place."""
+def finished(
+    path: str | Path,
+    args: dict[str, Any],
+    made_from: dict[str, str],
+    fingerprint: str,
+    force: bool,
+    size: dict[str, int] | None = None,
+) -> bool:
+    """True where `path` is this very work, done already. UserError where it is other work in the same place (made_from,
+    fingerprint and size: see check_chain)."""
     path = Path(path)
     if force or not path.exists():
         return False
     meta = load(path)["meta"]
-    check_chain(path, meta, made_from, fingerprint)
+    check_chain(path, meta, made_from, fingerprint, size)
     same_args(path, meta, args)
     sweep(path)
     print(f"already done: {path} (--force redoes it)")

@@ -1,5 +1,7 @@
 """Which rows of a data set stage 1 can use: observed, whole, of the splits that the later stages need."""
 
+from contextlib import contextmanager
+
 import torch
 
 from cox_oom import shards
@@ -96,6 +98,17 @@ def outdated(path, known, fingerprint):
     return meta["args"] == known or unused(path, fingerprint)
 
 
+@contextmanager
+def by_another(args, path, data):
+    """What goes wrong while a file is made is no matter where another process at the same work has finished it
+    meanwhile, and removed what both need."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        if args.force or not path.exists() or load(path, content=False)["meta"]["fingerprint"] != data.fingerprint:
+            raise
+
+
 def inputs_of(args, place, data, modality):
     """The inputs file of a modality, made where it is not there; extended where the data have grown."""
     shape = {
@@ -107,11 +120,8 @@ def inputs_of(args, place, data, modality):
     anew = args.force or unused(path, data.fingerprint)
     old = grown.kept(args, path, data, modality, known, refuse=not anew)
     if old or not finished(path, known, {}, data.fingerprint, anew):
-        try:
+        with by_another(args, path, data):
             make_inputs(args, place, data, modality, shape, known, old)
-        except units.LongerThanBefore:
-            print(f"  {modality}: a new recording is longer than all before, so all are read again")
-            make_inputs(args, place, data, modality, shape, known, grown.Kept())
     file = load(path)
     check_inputs(path, file)
     form = f"{file['kind']} {tuple(file['x'].shape)} {str(file['x'].dtype)[6:]}"
@@ -134,6 +144,9 @@ def make_inputs(args, place, data, modality, shape, known, old):
     work = units.Units(args, path, data, modality, rows, shape, known, complain, old)
     try:
         made, used, longest = work.make()
+    except units.LongerThanBefore:
+        print(f"  {modality}: a new recording is longer than all before, so all are read again")
+        return make_inputs(args, place, data, modality, shape, known, grown.Kept())
     except inputs.NoTrainItem:
         check_items(args, data, modality, [r for r in rows if r not in complain.left_out])
         raise

@@ -4,7 +4,7 @@ import torch
 
 from cox_oom import files, perceptors, shards
 from cox_oom.data import ahead, grown
-from cox_oom.data.rows import check_items, columns, media_counts, observed, silence
+from cox_oom.data.rows import by_another, check_items, columns, media_counts, observed, silence
 from cox_oom.files import UserError
 from cox_oom.perceptors import bind, embed, weights
 
@@ -43,7 +43,8 @@ def frozen(args, place, data, modality, name, role, own):
         embed.clear(parts)
     old = grown.kept(args, path, data, modality, known, made_from)
     if old or not files.finished(path, known, made_from, data.fingerprint, args.force):
-        extend(args, place, data, modality, (name, role, own), (known, made_from), old)
+        with by_another(args, path, data):
+            extend(args, place, data, modality, (name, role, own), (known, made_from), old)
     embed.clear(parts)
     bank = files.load(path)
     shards.sweep(path, bank.get("shards", {}).get("names", ()))

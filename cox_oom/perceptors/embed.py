@@ -19,8 +19,8 @@ PART = 256  # rows of a part
 
 
 def features(model, role, data, modality, rows, folder, *, batch_size, workers, device, known, complain):
-    """Yields the parts of a bank in order, what one_part gives: features (n, d) float32 unit rows on the CPU, and the
-    rows of the data set (n) that they are of. One is in memory at a time.
+    """An iterator over the parts of a bank in order, what one_part gives: features (n, d) float32 unit rows on the CPU,
+    and the rows of the data set (n) that they are of. All lie on the disk, one at a time is in memory.
 
     model: what a perceptor's load() gave. rows: those that are to be embedded. folder: where the parts lie meanwhile.
     known: what makes the features ({...} plain values): parts made from anything else are made again.
@@ -44,12 +44,10 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
         total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None
     ) as bar:
         for k in starts:
-            if k in there:
-                yield files.load(path(k))
-                continue
-            part = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
-            save_part(path(k), about, data, part)
-            yield part
+            if k not in there:
+                part = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
+                save_part(path(k), about, data, part)
+    return (files.load(path(k)) for k in starts)
 
 
 class Prepare:

@@ -7,7 +7,6 @@ from worlds import refused, run_dir, stage, write_folder
 
 import extract_features
 from cox_oom import files
-from cox_oom.data import inputs
 from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from worlds import (
-    CLASSES,
     FLAGS,
     ROOT,
     STAGES,
