@@ -158,7 +158,7 @@ def main(argv=None):
     # ------------------------------------------------------------------------- banks of the pretrained perceptor
     known = {"im": sorted(ims)}
     if args.oom and frozen:
-        force = args.force or rows.unused(place.choice, data.fingerprint)
+        force = args.force or rows.outdated(place.choice, known, data.fingerprint)
         if not files.finished(place.choice, known, {}, data.fingerprint, force):
             files.save(
                 place.choice,

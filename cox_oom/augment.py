@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cox_oom.learner import MASKED_BYTE, Learner
+from cox_oom.shards import take
 from cox_oom.watch import progress
 
 
 def batch(file: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor | None]:
     """Rows (B,) of an inputs file -> (x (B, …) normalised float32, or bytes for text; lengths (B,) or None) on
     device."""
-    x = file["x"][rows].to(device, non_blocking=True)
+    x = take(file["x"], rows).to(device, non_blocking=True)
     if file["kind"] != "text":
         x = (x.float() - file["mean"].to(device)) / file["std"].to(device)
         if file.get("lengths") is not None:  # padding is zero after normalising, too

@@ -14,6 +14,8 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
   <data>/<perceptor>/no-<oom>/banks/<modality>.pt       of encoders trained here, without the OOM modality (stage 1)
       features (n, d_k) float32 unit rows, ids, labels, split, class_names; encoder, where it was trained here
   <data>/<perceptor>/no-<oom>/im.pt                     which banks stages 2 to 4 take: im [K]        (stage 1)
+  <data>/…/<modality>.shards/                           x or features, where these are large: the file beside it has
+                                                        shards in their place (cox_oom/shards.py)     (stage 1)
   <data>/<perceptor>/banks/<modality>.parts/            a bank that is being made                     (stage 1)
   <data>/log/media-<modality>.csv                       broken, missing and silent media              (stage 1)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                           (stage 2)
@@ -59,6 +61,7 @@ import torch
 SPLITS = ("train", "val", "test")
 META = {"fingerprint": str, "args": dict, "made_from": dict, "digest": str, "proof": str, "stage": str, "data": str}
 DAY = 24 * 3600  # seconds
+BLOCK = 1 << 22  # numbers that are checked at once
 VERIFIED: dict[str, tuple] = {}  # {path: what stat said of it when its content was compared with its digest}
 # The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra that brings it)}.
 LIBRARIES = {
@@ -218,9 +221,11 @@ def digest(obj: Any) -> str:
 
 
 def not_finite(obj: Any, name: str = "") -> str | None:
-    """The dotted name of the first floating tensor in a nest that has NaN or infinite values, else None."""
+    """The dotted name of the first floating tensor in a nest that has NaN or infinite values, else None. Large tensors
+    are looked at block by block, so that little memory is needed besides them."""
     if isinstance(obj, torch.Tensor):
-        return name if obj.is_floating_point() and not torch.isfinite(obj).all() else None
+        blocks = obj.detach().reshape(-1).split(BLOCK) if obj.is_floating_point() else ()
+        return None if all(bool(torch.isfinite(block).all()) for block in blocks) else name
     parts = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, (list, tuple)) else ()
     return next((bad for k, v in parts if (bad := not_finite(v, f"{name}.{k}" if name else str(k)))), None)
 
@@ -376,9 +381,17 @@ def load(path: str | Path, *, first: str = "", keys: Iterable[str] = (), content
     try:
         seen = os.stat(path)
         obj = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        missing = [k for k in (*keys, "meta") if k not in obj]
+        present = {*obj, obj["shards"]["of"]} if "shards" in obj else obj
+        missing = [k for k in (*keys, "meta") if k not in present]
         missing += [k for k, kind in META.items() if not missing and not isinstance(obj["meta"].get(k), kind)]
         reason = None if missing else wrong(path, obj, seen, content)
+        if "shards" in obj and not missing and not reason:
+            from cox_oom.shards import Shards  # here, since it imports this module
+
+            x = Shards(path, obj["shards"])
+            obj = {**obj, x.of: x}
+            if content:
+                x.verify()
     except Exception as e:
         missing, reason = [], (str(e).split("\n")[0] or type(e).__name__)[:120]
     if reason:
@@ -389,13 +402,25 @@ def load(path: str | Path, *, first: str = "", keys: Iterable[str] = (), content
 
 
 def check_chain(
-    path: str | Path, meta: dict[str, Any], made_from: dict[str, str], fingerprint: str | None = None
+    path: str | Path,
+    meta: dict[str, Any],
+    made_from: dict[str, str],
+    fingerprint: str | None = None,
+    size: dict[str, int] | None = None,
 ) -> None:
     """Refuse `path` (its meta) if it was made from other data or from files that have changed since.
 
-    made_from: {"inputs/rgb": digest, …} of the files as they are now.
+    made_from: {"inputs/rgb": digest, …} of the files as they are now. size: {"rows", "labels"}, how many the OOM inputs
+    have now; then it is said where they have grown.
     """
     if fingerprint is not None and meta["fingerprint"] != fingerprint:
+        was = meta.get("size")
+        if size and isinstance(was, dict) and was != size and all(was.get(k, -1) <= n for k, n in size.items()):
+            raise UserError(
+                f"the data have grown since {path} was made, from {was['rows']} rows and {was['labels']} labels to "
+                f"{size['rows']} and {size['labels']}; inputs and banks were kept, this is trained anew by "
+                f"{meta['stage']}.py --force, or beside it in another --runs"
+            )
         raise UserError(
             f"{path} was made from other data than the inputs now in place (fingerprint "
             f"{meta['fingerprint'][:8]}, now {fingerprint[:8]}); make it again by {meta['stage']}.py --force, or "
@@ -410,19 +435,32 @@ def check_chain(
             )
 
 
-def finished(path: str | Path, args: dict[str, Any], made_from: dict[str, str], fingerprint: str, force: bool) -> bool:
-    """True where `path` is this very work, done already. UserError where it is other work in the same place."""
-    path = Path(path)
-    if force or not path.exists():
-        return False
-    meta = load(path)["meta"]
-    check_chain(path, meta, made_from, fingerprint)
+def same_args(path: str | Path, meta: dict[str, Any], args: dict[str, Any]) -> None:
+    """Refuse `path` (its meta) if it was made with other flags."""
     for k in sorted({*meta["args"], *args}):
         if meta["args"].get(k) != args.get(k):
             raise UserError(
                 f"{path} was made with --{k.replace('_', '-')} {meta['args'].get(k)}, now {args.get(k)} is "
                 f"asked; --force redoes it, another --runs keeps both"
             )
+
+
+def finished(
+    path: str | Path,
+    args: dict[str, Any],
+    made_from: dict[str, str],
+    fingerprint: str,
+    force: bool,
+    size: dict[str, int] | None = None,
+) -> bool:
+    """True where `path` is this very work, done already. UserError where it is other work in the same place (made_from,
+    fingerprint and size: see check_chain)."""
+    path = Path(path)
+    if force or not path.exists():
+        return False
+    meta = load(path)["meta"]
+    check_chain(path, meta, made_from, fingerprint, size)
+    same_args(path, meta, args)
     sweep(path)
     print(f"already done: {path} (--force redoes it)")
     return True

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cox_oom import watch
 from cox_oom.files import UserError, data_name, escaped, finished, load, save, sweep, writable
+from cox_oom.seed import size_of
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 PARTS = ("connection", "exploration", "warmup", "emergent")  # what an ablation can leave out of COX
@@ -271,6 +272,7 @@ class Work:
             "fingerprint": oom["meta"]["fingerprint"],
             "args": settings,
             "made_from": made_from,
+            "size": size_of(oom),
         }
 
     @property
@@ -281,7 +283,7 @@ class Work:
         """True where the file is there, made by the same flags from the same files; else the last checkpoint of this
         very work is read, if there is one."""
         facts = self.facts
-        if finished(self.path, facts["args"], facts["made_from"], facts["fingerprint"], self.force):
+        if finished(self.path, facts["args"], facts["made_from"], facts["fingerprint"], self.force, facts["size"]):
             sweep(self.checkpoint_path)
             if self.checkpoint_path.exists() and not load(self.checkpoint_path, keys=("forced",))["forced"]:
                 self.checkpoint_path.unlink(missing_ok=True)  # killed between the file and the end

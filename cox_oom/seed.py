@@ -18,6 +18,11 @@ def split_rows(file: dict[str, Any], splits: Sequence[str] = ("train", "val")) -
     return torch.isin(file["split"], wanted).nonzero().squeeze(1)
 
 
+def size_of(oom: dict[str, Any]) -> dict[str, int]:
+    """How many rows and labels an inputs file has."""
+    return {"rows": len(oom["ids"]), "labels": int((oom["labels"] >= 0).sum())}
+
+
 def load_inputs(place: Place, modality: str) -> dict[str, Any]:
     """The inputs file of a modality."""
     path = place.inputs(modality)
@@ -107,6 +112,6 @@ def load_seed(place: Place, keys: Iterable[str] = ()) -> Seed:
     ims, made_from = load_banks(place)
     made_from[f"inputs/{place.oom}"] = oom["meta"]["digest"]
     connect = load(place.connect, keys=keys, first=place.command("train_connect.py"))
-    check_chain(place.connect, connect["meta"], made_from, oom["meta"]["fingerprint"])
+    check_chain(place.connect, connect["meta"], made_from, oom["meta"]["fingerprint"], size_of(oom))
     check_connect(place.connect, connect, oom, ims)
     return Seed(place, oom, ims, connect, {**made_from, "connect": connect["meta"]["digest"]})

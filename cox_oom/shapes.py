@@ -8,6 +8,7 @@ import torch
 from cox_oom.files import UserError
 from cox_oom.heads import Head
 from cox_oom.learner import Learner
+from cox_oom.shards import Shards
 
 DIMS = {"image": 4, "video": 5, "series": 3, "text": 2}  # of x, by kind
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -42,9 +43,9 @@ def plain(value):
 
 
 def tensor(value, shape, dtypes):
-    """Is it a tensor of that shape, None for any size, and of one of the dtypes."""
+    """Is it a tensor, perhaps in shards, of that shape, None for any size, and of one of the dtypes."""
     return (
-        isinstance(value, torch.Tensor)
+        isinstance(value, (torch.Tensor, Shards))
         and value.dtype in dtypes
         and len(value.shape) == len(shape)
         and all(want in (None, have) for want, have in zip(shape, value.shape))

@@ -4,6 +4,7 @@
 of a folder with `manifest.csv` (folder.py). A reader lists what there is and checks it; items are loaded one at a time.
 """
 
+import hashlib
 import importlib
 import os
 from collections.abc import Callable
@@ -46,22 +47,16 @@ class Dataset:
     absent: dict[str, list[int]] = field(default_factory=dict)  # modality -> rows whose file was not there
     broken: dict[str, list[int]] = field(default_factory=dict)  # the same of files useless by their first bytes
     groups: list[str] | None = None  # n: what --groups names, an object, a person, a place; "" of none
+    marks: dict[str, list[str]] = field(default_factory=dict)  # modality -> n `mark`s; none: rows are not told apart
 
 
-class Items:
-    """The raw items of one modality at the given rows, loaded on access: what inputs.learner_inputs takes.
-
-    Nothing is kept, so a whole modality goes through memory one item at a time.
-    """
-
-    def __init__(self, dataset, modality, rows):
-        self.dataset, self.modality, self.rows = dataset, modality, list(rows)
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.dataset.load(self.modality, self.rows[i])
+def mark(*facts: str | int | bytes | None) -> str:
+    """16 hex digits that change with anything that changes an item: what is known of its cell and file."""
+    digest = hashlib.sha256()
+    for fact in facts:
+        part = fact if isinstance(fact, bytes) else repr(fact).encode()
+        digest.update(b"%d:" % len(part) + part)
+    return digest.hexdigest()[:16]
 
 
 def options(data):

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from cox_oom import data as datasets
 from cox_oom import files
 from cox_oom.data import media
 from cox_oom.files import MissingLibrary, UserError
@@ -110,22 +109,6 @@ def decoded(dataset, modality, rows, then, *, workers, ahead=64, sample=None):
         ) from None
 
 
-class Items(datasets.Items):
-    """data.Items of the same, for inputs.learner_inputs: taken in order, as often as one likes; None for a row that
-    `complain` (row, complaint) says is to be left out."""
-
-    def __init__(self, dataset, modality, rows, then, *, workers, complain):
-        super().__init__(dataset, modality, rows)
-        self.then, self.workers, self.complain, self.next = then, workers, complain, None
-
-    def __getitem__(self, i):
-        if i != self.next:
-            self.stream = decoded(self.dataset, self.modality, self.rows[i:], self.then, workers=self.workers)
-        self.next = i + 1
-        _, item, complaint = next(self.stream)
-        return None if complaint and self.complain(self.rows[i], complaint) else item
-
-
 class Complaints:
     """What is wrong with the media of one modality. Called with (row, (problem, what)), it stops or says whether the
     row is left out; `finish` counts, and lists in a file."""
@@ -134,6 +117,16 @@ class Complaints:
         self.data, self.modality, self.on_error, self.on_silence = data, modality, on_error, on_silence
         self.problems = {row: ("missing", "the file is not there") for row in data.absent.get(modality, ())}
         self.left_out = set()
+
+    def recall(self, path, rows):
+        """Take in what `finish` listed at `path` of the rows that need not be decoded again."""
+        if not path.exists():
+            return
+        at = {self.data.ids[row]: row for row in rows}
+        with open(path, newline="", encoding="utf-8") as f:
+            for i, problem, what in list(csv.reader(f))[1:]:
+                if i in at:
+                    self.problems[at[i]] = (problem, what)
 
     def __call__(self, row, complaint):
         problem, what = complaint

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cox_oom.data import Dataset, media, official, sound, table
+from cox_oom.data import Dataset, mark, media, official, sound, table
 from cox_oom.files import UserError
 
 KINDS = {
@@ -112,6 +112,7 @@ def collect(
         absent=found.absent,
         broken=found.broken,
         groups=[row[groups] for _, row in rows] if groups else None,
+        marks=found.marks,
     )
 
 
@@ -141,6 +142,7 @@ class _Files(NamedTuple):
     broken: dict[str, list[int]]
     faults: dict[tuple[str, int], tuple[str, str]]  # {(modality, row): (what, mend)} of both
     facts: list[str]  # see Dataset
+    marks: dict[str, list[str]]  # see Dataset
 
 
 def _files(digest, manifest, folder, rows, cells, named, checked, complain):
@@ -149,10 +151,11 @@ def _files(digest, manifest, folder, rows, cells, named, checked, complain):
     missing = {m: _missing(folder, cells[m]) for m in cells if named[m] != "text"}
     absent = {m: missing[m] for m in checked if missing.get(m)}
     facts = [fact for m in checked if named[m] == "text" for fact in _no_sentences(manifest, rows, m)]
-    found = _Files(dict(named), absent, {}, _missing_faults(absent, counted=complain is None), facts)
+    sentences = {m: [mark(m, "text", cell or "") for cell in cells[m]] for m in cells if named[m] == "text"}
+    found = _Files(dict(named), absent, {}, _missing_faults(absent, counted=complain is None), facts, sentences)
     tell = complain or table.stop
     for m in missing:
-        forms, useless, cut = _inspect(digest, folder, m, named[m], cells[m], missing[m])
+        forms, useless, cut, found.marks[m] = _inspect(digest, folder, m, named[m], cells[m], missing[m])
         if cut and m in checked:
             facts.append(_cut_short(manifest, m, cut, rows, len(forms)))
         if useless:
@@ -247,12 +250,12 @@ def _missing_faults(absent, counted):
 
 def _inspect(digest, folder, modality, kind, cells, missing):
     """({row: form} of a column's files, {row: (what, mend)} of those that are of no use, {row: bytes that are missing}
-    of recordings that end early), as their first bytes tell.
+    of recordings that end early, [mark of each row]), as their first bytes tell.
 
     kind: what the column's name or --as says. missing: the rows whose file is not there.
     digest: name, size, first and last bytes of every file are added to it.
     """
-    forms, faults, cut, missing = {}, {}, {}, set(missing)
+    forms, faults, cut, missing, marks = {}, {}, {}, set(missing), [""] * len(cells)
     for i, cell in enumerate(cells):
         if cell is None:
             continue
@@ -263,6 +266,7 @@ def _inspect(digest, folder, modality, kind, cells, missing):
         except OSError as e:
             faults[i] = (f"cannot be read ({e.strerror})", "allow reading it or empty the cell")
         digest.update(f"\0{modality}\0{cell}\0{size}\0".encode() + head + tail)
+        marks[i] = mark(modality, kind, cell, size, head, tail, _readers(cell, head))
         if size < 0:
             continue
         digest.update(_readers(cell, head))
@@ -272,7 +276,7 @@ def _inspect(digest, folder, modality, kind, cells, missing):
             faults[i] = (str(e), e.mend or "correct the file or empty the cell")
         if lost := sound.missing_bytes(head, size):
             cut[i] = lost
-    return forms, faults, cut
+    return forms, faults, cut, marks
 
 
 def _cut_short(manifest, modality, cut, rows, count):

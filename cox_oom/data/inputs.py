@@ -1,6 +1,7 @@
 """Raw items to the tensors that the learner trains on."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -93,46 +94,47 @@ def shorter(steps, longest, limit):
     return -(-steps * limit // longest) if longest > limit else steps  # a ceiling: at least 1
 
 
-class _Moments:
-    """Streaming mean and variance, merged item by item in float64 (Chan, Golub, LeVeque 1983)."""
+class Moments:
+    """Streaming mean and variance, merged item by item in float64 (Chan, Golub, LeVeque 1983). `state`: [count, mean,
+    sum of squares about it], None where nothing was added."""
 
-    def __init__(self):
-        self.count = 0
-        self.mean: Any = None  # tensors, from the first item on
-        self.m2: Any = None
+    def __init__(self, state=None):
+        self.state: Any = state
 
     def add(self, x, axes):
         """Takes in an item x; mean and variance are over its `axes`, which stay as axes of length 1."""
         x = x.double()
-        n = math.prod(x.shape[a] for a in axes)
         mean = x.mean(dim=axes, keepdim=True)
-        m2 = (x - mean).square().sum(dim=axes, keepdim=True)
-        if self.mean is None:
-            self.count, self.mean, self.m2 = n, mean, m2
+        self.merge([math.prod(x.shape[a] for a in axes), mean, (x - mean).square().sum(dim=axes, keepdim=True)])
+
+    def merge(self, other):
+        """Takes in the state of another."""
+        if self.state is None or other is None:
+            self.state = self.state or other
             return
-        if mean.shape != self.mean.shape:  # grey so far, colour from here on: grey counts for each channel
-            size = torch.broadcast_shapes(mean.shape, self.mean.shape)
-            self.mean, self.m2 = self.mean.expand(size), self.m2.expand(size)
-        delta, total = mean - self.mean, self.count + n
-        self.mean = self.mean + delta * (n / total)
-        self.m2 = self.m2 + m2 + delta.square() * (self.count * n / total)
-        self.count = total
+        (count, mean, m2), (n, mean_n, m2_n) = self.state, other
+        if mean_n.shape != mean.shape:  # grey so far, colour from here on: grey counts for each channel
+            size = torch.broadcast_shapes(mean_n.shape, mean.shape)
+            mean, m2 = mean.expand(size), m2.expand(size)
+        delta, total = mean_n - mean, count + n
+        self.state = [total, mean + delta * (n / total), m2 + m2_n + delta.square() * (count * n / total)]
 
     def result(self):
         """(mean, std) float32, std 1 where the channel is constant; NoTrainItem where nothing was added."""
-        if self.mean is None:
+        if self.state is None:
             raise NoTrainItem("this modality has no train item; fill its cells in some rows of the train split")
-        std = (self.m2 / self.count).sqrt()
+        count, mean, m2 = self.state
+        std = (m2 / count).sqrt()
         # a constant channel: dividing by rounding noise would blow up the first test item that differs
-        std = torch.where(std > 1e-6 * self.mean.abs().clamp(min=1e-20), std, torch.ones_like(std))
-        return self.mean.float().contiguous(), std.float().contiguous()
+        std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-20), std, torch.ones_like(std))
+        return mean.float().contiguous(), std.float().contiguous()
 
 
 def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, frames=8, mels=MELS):
     """Raw items of one modality (Dataset has their forms) to the tensors that the OOM learner trains on.
 
-    raws: the n items: a list, or anything with len() and [i] such as data.Items, or an iterator. What `reduced` made
-      of an item serves as well; an item that is None (it could not be read) is left out, and n counts the others.
+    raws: the n items: a list, or an iterator. What `reduced` made of an item serves as well; an item that is None (it
+      could not be read) is left out, and n counts the others.
     train: booleans, one per item; mean and std come from these items alone.
     Returns {"kind", "x", "lengths", "mean", "std"}; (x[i].float() - mean) / std is what the model sees.
       image   x uint8 or float32 (n, C, S, S); mean, std (C, 1, 1). Grey items among coloured ones become RGB.
@@ -145,33 +147,91 @@ def learner_inputs(kind, raws, train, *, image_size=224, series_length=512, fram
       text    x uint8 (n, T) UTF-8 bytes, 0 = padding; lengths; mean and std are None
     and "longest", the steps of the longest item before it was shortened, 0 of images, videos and text.
     Raises UserErrors: Ragged, where items have unlike channels or dtypes; NoTrainItem.
-    Memory: the result and one raw item; for audio also all log mels, for an iterator of series all items.
+    Stage 1 makes the same in units (cox_oom/data/units.py): `unit` and `series_unit` make one, `joined` says what all
+    of them have in common.
     """
     train = [bool(t) for t in train]
-    if not hasattr(raws, "__getitem__"):
-        raws = list(raws) if kind == "series" else iter(raws)  # series are read twice below
+    if kind not in ("series", "audio"):
+        made = unit(kind, raws, train, image_size=image_size, frames=frames)
+        return {**joined(kind, [made]), "x": made["x"]}
+    items: list[Any] = []
+    flags = []
+    for i, raw in _each(raws, len(train)):
+        item = as_tensor(raw if kind == "series" or raw.ndim == 2 else log_mel(raw, mels))
+        unlike_series(i, len(item), len(items[0] if items else item))
+        items.append(item)
+        flags.append(train[i])
+    longest = max((item.shape[1] for item in items), default=0)
+    lengths = [shorter(item.shape[1], longest, series_length) for item in items]
+    form = Form.of(kind, lengths, flags, longest)
+    made = series_unit(items, lengths, flags, form)
+    return {**joined(kind, [made], form), "x": made["x"]}
+
+
+def unit(kind, raws, train, *, image_size=224, frames=8, **_):
+    """Images, videos or texts of some rows: {"x", "lengths" (n,) or None, "moments": those of the train items}."""
     if kind == "image":
         return _images(raws, train, image_size)
     if kind == "video":
         return _videos(raws, train, image_size, frames)
-    if kind == "series":
-        return _series(raws, train, series_length)
-    if kind == "audio":
-        mel = [None] * len(train)
-        for i, wave in _each(raws, len(train)):
-            mel[i] = wave if wave.ndim == 2 else log_mel(wave, mels)
-        return _series(mel, train, series_length, per_position=False)
     if kind == "text":
         return _texts(raws, len(train))
     raise ValueError(f"unknown kind {kind!r}: image, video, series, audio or text")
 
 
+@dataclass(frozen=True)
+class Form:
+    """What all series of a modality have in common: the steps of the `longest` before it was shortened; whether mean
+    and std are per step (`even`), and whether the items' `lengths` are kept, since they differ."""
+
+    longest: int
+    even: bool
+    lengths: bool
+
+    @classmethod
+    def of(cls, kind, lengths, train, longest):
+        """From the lengths of all items, shortened, and whether they are of train. NoTrainItem where there is none."""
+        if not lengths:
+            Moments().result()  # says that there is no train item
+        full, fixed = max(lengths), kind == "series"
+        even = fixed and all(t == full for t, is_train in zip(lengths, train) if is_train)
+        return cls(longest, even, not (fixed and min(lengths) == full))
+
+
+def series_unit(items, lengths, train, form):
+    """What `unit` gives, of series: items (C, T) one by one, which become so long as lengths [n] say."""
+    x: Any = None
+    moments = Moments()
+    for k, raw in enumerate(items):
+        item = shorten(as_tensor(raw).float(), lengths[k])  # (C, T)
+        if x is None:
+            x = torch.zeros((len(lengths), len(item), max(lengths)), dtype=torch.float32)
+        x[k, :, : lengths[k]] = item
+        if train[k]:
+            moments.add(item[None] if form.even else item, (0,) if form.even else (1,))
+    return {"x": x, "lengths": torch.tensor(lengths, dtype=torch.int64), "moments": moments.state}
+
+
+def joined(kind, made, form=None):
+    """{"kind", "lengths", "mean", "std", "longest"} of what `unit` or `series_unit` made, in their order."""
+    moments = Moments()
+    for part in made:
+        moments.merge(part["moments"])
+    mean, std = (None, None) if kind == "text" else moments.result()  # type: Any, Any
+    lengths = None if made[0]["lengths"] is None else torch.cat([part["lengths"] for part in made])
+    if form:
+        kind, mean, std = "series", *((mean[0], std[0]) if form.even else (mean, std))
+    kept = form.lengths if form else lengths is not None and int(lengths.min()) < max(1, int(lengths.max()))
+    longest = form.longest if form else 0
+    return {"kind": kind, "lengths": lengths if kept else None, "mean": mean, "std": std, "longest": longest}
+
+
 def reduced(kind, raw, *, image_size=224, frames=8, mels=MELS, **_):
     """A raw item as far towards `learner_inputs` as it goes alone: worker processes do it. Others stay as they are."""
     if kind == "image":
-        return square(_tensor(raw), image_size).numpy()
+        return square(as_tensor(raw), image_size).numpy()
     if kind == "video":
-        return square(_tensor(raw[even_indices(len(raw), frames)]), image_size).numpy()
+        return square(as_tensor(raw[even_indices(len(raw), frames)]), image_size).numpy()
     return log_mel(raw, mels) if kind == "audio" else raw
 
 
@@ -198,12 +258,12 @@ def prepared(raw, to):
         x = torch.zeros(shape, dtype=torch.uint8)
         x[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
         return x, len(data) if to["lengths"] else None
-    raw = _tensor(raw)
+    raw = as_tensor(raw)
     dims = {"audio": 1, "series": 2, "image": 3, "video": 4}[kind]
     if raw.dim() != dims:
         raise UserError(f"it has {raw.dim()} dimensions, an item of kind {kind} has {dims}; give one of that kind")
     sizes = {k: to[k] for k in ("image_size", "frames", "mels")}
-    x = _tensor(reduced(kind, raw.numpy() if kind in ("audio", "video") else raw, **sizes))
+    x = as_tensor(reduced(kind, raw.numpy() if kind in ("audio", "video") else raw, **sizes))
     if kind in ("image", "video"):
         if x.dtype != getattr(torch, to["dtype"]):
             raise UserError(f"its pixels are {x.dtype}, the learner's {to['dtype']}; give images as it was taught by")
@@ -233,7 +293,7 @@ def _each(raws, count):
         raise ValueError(f"{n} items but {count} train flags")
 
 
-def _tensor(x):
+def as_tensor(x):
     """An array or a tensor as a tensor."""
     return x if torch.is_tensor(x) else torch.from_numpy(np.ascontiguousarray(x))
 
@@ -248,11 +308,17 @@ def unlike(image, before):
     return None
 
 
+def unlike_series(i, channels, first):
+    """Ragged where item i, a series of so many channels, has others than the first one."""
+    if channels != first:
+        raise Ragged(i, f"{channels} channels, the first one has {first}")
+
+
 def _images(raws, train, size):
-    """learner_inputs of images. Grey ones are kept grey until the first coloured one."""
-    k, x, moments = 0, None, _Moments()
+    """`unit` of images. Grey ones are kept grey until the first coloured one."""
+    k, x, moments = 0, None, Moments()
     for i, raw in _each(raws, len(train)):
-        item = square(_tensor(raw), size)
+        item = square(as_tensor(raw), size)
         if x is None:
             x = torch.empty((len(train), *item.shape), dtype=item.dtype)
         if what := unlike((len(item), item.dtype), (x.shape[1], x.dtype)):
@@ -264,22 +330,20 @@ def _images(raws, train, size):
         x[k], k = item, k + 1
         if train[i]:
             moments.add(item, (1, 2))
-    mean, std = moments.result()
-    return {"kind": "image", "x": _first(x, k), "lengths": None, "mean": mean, "std": std, "longest": 0}
+    return {"x": None if x is None else _first(x, k), "lengths": None, "moments": moments.state}
 
 
 def _videos(raws, train, size, frames):
-    """learner_inputs of clips."""
-    k, x, moments = 0, torch.empty((len(train), 3, frames, size, size), dtype=torch.uint8), _Moments()
+    """`unit` of clips."""
+    k, x, moments = 0, torch.empty((len(train), 3, frames, size, size), dtype=torch.uint8), Moments()
     for i, raw in _each(raws, len(train)):
-        raw = _tensor(raw)  # (F, 3, H, W)
+        raw = as_tensor(raw)  # (F, 3, H, W)
         clip = square(raw[even_indices(len(raw), frames)], size)  # (frames, 3, S, S)
         x[k] = clip.transpose(0, 1)
         if train[i]:
             moments.add(x[k], (1, 2, 3))
         k += 1
-    mean, std = moments.result()
-    return {"kind": "video", "x": _first(x, k), "lengths": None, "mean": mean, "std": std, "longest": 0}
+    return {"x": _first(x, k), "lengths": None, "moments": moments.state}
 
 
 def _first(x, k):
@@ -287,41 +351,10 @@ def _first(x, k):
     return x if k == len(x) else x[:k].clone()
 
 
-def _series(items, train, limit, per_position=True):
-    """learner_inputs of series (C, T), at most `limit` long. per_position: whether mean and std may be (C, T)."""
-    shapes = {i: tuple(item.shape) for i, item in _each(items, len(train))}
-    if not shapes:
-        _Moments().result()  # says that there is no train item
-    n, channels = len(shapes), next(iter(shapes.values()))[0]
-    for i, (c, _) in shapes.items():
-        if c != channels:
-            raise Ragged(i, f"{c} channels, the first one has {channels}")
-    lengths = [t for _, t in shapes.values()]
-    longest, train = max(lengths), [train[i] for i in shapes]
-    lengths = [shorter(t, longest, limit) for t in lengths]
-    full = max(lengths)
-    x = torch.zeros((n, channels, full), dtype=torch.float32)
-    moments = _Moments()
-    drop_lengths = per_position and min(lengths) == full
-    per_position = per_position and all(t == full for t, is_train in zip(lengths, train) if is_train)
-    for k, (_, raw) in enumerate(_each(items, len(items))):
-        item = shorten(_tensor(raw).float(), lengths[k])  # (C, T)
-        x[k, :, : lengths[k]] = item
-        if train[k]:
-            moments.add(item[None] if per_position else item, (0,) if per_position else (1,))
-    mean, std = moments.result()
-    if per_position:
-        mean, std = mean[0], std[0]
-    kept = None if drop_lengths else torch.tensor(lengths, dtype=torch.int64)
-    return {"kind": "series", "x": x, "lengths": kept, "mean": mean, "std": std, "longest": longest}
-
-
 def _texts(raws, count):
-    """learner_inputs of `count` sentences."""
+    """`unit` of `count` sentences."""
     data = [text_bytes(text) for _, text in _each(raws, count)]
     x = torch.zeros((len(data), max(1, max(map(len, data), default=1))), dtype=torch.uint8)
     for i, b in enumerate(data):
         x[i, : len(b)] = torch.tensor(list(b), dtype=torch.uint8)
-    lengths = [len(b) for b in data]
-    kept = None if min(lengths) == x.shape[1] else torch.tensor(lengths, dtype=torch.int64)
-    return {"kind": "text", "x": x, "lengths": kept, "mean": None, "std": None, "longest": 0}
+    return {"x": x, "lengths": torch.tensor([len(b) for b in data], dtype=torch.int64), "moments": None}

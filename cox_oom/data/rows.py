@@ -1,12 +1,12 @@
 """Which rows of a data set stage 1 can use: observed, whole, of the splits that the later stages need."""
 
-import os
+from contextlib import contextmanager
 
 import torch
-from tqdm import tqdm
 
-from cox_oom.data import ahead, inputs
-from cox_oom.files import SPLITS, UserError, finished, load, save
+from cox_oom import shards
+from cox_oom.data import ahead, grown, inputs, units
+from cox_oom.files import SPLITS, UserError, digest, finished, load, save
 from cox_oom.shapes import check_inputs
 
 LONG = 20  # times the median length: what one line is said of
@@ -67,45 +67,6 @@ def columns(data, rows):
     }
 
 
-class Progress(ahead.Items):
-    """ahead.Items that move a progress bar: few items in memory at a time, however large the modality."""
-
-    bar: tqdm
-
-    def __getitem__(self, i):
-        item = super().__getitem__(i)
-        self.bar.update()
-        return item
-
-
-def read_inputs(args, data, modality, rows, shape, complain):
-    """The learner's inputs of one modality at the given rows (inputs.learner_inputs), but for those left out; an
-    unlike item is named by its file; a modality without a train item by its name."""
-    kind, train = data.modalities[modality], [data.split[i] == "train" for i in rows]
-    passes = 2 if kind == "series" else 1  # series: first the lengths, then the values
-    items = Progress(
-        data,
-        modality,
-        rows,
-        lambda raw: inputs.reduced(kind, raw, **shape),
-        workers=0 if kind == "text" else args.workers,
-        complain=complain,
-    )
-    with tqdm(total=passes * len(rows), desc=f"read {modality}", mininterval=1, disable=None) as items.bar:
-        try:
-            return inputs.learner_inputs(kind, items, train, **shape)
-        except inputs.Ragged as e:
-            row = rows[e.item]
-            cell = data.cells[modality][row]
-            where = os.path.join(args.root or args.data, cell) if isinstance(cell, str) else modality
-            raise UserError(
-                f"{where} (id {data.ids[row]}): {e.what}; make all files of {modality} alike, or empty the cell"
-            ) from None
-        except inputs.NoTrainItem:
-            check_items(args, data, modality, [r for r in rows if r not in complain.left_out])
-            raise
-
-
 def silence(args, data, modality):
     """What a file's args say of silent recordings."""
     return {"on_silence": "skip"} if args.on_silence == "skip" and data.modalities[modality] == "audio" else {}
@@ -125,36 +86,31 @@ def unused(path, fingerprint):
     made = (
         p
         for p in folder.rglob("*.pt")
-        if p.parent.name != "inputs" and p.name != "im.pt" and p.parent.suffix != ".parts"
+        if p.parent.name != "inputs" and p.name != "im.pt" and p.parent.suffix not in (".parts", ".shards")
     )
     return path.exists() and load(path, content=False)["meta"]["fingerprint"] != fingerprint and not any(made)
 
 
-def refuse_changed(args, place, data, modality):
-    """UserError where the inputs of a modality were made before rows or labels of the data changed: what changed, and
-    the two ways to go on."""
-    path = place.inputs(modality)
-    if args.force or not path.exists() or unused(path, data.fingerprint):
-        return
-    old = load(path, content=False)
-    if old["meta"]["fingerprint"] == data.fingerprint:
-        return
-    names, was = [*old["class_names"], ""], dict(zip(old["ids"], old["labels"].tolist()))
-    now = dict(zip(data.ids, data.labels))
-    new = [i for i in observed(data, modality) if data.ids[i] not in was]
-    changed = sum(names[was[i]] != [*data.class_names, ""][now[i]] for i in was if i in now)
-    gone = sum(i not in now for i in was)
-    counts = f"{len(new)} rows with {modality} more, {gone} fewer, {changed} labels other"
-    other = "other files, another split, or columns that --as takes otherwise"
-    raise UserError(
-        f"{args.root or args.data} has changed since {path} was made: "
-        f"{counts if new or gone or changed else other}. To go on, run the same commands with "
-        f"--force in stages 1 to 3: results made so far are replaced; or with another --runs: they are kept"
-    )
+def outdated(path, known, fingerprint):
+    """Whether a file that follows from the flags alone is of other data, and nothing else speaks against it."""
+    if not path.exists() or (meta := load(path, content=False)["meta"])["fingerprint"] == fingerprint:
+        return False
+    return meta["args"] == known or unused(path, fingerprint)
+
+
+@contextmanager
+def by_another(args, path, data):
+    """What goes wrong while a file is made is no matter where another process at the same work has finished it
+    meanwhile, and removed what both need."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        if args.force or not path.exists() or load(path, content=False)["meta"]["fingerprint"] != data.fingerprint:
+            raise
 
 
 def inputs_of(args, place, data, modality):
-    """The inputs file of a modality, made where it is not there."""
+    """The inputs file of a modality, made where it is not there; extended where the data have grown."""
     shape = {
         "image_size": args.image_size,
         "series_length": args.series_length,
@@ -162,25 +118,11 @@ def inputs_of(args, place, data, modality):
     }
     path, known = place.inputs(modality), {**shape, **silence(args, data, modality)}
     known |= {"groups": args.groups} if data.groups else {}
-    refuse_changed(args, place, data, modality)
-    if not finished(path, known, {}, data.fingerprint, args.force or unused(path, data.fingerprint)):
-        complain, used = ahead.Complaints(data, modality, args.on_error, args.on_silence), observed(data, modality)
-        made = read_inputs(args, data, modality, used, shape, complain)
-        preparation = {**shape, "kind": data.modalities[modality], "mels": inputs.MELS, "longest": made.pop("longest")}
-        used = [r for r in used if r not in complain.left_out]
-        check_items(args, data, modality, used)
-        save(
-            path,
-            {**made, **columns(data, used), **({"groups": [data.groups[r] for r in used]} if data.groups else {})},
-            stage="extract_features",
-            data=data.name,
-            fingerprint=data.fingerprint,
-            args=known,
-            source=data.source,
-            dated=False,
-            media=complain.finish(place.media(modality)),
-            preparation={**preparation, "reader": inputs.READER},
-        )
+    anew = args.force or unused(path, data.fingerprint)
+    old = grown.kept(args, path, data, modality, known, refuse=not anew)
+    if old or not finished(path, known, {}, data.fingerprint, anew):
+        with by_another(args, path, data):
+            make_inputs(args, place, data, modality, shape, known, old)
     file = load(path)
     check_inputs(path, file)
     form = f"{file['kind']} {tuple(file['x'].shape)} {str(file['x'].dtype)[6:]}"
@@ -193,6 +135,41 @@ def inputs_of(args, place, data, modality):
     if file["kind"] == "series" and file["lengths"] is not None:
         overlong(data, modality, file)
     return file
+
+
+def make_inputs(args, place, data, modality, shape, known, old):
+    """Write the inputs file of a modality; rows that the Kept `old` has are taken from there."""
+    path, rows = place.inputs(modality), observed(data, modality)
+    complain = ahead.Complaints(data, modality, args.on_error, args.on_silence)
+    complain.recall(place.media(modality), old.places)
+    work = units.Units(args, path, data, modality, rows, shape, known, complain, old)
+    try:
+        made, used, longest = work.make()
+    except units.LongerThanBefore:
+        print(f"  {modality}: a new recording is longer than all before, so all are read again")
+        return make_inputs(args, place, data, modality, shape, known, grown.Kept())
+    except inputs.NoTrainItem:
+        check_items(args, data, modality, [r for r in rows if r not in complain.left_out])
+        raise
+    check_items(args, data, modality, used)
+    made |= columns(data, used) | ({"groups": [data.groups[r] for r in used]} if data.groups else {})
+    preparation = {**shape, "kind": data.modalities[modality], "mels": inputs.MELS, "longest": longest}
+    save(
+        path,
+        made,
+        stage="extract_features",
+        data=data.name,
+        fingerprint=data.fingerprint,
+        args=known,
+        source=data.source,
+        dated=False,
+        media=complain.finish(place.media(modality)),
+        preparation={**preparation, "reader": inputs.READER},
+        per=work.per,
+        items=digest({k: v for k, v in made.items() if k not in ("labels", "class_names", "groups")}),
+        **grown.marks(data, modality, used),
+    )
+    shards.sweep(path, made.get("shards", {}).get("names", ()))
 
 
 def overlong(data, modality, file):

@@ -19,7 +19,8 @@ PART = 256  # rows of a part
 
 
 def features(model, role, data, modality, rows, folder, *, batch_size, workers, device, known, complain):
-    """features (n, d) float32 unit rows on the CPU, and the rows of the data set (n) that they are of.
+    """An iterator over the parts of a bank in order, what one_part gives: features (n, d) float32 unit rows on the CPU,
+    and the rows of the data set (n) that they are of. All lie on the disk, one at a time is in memory.
 
     model: what a perceptor's load() gave. rows: those that are to be embedded. folder: where the parts lie meanwhile.
     known: what makes the features ({...} plain values): parts made from anything else are made again.
@@ -27,11 +28,14 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
     """
     starts = range(0, len(rows), PART)
     about = {**known, "data": data.fingerprint, "batch_size": batch_size, "part": PART, "rows": files.digest(rows)}
-    parts = {k: part for k in starts if (part := read_part(folder / f"{k:08d}.pt", about))}
-    for part in parts.values():
-        for row, *complaint in part["complaints"]:
-            complain(row, tuple(complaint))
-    todo = [row for k in starts if k not in parts for row in rows[k : k + PART]]
+    path = lambda k: folder / f"{k:08d}.pt"
+    there = set()
+    for k in starts:
+        if part := read_part(path(k), about):
+            there.add(k)
+            for row, *complaint in part["complaints"]:
+                complain(row, tuple(complaint))
+    todo = [row for k in starts if k not in there for row in rows[k : k + PART]]
     preparer = model.preparer()
     stream = ahead.decoded(
         data, modality, todo, Prepare(preparer, role), workers=workers, ahead=batch_size, sample=preparer.sample(role)
@@ -40,11 +44,10 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
         total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None
     ) as bar:
         for k in starts:
-            if k not in parts:
-                parts[k] = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
-                save_part(folder / f"{k:08d}.pt", about, data, parts[k])
-    made = [parts[k] for k in starts]  # another process at the same work may have removed the files
-    return torch.cat([p["features"] for p in made]), [row for p in made for row in p["rows"]]
+            if k not in there:
+                part = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
+                save_part(path(k), about, data, part)
+    return (files.load(path(k)) for k in starts)
 
 
 class Prepare:

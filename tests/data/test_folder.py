@@ -317,5 +317,5 @@ def test_real_folders(data, name, parts, classes, kinds, observed):
         rows = [i for i, cell in enumerate(found.cells[modality]) if cell is not None]
         counts = tuple(sum(found.split[i] == s for i in rows) for s in ("train", "test"))
         assert counts == observed.get(modality, (parts[0], parts[2]))
-        items = datasets.Items(found, modality, rows[:20])
+        items = [found.load(modality, row) for row in rows[:20]]
         assert len(inputs.learner_inputs(kinds[modality], items, [True] * 20, image_size=32)["x"]) == 20

@@ -171,7 +171,7 @@ def test_a_centroid_classifier_sees_the_class_in_every_modality():
     for modality, kind in data.modalities.items():
         if kind == "text":
             continue
-        items = datasets.Items(data, modality, range(360))
+        items = [data.load(modality, row) for row in range(360)]
         out = inputs.learner_inputs(kind, items, train, image_size=16, frames=2)
         x = ((out["x"].float() - out["mean"]) / out["std"]).flatten(1).numpy()
         centres = np.array([x[:240][labels[:240] == c].mean(0) for c in range(12)])

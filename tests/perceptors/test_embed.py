@@ -61,8 +61,9 @@ def test_video_frames_are_the_perceptors_choice(tmp_path, weights):
     world = datasets.read("synth", n_train=24, n_val=0, n_test=1)
     fake, parts = fake_perceptor.load(["video"], weights=weights), tmp_path / "parts"
     keywords = dict(batch_size=8, workers=0, device="cpu", known={}, complain=None)
-    z, rows = embed.features(fake, "video", world, "video", [3, 5], parts, **keywords)
-    assert fake_perceptor.encoded == [("video", (2, 2, 3, 8, 8))] and rows == [3, 5] and z.shape == (2, 12)
+    (part,) = embed.features(fake, "video", world, "video", [3, 5], parts, **keywords)
+    assert fake_perceptor.encoded == [("video", (2, 2, 3, 8, 8))]
+    assert part["rows"] == [3, 5] and part["features"].shape == (2, 12)
 
 
 def test_a_model_of_transformers_for_each_modality(folder, tmp_path):
@@ -110,7 +111,7 @@ def test_a_finished_bank_is_kept_or_refused(folder, weights, tmp_path, monkeypat
     torch.testing.assert_close(bank_of(runs, "rgb")["features"], expected(folder, "rgb", weights, "image")[0])
     own = Path(shutil.copytree(folder, tmp_path / "toy"))
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(own / "rgb/0.png")
-    refused(own, runs, weights, "--im rgb", parts=("rgb.pt", "other data", "--force"))
+    refused(own, runs, weights, "--im rgb", parts=("rgb.pt", "1 items other", "--force"))
 
 
 def test_banks_made_elsewhere_need_no_weights_here(folder, weights, tmp_path):

@@ -119,10 +119,12 @@ def test_missing_and_empty_files_of_a_folder_are_fatal_or_left_out_counted_and_l
     assert listed(runs, "audio") == [["i3", "missing"], ["i4", "broken"]]
     assert extract(holed, runs, weights, "--oom audio", "--on-error skip").count("already done") == 6
     connect(holed, runs)
-    shutil.copy(holed / "rgb/2.png", holed / "rgb/0.png")  # mended: other data
-    refused(holed, runs, weights, "--oom audio", "--on-error skip", parts=("has changed since", "--force"))
-    extract(holed, runs, weights, "--oom audio", "--on-error skip", "--force")
-    assert bank_of(runs, "rgb")["ids"][:2] == ["i0", "i2"]
+    shutil.copy(holed / "rgb/2.png", holed / "rgb/0.png")  # mended: a row more
+    fake_perceptor.encoded.clear()
+    extract(holed, runs, weights, "--oom audio", "--on-error skip")
+    assert bank_of(runs, "rgb")["ids"][:2] == ["i0", "i2"] and listed(runs, "rgb") == [["i1", "broken"]]
+    assert listed(runs, "audio") == [["i3", "missing"], ["i4", "broken"]]
+    assert [shape[0] for _, shape in fake_perceptor.encoded] == [1]
 
 
 def test_empty_headers_of_arrays_are_left_out(tmp_path, weights):

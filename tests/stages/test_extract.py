@@ -7,7 +7,6 @@ from worlds import refused, run_dir, stage, write_folder
 
 import extract_features
 from cox_oom import files
-from cox_oom.data import inputs
 from cox_oom.files import Place
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -30,19 +29,6 @@ def test_synth_by_name(tmp_path):
     extract_features.main([*line.split(), "--runs", str(tmp_path)])
     file = files.load(Place(tmp_path, "synth").inputs("audio"))
     assert file["kind"] == "series" and {0, 1, 2} == set(file["split"].tolist())
-
-
-def test_items_are_read_one_at_a_time(tmp_path, monkeypatch):
-    own = write_folder(tmp_path / "toy", n=(9, 3, 6))
-    real, kinds = inputs.learner_inputs, {}
-
-    def look(kind, raws, *args, **kw):
-        kinds[kind] = isinstance(raws, extract_features.datasets.Items)
-        return real(kind, raws, *args, **kw)
-
-    monkeypatch.setattr(inputs, "learner_inputs", look)
-    stage("extract_features", own, tmp_path / "runs")
-    assert kinds == {"image": True, "series": True, "text": True}
 
 
 def test_frames_reach_the_reader(tmp_path, monkeypatch):

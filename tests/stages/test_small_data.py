@@ -80,7 +80,7 @@ def test_a_folder_of_ones_own_keeps_its_labels(data, flags, unlabelled, share, c
     assert args.labels == share and ("labels: " in capsys.readouterr().out) == (not flags)
 
 
-def test_a_folder_that_has_grown_is_told_in_numbers_and_force_goes_on(tmp_path):
+def test_a_folder_that_has_grown_is_told_in_numbers_and_stages_2_and_3_are_made_anew(tmp_path):
     folder, runs = write_folder(tmp_path / "toy"), tmp_path / "runs"
     rows = read_manifest(folder)
     hidden = [[*r[:2], "" if k % 2 and r[1] == "train" else r[2], *r[3:]] for k, r in enumerate(rows)]
@@ -88,9 +88,8 @@ def test_a_folder_that_has_grown_is_told_in_numbers_and_force_goes_on(tmp_path):
     stage("extract_features", folder, runs, "--workers 0")
     stage("train_connect", folder, runs, "--seed 0")
     write_manifest(folder, rows)
-    parts = ("2 rows with", "30 labels other", "--force", "--runs")
-    message = refused("extract_features", folder, runs, "--workers 0", parts=parts)
-    assert "0 fewer" in message
-    stage("extract_features", folder, runs, "--workers 0 --force")
-    refused("train_connect", folder, runs, "--seed 0", parts=("--force",))
+    assert "2 rows with imu more, 30 labels other" in stage("extract_features", folder, runs, "--workers 0")
+    grown = "from 100 rows and 70 labels to 102 and 102; inputs and banks were kept"
+    refused("train_connect", folder, runs, "--seed 0", parts=(grown, "train_connect.py --force", "--runs"))
+    refused("train_explore", folder, runs, "--seed 0", parts=(grown, "train_connect.py --force", "--runs"))
     assert "of 60 with a label" in stage("train_connect", folder, runs, "--seed 0 --force")
