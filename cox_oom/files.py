@@ -72,6 +72,7 @@ LIBRARIES = {
     "sklearn": ("scikit-learn", "stages"),
     "kaldi_native_fbank": ("kaldi-native-fbank", "stages"),
     "tensorboard": ("tensorboard", "watch"),
+    "svgelements": ("svgelements", "emoji"),
 }
 
 

@@ -30,6 +30,7 @@ TITLES = {
     "fig5": "Fig. 5: connecting",
     "fig6": "Fig. 6: exploring",
     "unsup": "Without labels and pairs",
+    "emoji": "What pretrained encoders of the known modalities bring",
     "commonality": "When does a second modality help, and how many pairs does it take?",
 }
 TEST = ("accuracy", "n_test", "classes", "skewed", "balanced_accuracy", "trust.trusted", "fallback")
@@ -54,12 +55,13 @@ KEEP = {
     "table2": ALL,
     "unsup": ALL,
     "table3": (*TEST, *RANKS),
+    "emoji": (*ALL, *RANKS),
     "table4": (*TEST, UNLABELLED),
     "fig6": ("accuracy", *PARTS),
     "fig5": ("warm_accuracy", "connection"),
     "commonality": ("accuracy", UNLABELLED, "retrieval.out.instance.r10"),
 }
-NO_PLOT = {"table4", "unsup"}  # the others have one beside their tables
+NO_PLOT = {"table4", "unsup", "emoji"}  # the others have one beside their tables
 
 
 def get_args(argv=None):
@@ -157,6 +159,8 @@ def blocks(experiment, records):
         return [tables.connection_table(records, columns)]
     if experiment == "fig6":
         return [tables.agreement_table(records, columns)]
+    if experiment == "emoji":
+        return [b for task in ("classification", "retrieval") for b in tables.tables(records, task)]
     found = tables.tables(records, "retrieval" if experiment == "table3" else "classification")
     return [b for b in found if experiment != "table4" or b["title"].startswith(("Test accuracy", "COX against"))]
 

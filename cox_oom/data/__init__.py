@@ -14,7 +14,7 @@ from typing import Any
 from cox_oom.files import UserError
 
 ROOTED = ("tvl", "llvip", "nyud", "vggs", "msrvtt", "mosei")  # read from --root (official.py, docs/data/<name>.md)
-NAMES = ("synth", *ROOTED)
+NAMES = ("synth", "emoji", *ROOTED)
 SPLITS = ("train", "val", "test")
 
 

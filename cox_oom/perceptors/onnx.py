@@ -30,8 +30,9 @@ NAME = "perceptor.json"
 KEYS: dict[str, dict[str, Any]] = {  # of "prepare" by role, with their defaults
     "image": {"size": 224, "crop": 224, "interpolation": "bicubic", "mean": [0.0] * 3, "std": [1.0] * 3},
     "text": {"longest": 256},  # tokens
-    # values times scale; a sound is cut to its middle `seconds`, or filled up with silence to shortest + k step samples
-    "audio": {"rate": 16000, "scale": 1.0, "shortest": 1, "step": 1, "seconds": 10},
+    # values times scale; the middle `seconds` of a sound, `before` samples of silence before it, and behind it as many
+    # as make shortest + k step samples
+    "audio": {"rate": 16000, "scale": 1.0, "before": 0, "shortest": 1, "step": 1, "seconds": 10},
 }
 MODEL: dict[str, Any] = {"file": "", "output": "", "scale": 1.0, "shift": 0.0, "window": 0, "step": 1}
 POOLINGS = ("none", "cls", "last", "mean", "max", "mean+max")
@@ -206,6 +207,6 @@ class Preparer:
         x = preprocess.resample(item, preprocess.SAMPLE_RATE, to["rate"]) * to["scale"]
         length = to["seconds"] * to["rate"]
         start = max(0, len(x) - length) // 2
-        x = x[start : start + length]
+        x = F.pad(x[start : start + length], (to["before"], 0))
         more = max(0, len(x) - to["shortest"])
         return {"x": F.pad(x, (0, to["shortest"] + -(-more // to["step"]) * to["step"] - len(x)))}

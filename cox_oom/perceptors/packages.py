@@ -113,7 +113,8 @@ PACKAGES = {
         },
         {
             "role": "audio",
-            "prepare": {"rate": 16000, "scale": 32767, "shortest": 12640, "step": 1280},
+            # 76 frames are 12,640 samples; a word is known best where silence surrounds it
+            "prepare": {"rate": 16000, "scale": 32767, "before": 6400, "shortest": 22880, "step": 1280},
             "models": [
                 {"file": "melspectrogram.onnx", "scale": 0.1, "shift": 2, "window": 76, "step": 8},
                 {"file": "embedding_model.onnx"},

@@ -101,7 +101,7 @@ def made(tmp_path_factory):
     write(
         out["audio"],
         role="audio",
-        prepare={"rate": 8000, "scale": 32767, "shortest": 800, "step": 80, "seconds": 1},
+        prepare={"rate": 8000, "scale": 32767, "before": 60, "shortest": 800, "step": 80, "seconds": 1},
         models=[{"file": "mel.onnx", "scale": 0.001, "shift": 2, "window": 6, "step": 3}, {"file": "embed.onnx"}],
         pooling="mean+max",
     )
@@ -160,16 +160,16 @@ def test_texts(made, tmp_path, pooling):
 
 
 def test_a_chain_of_sounds(made):
-    """At the rate of the folder, the middle second of a longer one, silence behind a shorter one; windows of six."""
+    """At the rate of the folder, the middle second of a longer one, silence around it; windows of six."""
     from scipy.signal import resample_poly
 
     folder, (mel, windows) = made["audio"]
     p = onnx.load(["audio"], weights=folder)
-    for samples, expected_length in ((1000, 800), (2000, 1040), (40000, 8000)):
+    for samples, expected_length in ((1000, 800), (2000, 1120), (40000, 8080)):
         wave = draw(f"wave {samples}", (samples,))
         x = p.prepare("audio", wave)["x"]
         halved = torch.from_numpy(resample_poly(wave.numpy(), 1, 2).astype(np.float32)) * 32767
-        halved = halved[max(0, len(halved) - 8000) // 2 :][:8000]
+        halved = torch.cat([torch.zeros(60), halved[max(0, len(halved) - 8000) // 2 :][:8000]])
         assert len(x) == expected_length and not x[len(halved) :].any()
         torch.testing.assert_close(x[: len(halved)], halved)
         with torch.no_grad():

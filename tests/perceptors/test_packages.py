@@ -1,4 +1,4 @@
-"""Real pretrained encoders out of installed packages, which `make encoders` installs; a test without its own skips."""
+"""Real pretrained encoders out of packages, which `make encoders` installs; without them the tests skip."""
 
 import importlib.metadata
 import json
