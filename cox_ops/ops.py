@@ -344,7 +344,7 @@ def soft_correspondence(
     tensor([[0.8808, 0.1192],
             [0.5000, 0.5000]])
     """
-    optional = {} if labels is None else {"labels": labels}
+    optional: dict[str, Any] = {} if labels is None else {"labels": labels}
     given = tensors("soft_correspondence", z=z, means=means, x=x, classes=classes, bias=bias, **optional)
     number("soft_correspondence", freedom=freedom)
     return Correspondence(*ops.soft_correspondence(*(t.detach() for t in given), freedom=float(freedom)))
