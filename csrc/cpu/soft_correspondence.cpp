@@ -4,7 +4,8 @@
 // Two passes, as the backward pass of flash attention takes them: the first finds every reading's normaliser, the second
 // makes the shares of a tile again and adds them up, by readings and by items. Items are sorted by class, so that a class is
 // a run of columns; rows are centred on the items' mean, products are in float32, a distance that is small beside the norms
-// is taken directly. Shares below e^-40 count as 0, and what is 0 in 8 readings x 16 items is not multiplied.
+// is taken directly. Shares below e^-40 count as 0: what is 0 in 8 readings x 16 items is not multiplied, and where
+// the first pass has seen that a tile holds nothing else for 8 readings the second leaves it out.
 //
 // A block of kReadings readings meets the tiles of kItems items; the tiles, in groups that follow from N alone, are shared
 // out among the threads. Sums over a block or a tile are in float32, beyond in float64, groups are added in order: the same
@@ -134,7 +135,7 @@ struct Items {  // sorted by class, centred, packed by tiles
   std::vector<Segment> segments;
   std::vector<ItemTile> tile;
   std::vector<int32_t> label;
-  Buffer<float> items, x, norms, bias;
+  Buffer<float> items, x, norms, bias, top;
   std::vector<double> total, use;
 
   template <class T>
@@ -148,6 +149,7 @@ struct Items {  // sorted by class, centred, packed by tiles
         x(tiles * kItems * pp),
         norms(tiles * kItems),
         bias(tiles * kItems),
+        top(tiles * kReadings),
         total(static_cast<size_t>(tiles * kItems * dp), 0.0),
         use(static_cast<size_t>(tiles * kItems), 0.0) {
     per_group = ceil_div(tiles, kGroups);
@@ -194,7 +196,7 @@ struct Items {  // sorted by class, centred, packed by tiles
       const int64_t s = t * kItems;
       tile.push_back({items.get() + s * n.d, x.get() + s * pp, norms.get() + s, bias.get() + s, label.data() + s,
                       segments.data() + first[t], segments.data() + first[t + 1], round_up(std::min(kItems, n.N - s), 16),
-                      total.data() + s * dp, use.data() + s});
+                      total.data() + s * dp, use.data() + s, top.get() + t * kReadings});
     }
   }
 

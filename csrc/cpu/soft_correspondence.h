@@ -29,6 +29,7 @@ struct ItemTile {
   const Segment *segment, *last;
   int64_t cols;  // used, a multiple of 16
   double *total, *use;  // (kItems, dp), (kItems)
+  float* top;           // of each reading of the block, the first pass's largest logit here
 };
 
 struct ReadingBlock {

@@ -183,6 +183,7 @@ COX_TARGET void soft_first(const ReadingBlock& b, const ItemTile& t, const Sums&
       }
       float& top = to.top[row + r];
       const float here = largest16(most);
+      t.top[row + r] = here;
       if (here > top) {
         to.mass[row + r] *= std::exp2(static_cast<double>(top) - static_cast<double>(here));
         top = here;
@@ -240,6 +241,13 @@ COX_INLINE bool shares_of(const ReadingBlock& b, int64_t row, const ItemTile& t,
   return any;
 }
 
+// Whether one of kStep readings has a share above 0 of the tile: that of the largest logit.
+COX_INLINE bool any_share(const ReadingBlock& b, int64_t row, const ItemTile& t) {
+  bool any = false;
+  for (int64_t r = row; r < row + kStep; ++r) any |= (t.top[r] - b.high[r]) - b.low[r] > -58.0f;
+  return any;
+}
+
 // Second pass: what the shares of one tile add to the readings' sums and to the items'.
 COX_TARGET void soft_second(const ReadingBlock& b, const ItemTile& t, const Sums& to, Scratch& s) {
   float *q = s.q.get(), *w = s.w.get(), *use = s.use.get(), *total = s.total.get(), *x = s.x.get();
@@ -252,6 +260,10 @@ COX_TARGET void soft_second(const ReadingBlock& b, const ItemTile& t, const Sums
     for (int64_t r = 0; r < rows; r += kStep) {
       uint8_t* some = s.some.data() + r / kStep * kGroups;
       float *qr = q + r * kItems, *wr = w + r * kItems;
+      if (!any_share(b, first + r, t)) {
+        memset(some, 0, kGroups);
+        continue;
+      }
       const bool here = b.law.student ? shares_of<true>(b, first + r, t, s, qr, wr, some, to.weight)
                                       : shares_of<false>(b, first + r, t, s, qr, wr, some, to.weight);
       any |= here;
