@@ -47,7 +47,7 @@ def frozen(args, place, data, modality, name, role, own):
             extend(args, place, data, modality, (name, role, own), (known, made_from), old)
     embed.clear(parts)
     bank = files.load(path)
-    shards.sweep(path, bank.get("shards", {}).get("names", ()))
+    shards.tidy(path)
     print(f"  {modality}: features {tuple(bank['features'].shape)}{media_counts(place, modality, bank)}")
     return bank
 
@@ -157,10 +157,10 @@ def trained(args, place, data, inputs, target, bank):
                 kept = {k: b[k] for k in ("features", "encoder", "shards") if k in b}
                 kept.pop("features" if "shards" in kept else "", None)
                 save(path(m), {**kept, **labelled(inputs[m])}, paired_by_class=b["meta"]["paired_by_class"], **facts)
-            return
+            return None
         print(f"  {', '.join(inputs)}: the data have changed, so these encoders are trained anew")
     elif all([files.finished(path(m), settings, made_from, data.fingerprint, args.force) for m in inputs]):
-        return
+        return [shards.tidy(path(m)) for m in inputs]
     print(
         f"training {'encoders' if target else 'bind'} on {', '.join(inputs)}"
         f"{f' against the features of {target}' if target else ''} "
@@ -183,7 +183,8 @@ def trained(args, place, data, inputs, target, bank):
         features, _ = joined(path(m), data, range(len(z)), [{"rows": range(len(z)), "features": z}], grown.Kept())
         encoder = {"encoder": {k: v.cpu() for k, v in encoders[m].state_dict().items()}}
         save(path(m), {**features, **labelled(file), **encoder}, paired_by_class=by_class, **facts)
-        shards.sweep(path(m), features.get("shards", {}).get("names", ()))
+        shards.tidy(path(m))
+    return None
 
 
 def labelled(file):
