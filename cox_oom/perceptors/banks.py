@@ -157,10 +157,12 @@ def trained(args, place, data, inputs, target, bank):
                 kept = {k: b[k] for k in ("features", "encoder", "shards") if k in b}
                 kept.pop("features" if "shards" in kept else "", None)
                 save(path(m), {**kept, **labelled(inputs[m])}, paired_by_class=b["meta"]["paired_by_class"], **facts)
-            return None
+            return
         print(f"  {', '.join(inputs)}: the data have changed, so these encoders are trained anew")
     elif all([files.finished(path(m), settings, made_from, data.fingerprint, args.force) for m in inputs]):
-        return [shards.tidy(path(m)) for m in inputs]
+        for m in inputs:
+            shards.tidy(path(m))
+        return
     print(
         f"training {'encoders' if target else 'bind'} on {', '.join(inputs)}"
         f"{f' against the features of {target}' if target else ''} "
@@ -184,7 +186,6 @@ def trained(args, place, data, inputs, target, bank):
         encoder = {"encoder": {k: v.cpu() for k, v in encoders[m].state_dict().items()}}
         save(path(m), {**features, **labelled(file), **encoder}, paired_by_class=by_class, **facts)
         shards.tidy(path(m))
-    return None
 
 
 def labelled(file):
