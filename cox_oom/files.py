@@ -61,7 +61,7 @@ import torch
 SPLITS = ("train", "val", "test")
 META = {"fingerprint": str, "args": dict, "made_from": dict, "digest": str, "proof": str, "stage": str, "data": str}
 DAY = 24 * 3600  # seconds
-BLOCK = 1 << 22  # numbers that are checked at once
+BLOCK = 1 << 20  # numbers that are checked at once
 VERIFIED: dict[str, tuple] = {}  # {path: what stat said of it when its content was compared with its digest}
 # The libraries that only some uses need: {what Python calls it: (what pip calls it, the extra that brings it)}.
 LIBRARIES = {

@@ -63,9 +63,14 @@ def sweep(path: str | Path, names: Sequence[str] = ()) -> None:
         shutil.rmtree(folder(path), ignore_errors=True)
         return
     kept = {f"{name}.pt" for name in names}
-    for own in folder(path).iterdir():
+    for own in list(folder(path).iterdir()):
         if own.name not in kept and (not own.name.startswith(".") or old_temporary(own)):
             shutil.rmtree(own, ignore_errors=True) if own.is_dir() else own.unlink(missing_ok=True)
+
+
+def tidy(path: str | Path) -> None:
+    """Remove from the folder of shards of a finished file what is not of it."""
+    sweep(path, files.load(path, content=False).get("shards", {}).get("names", ()))
 
 
 def old_temporary(own: Path) -> bool:

@@ -82,7 +82,9 @@ def clips(args):
 
 def drawn(rows, width, seed):
     """(len(rows), width) standard normal numbers, the same for a row in every call."""
-    return torch.from_numpy(np.random.default_rng([seed, rows[0]]).standard_normal((len(rows), width), dtype=np.float32))
+    return torch.from_numpy(
+        np.random.default_rng([seed, rows[0]]).standard_normal((len(rows), width), dtype=np.float32)
+    )
 
 
 def generate(args):
@@ -99,7 +101,9 @@ def generate(args):
     moments, names, sizes = inputs.Moments(), [], []
     for k, rows in enumerate(shards.split(range(n), per)):
         t = torch.arange(STEPS) / STEPS
-        x = (hidden[list(rows)] @ mix.T)[:, :, None] * (1 + 0.5 * torch.sin(6.28 * 3 * t + y[list(rows), None]))[:, None]
+        x = (hidden[list(rows)] @ mix.T)[:, :, None] * (1 + 0.5 * torch.sin(6.28 * 3 * t + y[list(rows), None]))[
+            :, None
+        ]
         x += drawn(rows, MELS * STEPS, 6).view(len(rows), MELS, STEPS)
         moments.add(x.transpose(0, 1).flatten(1), (1,))
         names.append(shards.write(place.inputs("audio"), k, {"x": x}, {}, "rehearsal"))

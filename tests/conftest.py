@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 # So that a failing assert of a helper says its values, as those of a test do.
-pytest.register_assert_rewrite("echo", "embedded", "pets", "records", "saved", "worlds")
+pytest.register_assert_rewrite("echo", "embedded", "grown", "pets", "records", "saved", "worlds")
 
 if os.environ.get("COX_EMULATED") == "1":  # the CUDA kernels' source on the CPU in place of the CPU kernels
     from emulated import build

@@ -7,7 +7,7 @@ labels extend a file. Where an item or a split changed, or a row is gone, nothin
 from dataclasses import dataclass, field
 from typing import Any
 
-from cox_oom.files import SPLITS, UserError, load, same_args
+from cox_oom.files import SPLITS, UserError, check_chain, load, same_args
 
 
 @dataclass
@@ -44,9 +44,11 @@ def kept(args, path, data, modality, known, made_from=None, refuse=True):
     meta, at = old["meta"], {i: place for place, i in enumerate(old["ids"])}
     if meta["fingerprint"] == data.fingerprint:
         return Kept()
+    made_from = made_from or {}
     if refuse:
+        check_chain(path, meta, made_from)
         same_args(path, meta, known)
-    elif meta["args"] != known:
+    elif meta["args"] != known or any(meta["made_from"].get(k, v) != v for k, v in made_from.items()):
         return Kept()
     rows = [r for r, cell in enumerate(data.cells[modality]) if cell is not None]
     places = {r: at[data.ids[r]] for r in rows if data.ids[r] in at}
@@ -58,8 +60,7 @@ def kept(args, path, data, modality, known, made_from=None, refuse=True):
     relabelled = sum(names[0][int(old["labels"][p])] != names[1][data.labels[r]] for r, p in places.items())
     counts = f"{len(rows) - len(places)} rows with {modality} more, {len(at) - len(places)} fewer, "
     counts += f"{relabelled} labels other, {other} items other, {moved} splits other"
-    stale = any(meta["made_from"].get(k, v) != v for k, v in (made_from or {}).items())
-    if not told or stale or len(places) < len(at) or moved or other:
+    if not told or len(places) < len(at) or moved or other:
         if not refuse:
             return Kept()
         why = "" if told else "; which items changed is not known"

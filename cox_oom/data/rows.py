@@ -125,6 +125,7 @@ def inputs_of(args, place, data, modality):
             make_inputs(args, place, data, modality, shape, known, old)
     file = load(path)
     check_inputs(path, file)
+    shards.tidy(path)
     form = f"{file['kind']} {tuple(file['x'].shape)} {str(file['x'].dtype)[6:]}"
     print(f"  {modality}: {form}{media_counts(place, modality, file)}")
     if file["kind"] == "series" and file["x"].shape[1] > file["x"].shape[2]:
@@ -169,7 +170,6 @@ def make_inputs(args, place, data, modality, shape, known, old):
         items=digest({k: v for k, v in made.items() if k not in ("labels", "class_names", "groups")}),
         **grown.marks(data, modality, used),
     )
-    shards.sweep(path, made.get("shards", {}).get("names", ()))
 
 
 def overlong(data, modality, file):

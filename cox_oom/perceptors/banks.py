@@ -47,7 +47,7 @@ def frozen(args, place, data, modality, name, role, own):
             extend(args, place, data, modality, (name, role, own), (known, made_from), old)
     embed.clear(parts)
     bank = files.load(path)
-    shards.sweep(path, bank.get("shards", {}).get("names", ()))
+    shards.tidy(path)
     print(f"  {modality}: features {tuple(bank['features'].shape)}{media_counts(place, modality, bank)}")
     return bank
 
@@ -160,6 +160,8 @@ def trained(args, place, data, inputs, target, bank):
             return
         print(f"  {', '.join(inputs)}: the data have changed, so these encoders are trained anew")
     elif all([files.finished(path(m), settings, made_from, data.fingerprint, args.force) for m in inputs]):
+        for m in inputs:
+            shards.tidy(path(m))
         return
     print(
         f"training {'encoders' if target else 'bind'} on {', '.join(inputs)}"
@@ -183,7 +185,7 @@ def trained(args, place, data, inputs, target, bank):
         features, _ = joined(path(m), data, range(len(z)), [{"rows": range(len(z)), "features": z}], grown.Kept())
         encoder = {"encoder": {k: v.cpu() for k, v in encoders[m].state_dict().items()}}
         save(path(m), {**features, **labelled(file), **encoder}, paired_by_class=by_class, **facts)
-        shards.sweep(path(m), features.get("shards", {}).get("names", ()))
+        shards.tidy(path(m))
 
 
 def labelled(file):
