@@ -172,24 +172,23 @@ def strokes(svg: bytes, step: float = 1.5) -> np.ndarray:
     found = [line for e in shapes if isinstance(e, svgelements.Shape) for line in _points(svgelements.Path(e), step)]
     if not found:
         raise media.MediaError("has no strokes")
-    parts = [np.column_stack([np.array(p) / UNITS, np.arange(len(p)) < len(p) - 1]) for p in found]
+    parts = [np.column_stack([line / UNITS, np.arange(len(line)) < len(line) - 1]) for line in found]
     return np.ascontiguousarray(np.concatenate(parts).T, dtype=np.float32)
 
 
-def _points(path: Any, step: float) -> list[list[tuple[float, float]]]:
-    """The points of a path, a list for each stroke."""
-    found: list[list[tuple[float, float]]] = [[]]
+def _points(path: Any, step: float) -> list[np.ndarray]:
+    """The points (n, 2) of a path, an array for each stroke."""
+    found: list[list[np.ndarray]] = [[]]
     for segment in path:
         if type(segment).__name__ == "Move":
-            found.append([(segment.end.x, segment.end.y)])
+            found.append([np.array([[segment.end.x, segment.end.y]])])
         elif segment.start is not None and segment.end is not None:
-            corners = [segment.point(t) for t in np.linspace(0, 1, 5)]
-            length = sum(abs(complex(b.x - a.x, b.y - a.y)) for a, b in zip(corners, corners[1:]))
-            steps = int(np.ceil(length / step - 1e-6)) if length > 0.01 else 0  # a shape may be closed by no way at all
-            for t in np.linspace(0, 1, steps + 1)[1:]:
-                p = segment.point(t)
-                found[-1].append((p.x, p.y))
-    return [line for line in found if len(line) > 1]
+            length = np.hypot(*np.diff(segment.npoint(np.linspace(0, 1, 5)), axis=0).T).sum()
+            if length > 0.01:  # a shape may be closed by no way at all
+                steps = int(np.ceil(length / step - 1e-6))
+                found[-1].append(segment.npoint(np.linspace(0, 1, steps + 1)[1:]))
+    lines = [np.concatenate(parts) for parts in found if parts]
+    return [line for line in lines if len(line) > 1]
 
 
 def picture(unified: str, font: str) -> np.ndarray:
