@@ -143,7 +143,7 @@ def test_search_tries_six_settings_of_each_method_beside_items_held_out(sh):
     assert done.returncode == 0, done.stderr
     runs = of(lines, "train_explore.py")
     assert len(runs) == 12 and len(set(runs)) == 12 and not any("--lr 9" in line for line in runs)
-    assert "--threshold 0.6" in of(lines, "train_explore.py", "--method fixmatch", "--tag 2")[0]
+    assert "--threshold 0.6" in of(lines, "train_explore.py", "--method fixmatch", "--tag 6")[0]
     assert of(lines, "train_connect.py")[0].endswith("--holdout 0.3") and not of(lines, "evaluate.py")
     assert lines[-1].startswith("experiments/search.py --data digits")
 

@@ -35,7 +35,18 @@ EXPLORE = "--epochs 3 --batch 16 --labelled-batch 8 --connect-steps 3 --refreshe
 METHODS = {"semi": "random erm entmin moco ssl fixmatch selftrain cox aligned", "unsup": "random moco ssl cox aligned"}
 NOT_COMPARED = ("seconds", "connect_seconds", "torch", "command", "correct")  # the last: accuracy has its mean
 # Keys of METHOD.pt, metrics and flags that are later than the golden file. Their values follow from the learner.
-LATER = ("preparation", "calibration", "novelty", "fold", "folds", "labelled_ids", "fit_items", "views", "gauge")
+LATER = (
+    "preparation",
+    "calibration",
+    "novelty",
+    "fold",
+    "folds",
+    "labelled_ids",
+    "fit_items",
+    "views",
+    "gauge",
+    "w_pseudo",
+)
 
 
 def write_folder(path, alone=()):
