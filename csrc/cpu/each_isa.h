@@ -52,8 +52,8 @@ namespace cox::cpu {
 
 template <class F>
 F pick_isa(F plain, F avx2, F avx512) {
-  const std::string isa = isa_chosen();
-  return isa.rfind("avx512", 0) == 0 ? avx512 : isa.rfind("avx2", 0) == 0 ? avx2 : plain;
+  const int level = simd_level();
+  return level == 2 ? avx512 : level == 1 ? avx2 : plain;
 }
 
 }  // namespace cox::cpu

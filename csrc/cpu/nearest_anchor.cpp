@@ -149,7 +149,6 @@ struct Entry {  // a survivor: K times a lower bound of its score, its row in th
 struct Mode {
   bool mean;  // one product with the mean of the mappings
   bool wide;  // 16 bits
-  int64_t steps(int64_t d) const { return ceil_div(d, wide ? 2 : 4); }
 };
 
 struct Bank {  // `rows` items from begin on, or scattered over all N, quantised
@@ -157,9 +156,9 @@ struct Bank {  // `rows` items from begin on, or scattered over all N, quantised
   const int64_t begin, rows, stride, N, maps, steps;
   Buffer<int32_t> units;    // [panel][map][step][kBank]
   Buffer<BankPanel> panel;  // [panel][map]
-  Bank(Mode mode, int64_t begin, int64_t rows, int64_t stride, int64_t N, int64_t K, int64_t D)
-      : mode(mode), begin(begin), rows(rows), stride(stride), N(N), maps(mode.mean ? 1 : K),
-        steps(mode.steps(D)), units(panels() * maps * steps * kBank), panel(panels() * maps) {}
+  Bank(Mode mode, int64_t begin, int64_t rows, int64_t stride, int64_t N, int64_t K, int64_t steps)
+      : mode(mode), begin(begin), rows(rows), stride(stride), N(N), maps(mode.mean ? 1 : K), steps(steps),
+        units(panels() * maps * steps * kBank), panel(panels() * maps) {}
   int64_t panels() const { return ceil_div(rows, kBank); }
   int64_t item(int64_t row) const { return (begin + row * stride) % N; }
 };
@@ -170,6 +169,12 @@ inline int64_t scattered(int64_t n) {
   while (std::gcd(stride, n) > 1) ++stride;
   return stride;
 }
+
+struct Entered {  // a thread that uses the screen
+  const Screen& screen;
+  explicit Entered(const Screen& screen) : screen(screen) { screen.enter(); }
+  ~Entered() { screen.leave(); }
+};
 
 struct Row {  // one quantised row in the screen's units
   float scale, n, h, e, d;
@@ -342,6 +347,8 @@ class Search {
     spread = within / whole;
   }
 
+  int64_t steps_of(Mode mode) const { return mode.wide ? ceil_div(D, 2) : round_up(ceil_div(D, 4), screen.deep8); }
+
   const float* padded(const float* row, float* scratch) const {
     if (row != scratch && D < dp) {
       memcpy(scratch, row, sizeof(float) * static_cast<size_t>(D));
@@ -354,7 +361,7 @@ class Search {
   Row quantise(const double* x, double most, double n, double more, Mode mode, int top, int offset, int64_t stride,
                int32_t* dst) const {
     Row row{};
-    const int64_t steps = mode.steps(D);
+    const int64_t steps = steps_of(mode), made = std::min(steps, dp / (mode.wide ? 2 : 4));
     const double norm = std::sqrt(n) * unit, up = 1 + 0x1p-20;
     row.n = static_cast<float>(n * unit * unit);
     if (most * unit < 0x1p-55) {  // far below the others: stands for 0
@@ -368,6 +375,7 @@ class Search {
     row.scale = static_cast<float>(scale);
     const double t = static_cast<double>(row.scale);
     const Rounded f = screen.round(x, t / unit, dp, steps, mode.wide, offset, stride, dst);
+    if (made < steps) blank(offset, steps - made, stride, dst + made * stride);
     row.e = static_cast<float>((std::sqrt(f.rest2) * unit + norm * 0x1p-40 + more * unit) * up);
     row.h = static_cast<float>(std::sqrt(f.q2) * t * up);
     row.d = static_cast<float>(n * unit * unit - f.q2 * t * t);
@@ -461,7 +469,11 @@ class Search {
     std::atomic<int64_t> scores{0};
     std::mutex merging;
 
+    // of a query's units: from one query to the next, from one step to the next
+    const bool in_rows = !b.mode.wide && screen.deep8 > 1;
+    const int64_t across = in_rows ? steps : 1, along = in_rows ? 1 : kQuery;
     share(blocks * parts, [&](auto next) {
+      const Entered entered(screen);
       const int64_t tiles = size / kQuery;
       Buffer<int32_t> units(tiles * steps * kQuery);
       Buffer<QueryPanel> panel(tiles);
@@ -487,7 +499,7 @@ class Search {
           const int64_t r = j % kQuery;
           float& u = reached.get()[j / kQuery * 16 + r];
           Row row{};
-          int32_t* dst = units.get() + j / kQuery * steps * kQuery + r;
+          int32_t* dst = units.get() + j / kQuery * steps * kQuery + r * across;
           bool usable = false;
           u = -kInf;  // nothing is below
           if (j < mine) {
@@ -499,13 +511,13 @@ class Search {
             const double most = screen.centred(z, centre.get(), false, x.get(), dp, &n);
             if (std::sqrt(n) * unit < 0x1p30) {
               usable = true;
-              row = quantise(x.get(), most, n, 0, b.mode, 127, 0, kQuery, dst);
+              row = quantise(x.get(), most, n, 0, b.mode, 127, 0, along, dst);
               u = reach(found[j]) * scale;
             } else if (n < std::numeric_limits<double>::infinity()) {
               flooded[j] = 1;  // so far off that float32 does not tell the bank's rows apart
             }
           }
-          if (!usable) blank(0, steps, kQuery, dst);
+          if (!usable) blank(0, steps, along, dst);
           p.n[r] = row.n;
           p.h[r] = static_cast<float>(std::sqrt(static_cast<double>(row.n)) * (1 + 0x1p-20));
           p.e[r] = row.e;
@@ -617,7 +629,7 @@ class Search {
     const int64_t rows = std::min(some, N), count = 8 * kQuery;
     std::vector<int64_t> ids;
     for (int64_t s = 0; s < count; ++s) ids.push_back(s * scattered(M) % M);
-    Bank b(mode, 0, rows, scattered(N), N, K, D);
+    Bank b(mode, 0, rows, scattered(N), N, K, steps_of(mode));
     pack(b);
     int64_t rescored = 0;
     const size_t left = pass(b, ids, &rescored).size();
@@ -643,7 +655,7 @@ class Search {
     for (const Mode next : {Mode{true, false}, Mode{false, false}, Mode{false, true}}) {
       if ((next.mean && !mode.mean) || (!next.wide && mode.wide)) continue;
       if (static_cast<int64_t>(left.size()) <= few) break;
-      Bank b(next, begin, rows, 1, N, K, D);
+      Bank b(next, begin, rows, 1, N, K, steps_of(next));
       pack(b);
       int64_t rescored = 0;
       left = pass(b, left, &rescored);

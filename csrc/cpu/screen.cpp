@@ -9,6 +9,14 @@
 #else
 #define COX_X86 0
 #endif
+#if COX_X86 && defined(__linux__) && __has_include(<amxint8intrin.h>)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define COX_AMX 1
+#else
+#define COX_AMX 0
+#endif
 
 namespace cox::cpu {
 namespace {
@@ -148,21 +156,153 @@ COX_DOTS(dots16, COX_VNNI, __m512i, _mm512_load_si512, _mm512_set1_epi32, 12, 2,
 }  // namespace vnni
 #endif
 
+// ---------------------------------------------------------------- tiles
+
+void nothing() {}
+
+namespace emulated {
+
+thread_local bool configured = false;  // AMX's tiles, too, are each thread's own
+void enter() { configured = true; }
+void leave() { configured = false; }
+
+struct Tiles {  // as the instructions' definition says: c[m][n] += sum_k sum_i a[m][4k + i] b[k][4n + i]
+  int8_t a[kQuery][4 * kDeep], b[2][kDeep][64];
+  int32_t c[2][kQuery][16];
+
+  void clear() {
+    COX_CHECK(configured, "nearest_anchor: tiles are used before enter()");
+    memset(c, 0, sizeof c);
+  }
+  void queries(const int32_t* p, int64_t stride) {
+    for (int64_t m = 0; m < kQuery; ++m) memcpy(a[m], reinterpret_cast<const char*>(p) + m * stride, sizeof a[m]);
+  }
+  void bank(const int32_t* p, int64_t stride) {
+    for (int64_t h = 0; h < 2; ++h) {
+      for (int64_t k = 0; k < kDeep; ++k) memcpy(b[h][k], reinterpret_cast<const char*>(p + 16 * h) + k * stride, 64);
+    }
+  }
+  void multiply() {
+    for (int64_t h = 0; h < 2; ++h) {
+      for (int64_t m = 0; m < kQuery; ++m) {
+        for (int64_t k = 0; k < kDeep; ++k) {
+          for (int64_t n = 0; n < 16; ++n) {
+            for (int64_t i = 0; i < 4; ++i) c[h][m][n] += a[m][4 * k + i] * b[h][k][4 * n + i];
+          }
+        }
+      }
+    }
+  }
+  void store(int32_t* p, int64_t stride) const {
+    for (int64_t h = 0; h < 2; ++h) {
+      for (int64_t m = 0; m < kQuery; ++m) memcpy(reinterpret_cast<char*>(p + 16 * h) + m * stride, c[h][m], 64);
+    }
+  }
+};
+
+}  // namespace emulated
+
+#define COX_NS emulated
+#define COX_TARGET
+#include "screen_tiles.h"
+#undef COX_NS
+#undef COX_TARGET
+
+#if COX_AMX
+namespace amx {
+#define COX_TILES __attribute__((target("amx-tile,amx-int8")))
+
+struct Configuration {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 4 * kDeep, 64, 64};  // of a row; c, c, a, b, b
+  uint8_t rows[16] = {kQuery, kQuery, kQuery, kDeep, kDeep};
+};
+constexpr Configuration configuration;
+static_assert(sizeof configuration == 64);
+
+COX_TILES void enter() { _tile_loadconfig(&configuration); }
+COX_TILES void leave() { _tile_release(); }
+
+struct Tiles {
+  COX_TILES static void clear() {
+    __asm__ volatile("" ::: "memory");  // what the tiles are loaded from is written
+    _tile_zero(0);
+    _tile_zero(1);
+  }
+  COX_TILES static void queries(const int32_t* p, int64_t stride) { _tile_loadd(2, p, stride); }
+  COX_TILES static void bank(const int32_t* p, int64_t stride) {
+    _tile_loadd(3, p, stride);
+    _tile_loadd(4, p + 16, stride);
+  }
+  COX_TILES static void multiply() {
+    _tile_dpbssd(0, 2, 3);
+    _tile_dpbssd(1, 2, 4);
+  }
+  COX_TILES static void store(int32_t* p, int64_t stride) {
+    _tile_stored(0, p, stride);
+    _tile_stored(1, p + 16, stride);
+  }
+};
+
+}  // namespace amx
+
+#define COX_NS amx
+#define COX_TARGET COX_TILES
+#include "screen_tiles.h"
+#undef COX_NS
+#undef COX_TARGET
+#endif
+
 // maddubs adds two products in 16 bits: with |q| <= 127 it needs b <= 127, hence 7 bits there.
 #define COX_SHARED(ns) &ns::bounds, &ns::roots, &ns::below, &ns::centred, &ns::round, &ns::squares
-constexpr Screen kScreens[] = {
-    {&plain::dots<int8_t, uint8_t>, &plain::dots<int16_t, int16_t>, 127, 128, COX_SHARED(plain)},
+constexpr Screen kScreens[] = {  // in tile.cpp's order
+    {&plain::dots<int8_t, uint8_t>, &plain::dots<int16_t, int16_t>, 127, 128, 1, &nothing, &nothing, COX_SHARED(plain)},
 #if COX_X86
-    {&avx2::dots8, &avx2::dots16, 63, 64, COX_SHARED(avx2)},
-    {&avx512::dots8, &avx512::dots16, 63, 64, COX_SHARED(avx512)},
-    {&vnni::dots8, &vnni::dots16, 127, 128, COX_SHARED(avx512)},
+    {&avx2::dots8, &avx2::dots16, 63, 64, 1, &nothing, &nothing, COX_SHARED(avx2)},
+    {&avx512::dots8, &avx512::dots16, 63, 64, 1, &nothing, &nothing, COX_SHARED(avx512)},
+    {&vnni::dots8, &vnni::dots16, 127, 128, 1, &nothing, &nothing, COX_SHARED(avx512)},
+#endif
+#if COX_AMX
+    {&amx::dots8, &vnni::dots16, 127, 0, kDeep, &amx::enter, &amx::leave, COX_SHARED(avx512)},
 #endif
 };
+constexpr Screen kEmulated = {&emulated::dots8, &plain::dots<int16_t, int16_t>, 127, 0, kDeep, &emulated::enter,
+                              &emulated::leave, COX_SHARED(plain)};
 
 }  // namespace
 
 const Screen& pick_screen() {
-  return kScreens[isa_level()];
+  return isa_level() == kEmulatedTiles ? kEmulated : kScreens[isa_level()];
+}
+
+// AMX's tiles are the one instruction set here that needs the kernel's permission. They are taken where they give what
+// their emulation gives.
+bool amx_works() {
+#if COX_AMX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // leaf 7
+  constexpr int kAsk = 0x1023, kTileData = 18;            // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+  if (syscall(SYS_arch_prctl, kAsk, kTileData) != 0) return false;
+  constexpr int64_t steps = 2 * kDeep;
+  alignas(64) int32_t q[kQuery * steps], bank[steps * kBank], out[2][kQuery * kBank];
+  uint32_t state = 1;
+  for (int32_t* p : {q, bank}) {
+    for (int64_t i = 0; i < (p == q ? kQuery : kBank) * steps; ++i) {
+      state = state * 1664525u + 1013904223u;
+      p[i] = static_cast<int32_t>(state & 0x7f7f7f7fu);
+    }
+  }
+  amx::enter();
+  amx::dots8(q, bank, steps, nullptr, out[0]);
+  amx::leave();
+  emulated::enter();
+  emulated::dots8(q, bank, steps, nullptr, out[1]);
+  emulated::leave();
+  return memcmp(out[0], out[1], sizeof out[0]) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace cox::cpu

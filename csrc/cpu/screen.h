@@ -2,7 +2,8 @@
 //
 // Rows are quantised to 8 or 16 bits and packed in units of 4 bytes (4 or 2 coordinates): kQuery queries side by side,
 // [step][kQuery], and kBank bank rows side by side, [step][kBank], so that one unit of a query meets a vector of bank
-// rows. Dot products are integers: exact, the same on every instruction set.
+// rows (AMX: 16 x 16 of them meet in a tile, screen_tiles.h). Dot products are integers: exact, the same on every
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 namespace cox::cpu {
 
 constexpr int64_t kQuery = 12, kBank = 32;  // pairs per tile: 12 x 2 accumulators of 16 lanes
+constexpr int64_t kDeep = 16;  // units of a row in one of AMX's tiles
 
 struct Rounded {  // of one row x, in double: q = round(x / scale)
   double rest2, q2;  // ||x - scale q||^2, ||q||^2
@@ -38,6 +40,10 @@ struct Screen {
   void (*dots8)(const int32_t* q, const int32_t* b, int64_t steps, const int32_t* init, int32_t* out);
   void (*dots16)(const int32_t* q, const int32_t* b, int64_t steps, const int32_t* init, int32_t* out);
   int bank_most8, offset8;  // |b| <= bank_most8 before the offset
+  // 8 bits: steps come in multiples of this; if it is not 1, queries lie in rows, [kQuery][steps], 0 behind their end
+  int64_t deep8;
+  void (*enter)();  // before a thread's first dots8 ...
+  void (*leave)();  // ... and after its last
   // What makes a query's squared distances to kBank rows lower bounds: add[k][16], and weigh[2][16] for the rows' e and
   // d; what to take off the sum of their roots: slack[16]; and the limit[16] on that sum for a reach. See
   // nearest_anchor.cpp.
@@ -62,5 +68,6 @@ struct Screen {
 };
 
 const Screen& pick_screen();  // for the chosen instruction set
+bool amx_works();
 
 }  // namespace cox::cpu

@@ -1,5 +1,5 @@
 // The 4 x 4 tile of direct squared distances for each instruction set, and the choice between them at run time.
-#include "tile.h"
+#include "screen.h"
 
 #include <atomic>
 #include <cstdlib>
@@ -64,24 +64,30 @@ namespace {
 #undef COX_MADD_D
 #endif
 
-constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_vnni"};
+constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_vnni", "amx_int8", "amx_emulated"};
 
-int best_isa() {
+int find_best_isa() {
 #if COX_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+    return !__builtin_cpu_supports("avx512vnni") ? 2 : amx_works() ? 4 : 3;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
 }
 
+int best_isa() {
+  static const int best = find_best_isa();
+  return best;
+}
+
 int by_name(const std::string& name) {
   for (int i = 0; i <= best_isa(); ++i) {
     if (name == kNames[i]) return i;
   }
+  if (name == kNames[kEmulatedTiles]) return kEmulatedTiles;
   std::string have;
   for (const auto& n : isa_available()) have += (have.empty() ? "" : ", ") + n;
   COX_CHECK(false, "cox_ops: no instruction set \"", name, "\" on this machine; available: ", have);
@@ -102,6 +108,11 @@ int isa_level() {
   return i;
 }
 
+int simd_level() {
+  const int level = isa_level();
+  return level == kEmulatedTiles ? 0 : std::min(level, 2);
+}
+
 std::vector<std::string> isa_available() {
   return {kNames, kNames + best_isa() + 1};
 }
@@ -117,8 +128,8 @@ void isa_force(const std::string& name) {
 template <>
 tile_fn<float> pick_tile<float>() {
 #if COX_X86
-  if (isa_level() >= 2) return &avx512::tile4x4<float, avx512::VF>;
-  if (isa_level() == 1) return &avx2::tile4x4<float, avx2::VF>;
+  if (simd_level() == 2) return &avx512::tile4x4<float, avx512::VF>;
+  if (simd_level() == 1) return &avx2::tile4x4<float, avx2::VF>;
 #endif
   return &plain::tile4x4<float, plain::VF>;
 }
@@ -126,8 +137,8 @@ tile_fn<float> pick_tile<float>() {
 template <>
 tile_fn<double> pick_tile<double>() {
 #if COX_X86
-  if (isa_level() >= 2) return &avx512::tile4x4<double, avx512::VD>;
-  if (isa_level() == 1) return &avx2::tile4x4<double, avx2::VD>;
+  if (simd_level() == 2) return &avx512::tile4x4<double, avx512::VD>;
+  if (simd_level() == 1) return &avx2::tile4x4<double, avx2::VD>;
 #endif
   return &plain::tile4x4<double, plain::VD>;
 }

@@ -43,7 +43,9 @@ tile_fn<A> pick_tile();  // for the chosen instruction set
 // Instruction sets this machine can run, best last; the one in use; force one by name (tests) or by COX_ISA.
 std::vector<std::string> isa_available();
 std::string isa_chosen();
-int isa_level();  // its place in the list of all: plain 0, avx2 1, avx512 2, avx512_vnni 3
+int isa_level();  // its place in the list of all: plain 0, avx2 1, avx512 2, avx512_vnni 3, amx_int8 4
+int simd_level();  // plain 0, avx2 1, avx512 and beyond 2
+constexpr int kEmulatedTiles = 5;  // amx_emulated, for tests: not in the list of those available
 void isa_force(const std::string& name);
 
 // Uninitialised, 64-byte aligned.

@@ -11,6 +11,7 @@ import cox_ops
 from cox_ops import nearest_anchor, ref
 
 INF = float("inf")
+ISAS = [*cox_ops._C.build_info()["isa_available"], "amx_emulated"]  # the last: AMX's packing on any machine
 CASES = int(os.environ.get("COX_ADVERSARIAL", "300"))  # COX_ADVERSARIAL=10000: all
 
 
@@ -113,7 +114,7 @@ def test_adversarial(device, threads, batch):
         results = []
         for _ in range(2):
             tile, split = pick(0, 1, 5, 12, 32, 64, 100, 2000), pick(len(z), 1, 5, 12)
-            with threads(pick(1, 2)), instruction_set(pick(*cox_ops._C.build_info()["isa_available"])):
+            with threads(pick(1, 2)), instruction_set(pick(*ISAS)):
                 parts = [nearest_anchor(c, v, tile=tile) for c in z.split(split)]
                 results.append([torch.cat(p) for p in zip(*parts)])
         assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1]), seed

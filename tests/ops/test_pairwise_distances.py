@@ -6,10 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cox_ops
 from cox_ops import pairwise_distances, ref
 
 # Largest relative error of one rounding to the dtype, and a little for float32's sum.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+
+
+def cone(rows, D, seed=0):
+    """Rows around one vector, narrowly to widely: pairs of every angle, from far ones to near copies."""
+    g = torch.Generator().manual_seed(seed)
+    width = torch.logspace(-2, 1, rows)[torch.randperm(rows, generator=g)][:, None]
+    return torch.randn(D, generator=torch.Generator().manual_seed(99)) + width * torch.randn(rows, D, generator=g)
 
 
 def check(x, y, squared=False):
@@ -72,14 +80,26 @@ def test_near_copies(device, squared):
     assert ((products - want_args[0].sub(want_args[1]).norm(dim=1)) / products).abs().max() > 1e-3
 
 
-def test_large_and_small_values(device):
-    x, y = torch.randn(9, 5, device=device), torch.randn(8, 5, device=device)
-    for scale in (1e6, 1e-6, 1e15, 1e-15):
+@pytest.mark.parametrize("D", [33, 129, 400])
+def test_every_angle(device, D):
+    x, y = cone(50, D, 1).to(device), cone(280, D, 2).to(device)
+    check(x, y)
+    check(x + 30, y + 30)  # near, all of them
+    squares = pairwise_distances(x, y, squared=True).double()
+    torch.testing.assert_close(squares, ref.pairwise_distances(x.double(), y.double(), True), rtol=4e-6, atol=0)
+
+
+@pytest.mark.parametrize("D", [5, 40])
+def test_large_and_small_values(device, D):
+    x, y = torch.randn(9, D, device=device), torch.randn(8, D, device=device)
+    for scale in (1e6, 1e-6, 1e15, 1e-15, 1e18, 1e-17):
         check(x * scale, y * scale)
+        check(x * scale, y)
 
 
-def test_nan_and_inf_stay_in_their_row(device):
-    x, y = torch.randn(6, 5, device=device), torch.randn(7, 5, device=device)
+@pytest.mark.parametrize("D", [5, 40])
+def test_nan_and_inf_stay_in_their_row(device, D):
+    x, y = torch.randn(6, D, device=device), torch.randn(7, D, device=device)
     clean = pairwise_distances(x, y)
     x[2, 1], y[3, 0] = float("nan"), float("inf")
     d = pairwise_distances(x, y)
@@ -87,6 +107,42 @@ def test_nan_and_inf_stay_in_their_row(device):
     keep = torch.ones_like(d, dtype=torch.bool)
     keep[2], keep[:, 3] = False, False
     assert torch.equal(d[keep], clean[keep])
+    x[2, 1] = 0
+    x.requires_grad_(), y.requires_grad_()
+    gx, gy = torch.autograd.grad(pairwise_distances(x, y).sum(), (x, y))
+    keep = [0, 1, 2, 4, 5, 6]
+    want = [t.detach().double().requires_grad_() for t in (x, y[keep])]
+    wx, wy = torch.autograd.grad(ref.pairwise_distances(*want).sum(), want)
+    torch.testing.assert_close(gx.double(), wx, rtol=0, atol=1e-5)  # an infinite distance pulls nothing
+    torch.testing.assert_close(gy[keep].double(), wy, rtol=0, atol=1e-5)
+    assert (gy[3] == 0).all()
+
+
+@pytest.mark.parametrize("D", [40, 300])
+def test_a_pair_is_the_same_in_any_company(device, D):
+    x, y = cone(150, D, 1).to(device), cone(700, D, 2).to(device)
+    d = pairwise_distances(x, y)
+    order = torch.randperm(150)
+    assert torch.equal(d[order], pairwise_distances(x[order], y)) and torch.equal(d.T, pairwise_distances(y, x))
+    assert torch.equal(d[5:6, 600:], pairwise_distances(x[5:6], y[600:]))
+    near = x[d.median(1).values < d.median()]  # most pairs of these are near
+    assert torch.equal(pairwise_distances(near, y), d[d.median(1).values < d.median()])
+
+
+def test_isa_with_fma_give_the_same_bits(device):
+    x, y, before = cone(50, 200, 1), cone(40, 200, 2), cox_ops._C.build_info()["isa_chosen"]
+    results = {}
+    try:
+        for isa in cox_ops._C.build_info()["isa_available"]:
+            cox_ops._C.force_isa(isa)
+            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+            d = check(a, b)
+            results[isa] = (d, *torch.autograd.grad(d.sum(), (a, b)))
+    finally:
+        cox_ops._C.force_isa(before)
+    fma = [r for isa, r in results.items() if isa != "plain"]
+    assert all(torch.equal(one, first) for r in fma[1:] for one, first in zip(r, fma[0]))
+    torch.testing.assert_close(results["plain"], list(results.values())[-1], rtol=1e-5, atol=1e-4)
 
 
 def test_bitwise_under_any_split(device, threads):
@@ -136,6 +192,20 @@ def test_gradients_in_every_dtype(device, dtype, squared):
         assert mine.dtype == dtype
         atol = 20 * ROUNDING[dtype] * want.abs().max().item()
         torch.testing.assert_close(mine.double(), want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_gradients_at_every_angle(device, squared):
+    """Also without the mean: offsets of 100 cost the gradient no digits."""
+    x, y = cone(50, 60, 1).to(device), cone(150, 60, 2).to(device)
+    weight = torch.randn(50, 150, device=device)
+    for offset in (0, 100):
+        args = [(t + offset).requires_grad_() for t in (x, y)]
+        want_args = [t.detach().double().requires_grad_() for t in args]
+        got = torch.autograd.grad(pairwise_distances(*args, squared), args, weight)
+        want = torch.autograd.grad(ref.pairwise_distances(*want_args, squared), want_args, weight.double())
+        for g, w in zip(got, want):
+            assert ((g.double() - w).norm(dim=1) / w.norm(dim=1)).max() < 2e-5
 
 
 def test_gradient_is_zero_at_distance_zero(device):
