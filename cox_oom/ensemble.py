@@ -1,4 +1,4 @@
-"""--method ensemble: the mean posterior of several learners of `selftrain`, all with the same labels.
+"""--method ensemble: the mean posterior of several learners of `selftrain` (or cox, --of), all with the same labels.
 
 A member is stages 2 and 3 once more with another seed: other initial weights, other batches, but the labelled and the
 held-out items of this seed. Members lie in SEED/members and go on after a stop."""
@@ -21,7 +21,7 @@ def train(args: Namespace, seed: Seed, items: Items) -> dict[str, Any]:
     labelled = seed.place.folder / "members" / "labelled.txt"
     ids = [*seed.connect["labelled"], *seed.connect["held"]]
     files.write_atomic(labelled, lambda tmp: tmp.write_text("\n".join(ids), encoding="utf-8"))
-    own = {k: v for k, v in vars(args).items() if k not in ("members", "folds", "tag")} | {"method": "selftrain"}
+    own = {k: v for k, v in vars(args).items() if k not in ("members", "of", "folds", "tag")} | {"method": args.of}
     runs = []
     for k in range(args.members):
         print(f"  member {k + 1} of {args.members}", flush=True)
@@ -30,7 +30,7 @@ def train(args: Namespace, seed: Seed, items: Items) -> dict[str, Any]:
             place = again.stages(seed, labelled.parent, start, own)
         except UserError as e:
             raise UserError(f"--method ensemble, member {k + 1}, {e}") from None
-        runs.append(files.load(place.method("selftrain")))
+        runs.append(files.load(place.method(args.of)))
     kept = {k: v for k, v in runs[0].items() if k != "meta"}
     kept["members"] = [{"learner": run["learner"], "head": run["head"]} for run in runs]
     logits = model_of(kept, args.device)(seed.oom, items.rows[items.unlabelled])[1]

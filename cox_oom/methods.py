@@ -389,7 +389,10 @@ METHODS = {  # in the order of the tables' rows
     "ensemble": Method(
         "as selftrain: the mean posterior of several such learners, all with the same labels",
         "#2f6f73",
-        flags=(("--members", 3, number(int, 2, 100), "ensemble: learners of selftrain"),),
+        flags=(
+            ("--members", 3, number(int, 2, 100), "ensemble: how many learners"),
+            ("--of", "selftrain", ("selftrain", "cox"), "ensemble: the method of its members"),
+        ),
         labels=True,
         steps=False,
         members=True,
