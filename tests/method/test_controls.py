@@ -32,7 +32,7 @@ def world(file, labelled, seed=0):
     """The parts of Seed and Items that a control reads; every row is a training row."""
     y = torch.full_like(file["labels"], -1)
     y[labelled] = file["labels"][labelled]
-    items = SimpleNamespace(oom=file, rows=torch.arange(len(y)), y=y, labelled=labelled)
+    items = SimpleNamespace(oom=file, rows=torch.arange(len(y)), y=y, labelled=labelled, groups=None)
     return SimpleNamespace(place=SimpleNamespace(seed=seed)), items
 
 
@@ -93,6 +93,14 @@ def test_labelprop_names_echoes_new_ones_and_itself():
     assert classical.logits(state, file, torch.arange(0)).shape == (0, 8)
     again = controls.labelprop(*world(file, labelled))
     assert all(torch.equal(state[k], again[k]) for k in ("points", "values"))
+
+
+def test_no_group_is_on_both_sides_of_a_fold():
+    y, groups = torch.arange(60) % 3, torch.arange(60) // 6
+    folds = controls.parts(y, 0, groups)
+    assert len(folds) > 1 and sorted(torch.cat([judge for _, judge in folds]).tolist()) == list(range(60))
+    assert all(not {*groups[fit].tolist()} & {*groups[judge].tolist()} for fit, judge in folds)
+    assert controls.parts(torch.arange(5), 0) == []
 
 
 @pytest.mark.parametrize("labelled", [[0], [0, 1], [0, 8, 16], list(range(8)), [0, 8, 1, 9, 2]])
