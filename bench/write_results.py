@@ -108,6 +108,7 @@ def main():
             median=b["stats"]["median"],
             iqr=b["stats"]["iqr"],
             rounds=b["stats"]["rounds"],
+            timer=b["options"]["timer"],
             **b["extra_info"],
             **stamp,
         )
@@ -126,11 +127,14 @@ def main():
     rows = sorted([r for r in old if r["group"] not in fresh] + new, key=lambda r: r["name"])
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
-    runs = sorted({(r["date"], r["commit"], r["torch"], r["threads"]) for r in rows})
+    runs = sorted({(r["date"], r["commit"], r["torch"], r["threads"], r.get("timer", "")) for r in rows})
     text = [
         f"# {device}",
         "",
-        *(f"{d}, commit {c}, torch {t}, {n} threads  " for d, c, t, n in runs),
+        *(
+            f"{d}, commit {c}, torch {t}, {n} thread{'s' * (n > 1)}{', CPU time' * (timer == 'process_time')}  "
+            for d, c, t, n, timer in runs
+        ),
         "",
         "Medians of 5 rounds. `× kernel`, `× limit`: a row's time as a multiple of the kernel's and of the fastest "
         "limit's (`…_alone`). Memory: what a call holds at most beyond its inputs, its result included.",

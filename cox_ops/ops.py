@@ -3,8 +3,8 @@
 Shapes and dtypes are checked in C++ (csrc/common.h), once for every device. Dtypes: float32, float64,
 float16 and bfloat16; arithmetic is in float64 for float64 and, where nothing else is said, in float32 for
 the others. Any strides; sizes may be 0 where the docstring does not say otherwise; offsets are 64-bit. On
-the CPU a result is bitwise the same for any number of threads. Distances are sums of squared differences,
-never norms minus twice the product: no cancellation.
+the CPU a result is bitwise the same for any number of threads. Distances are sums of squared differences
+wherever norms minus twice the product would cancel.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,8 @@ def pairwise_distances(x: Tensor, y: Tensor, squared: bool = False) -> Tensor:
 
     x (M, D) and y (N, D) -> (M, N); x (B, M, D) and y (B, N, D) -> (B, M, N); the result has the inputs'
     dtype. Equivalent to torch.cdist in its direct mode: the error of an entry is relative to that entry, also
-    for near copies. Time O(B M N D), memory that of the result. NaN or Inf in a row reaches that row's
+    for near copies. Time O(B M N D), memory that of the result; the gradient's, a copy of x and y as well. On
+    the CPU an entry depends on its two rows alone, bit for bit. NaN or Inf in a row reaches that row's
     distances. Differentiable once in x and y, with subgradient 0 where a distance is 0, so never NaN for
     finite inputs.
 

@@ -3,13 +3,14 @@
 // float64: direct differences, blocks of packed rows through the 4 x 4 tile (tile.h). Backward: gx_i = sum_j w_ij (x_i - y_j)
 // with w = grad / d (0 where d is 0), or 2 grad for squares; gy the same with the roles exchanged; j ascending.
 //
-// float32 and half: ||x||^2 + ||y||^2 - 2 x.y where that bears it, direct differences where not, pair by pair. Products are
-// summed kChunk coordinates at a time. A dot product's roundings are at most u = 2^-24 of its partial sums each, and of
-// either sign: its error is near sqrt(kChunk + D / kChunk) u ||x|| ||y|| at worst. The pair is far if
-// its square is at least `least` (||x||^2 + ||y||^2), least ~ sqrt(kChunk + D / kChunk): the error of a far pair's square is
-// then below 2e-6 of it in practice, and at most 2 (kChunk + D / kChunk) u / least of it. All other pairs, those with a norm
-// whose products overflow or underflow, and D <= kFew are direct. Direct sums run over the same chunks. Thus a distance is a
-// function of its two rows alone, the same in any batch and with their roles exchanged; with AVX2 and AVX-512 bit for bit.
+// float32 and half: ||x||^2 + ||y||^2 - 2 x.y where float32 bears it, direct differences where not, pair by pair. With
+// u = 2^-24 and products added up kChunk at a time, each of steps = kChunk + D / kChunk roundings of a dot product is at most
+// u ||x|| ||y||, and they are of either sign. A square's error is thus near sqrt(steps) u (||x||^2 + ||y||^2) at worst, and
+// never above (steps + D / 16 + 8) times that unit, norms included. A pair is far if its square is at least `least` of
+// ||x||^2 + ||y||^2, least = sqrt((steps + 8) / 1280), 0.25 for D = 512: distances of far pairs were off by at most 2e-6 of
+// themselves. All other pairs, those with a norm whose products overflow or underflow, and D <= kFew are direct, added up
+// over the same chunks. A distance is thus a function of its two rows alone: the same in any batch, with the roles
+// exchanged, and with AVX2 and AVX-512.
 //
 // Backward: gx_i = (x_i - c) sum_j w_ij - sum_j w_ij (y_j - c) by the same tiles over the far pairs, j ascending in chunks
 // of kChunk; c, near the mean, only makes more pairs far. Pairs that are near pull directly, w_ij (x_i - y_j). Scratch: a
@@ -175,7 +176,8 @@ struct Block {
 
   Block(const Kernels& f, int64_t D, int64_t most)
       : f(f), D(D), most(most), least(least_of(D)), row(kPanel * D),
-        a(std::max<int64_t>(ceil_div(D, kChunk), 1) * kMany * kStride), b(most * D), norms(most), c(kMany * most), directly(D > kFew ? kMany * most : 0) {
+        a(std::max<int64_t>(ceil_div(D, kChunk), 1) * kMany * kStride), b(most * D), norms(most), c(kMany * most),
+        directly(D > kFew ? kMany * most : 0) {
     std::fill(a.get(), a.get() + ceil_div(D, kChunk) * kMany * kStride, 0.0f);
   }
 
@@ -204,7 +206,8 @@ struct Block {
       const float* at = floats(p + r * sr, sd, D, row.get());
       norm[r] = f.norm(at, D);
       for (int64_t k = 0; k < D; k += kChunk) {
-        memcpy(a.get() + (k / kChunk * kMany + r) * kStride, at + k, sizeof(float) * static_cast<size_t>(std::min(kChunk, D - k)));
+        memcpy(a.get() + (k / kChunk * kMany + r) * kStride, at + k,
+               sizeof(float) * static_cast<size_t>(std::min(kChunk, D - k)));
       }
     }
   }
@@ -324,66 +327,115 @@ void mean_of(const T* xp, const Layout& lx, const T* yp, const Layout& ly, float
   for (int64_t e = 0; e < lx.d; ++e) mean[e] = count > 0 ? static_cast<float>(sum[e] / count) : 0.0f;
 }
 
-// As above; a and b are one item of the batch, pa and pb the same, packed.
+// One item of the batch, seen from the rows of a: ga_i = sum_j w_ij (a_i - b_j), with grad and dist addressed by (row of a,
+// row of b) strides.
 template <class T>
-void one_side(const Kernels& f, const T* ap, const Layout& la, const Packed& pa, const T* bp, const Layout& lb,
-              const Packed& pb, const float* centre, const T* gp, const Layout& lg, const T* distp, const Layout& ld,
-              bool squared, T* op) {
-  const int64_t M = la.rows, N = lb.rows, D = la.d, dp = padded<float>(D), wide = pb.panels * kPanel;
-  const float least = std::min(least_of(D), 1.0f);
-  const bool along = ld.sd == 1 || ld.sr != 1;  // the order of dist in memory
-  torch::stable::parallel_for(0, ceil_div(M, kMany), 1, [&](int64_t begin, int64_t end) {
-    Buffer<float> ab(kMany * dp), total(kMany * wide), w(kMany * kStride), gs(kMany + kChunk), ds(kMany + kChunk), ws(kMany);
-    Buffer<Pull> near(kMany * kChunk), some(kMany);
-    std::vector<float> rows_of_b;  // only where pairs are near
-    for (int64_t i0 = begin * kMany; i0 < std::min(end * kMany, M); i0 += kMany) {
-      const int64_t rows = std::min(kMany, M - i0);
-      double sums[kMany] = {};
-      pack_rows(ap + i0 * la.sr, la.sr, la.sd, rows, D, dp, ab.get());
-      std::fill(total.get(), total.get() + kMany * wide, 0.0f);
-      std::fill(w.get(), w.get() + kMany * kStride, 0.0f);
-      for (int64_t j0 = 0; j0 < N; j0 += kChunk) {
-        const int64_t cols = std::min(kChunk, N - j0);
-        int64_t held[kMany] = {};
-        const auto at = [&](int64_t r, int64_t c, int64_t n, int64_t stride_g, int64_t stride_d, float norm, const float* norms,
-                            float* to, Pull* pulls) {
-          const float* g = floats(gp + (i0 + r) * lg.sr + (j0 + c) * lg.sd, stride_g, n, gs.get());
-          const float* d = floats(distp + (i0 + r) * ld.sr + (j0 + c) * ld.sd, stride_d, n, ds.get());
-          return f.weights(g, d, norm, norms, n, least, squared, to, pulls);
-        };
-        for (int64_t r = 0; r < rows && along; ++r) {
-          held[r] = at(r, 0, cols, lg.sd, ld.sd, pa.norms.get()[i0 + r], pb.norms.get() + j0, w.get() + r * kStride,
-                       near.get() + r * kChunk);
-        }
-        for (int64_t c = 0; c < cols && !along; ++c) {
-          const int64_t n = at(0, c, rows, lg.sr, ld.sr, pb.norms.get()[j0 + c], pa.norms.get() + i0, ws.get(), some.get());
-          for (int64_t r = 0; r < rows; ++r) w.get()[r * kStride + c] = ws.get()[r];
-          for (const Pull* p = some.get(); p < some.get() + n; ++p) {
-            near.get()[p->row * kChunk + held[p->row]++] = {static_cast<int32_t>(c), p->weight};
-          }
-        }
-        for (int64_t r = 0; r < rows; ++r) sums[r] += f.sum(w.get() + r * kStride, cols);
-        for (int64_t q = 0; q < pb.panels; ++q) {
-          for (int64_t r = 0; r < rows; r += kRows) {
-            f.tile(w.get() + r * kStride, std::min(kRows, rows - r), pb.chunk(j0) + q * kChunk * kPanel, cols,
-                   total.get() + r * wide + q * kPanel, wide, true, false);
-          }
-        }
-        if (std::any_of(held, held + rows, [](int64_t n) { return n > 0; })) {
-          rows_of_b.resize(static_cast<size_t>(round_up(kChunk, kTile) * dp));
-          pack_rows(bp + j0 * lb.sr, lb.sr, lb.sd, cols, D, dp, rows_of_b.data());
-          for (int64_t r = 0; r < rows; ++r) {
-            f.pull(ab.get() + r * dp, rows_of_b.data(), dp, near.get() + r * kChunk, held[r], total.get() + r * wide);
-          }
-        }
-      }
+struct Side {
+  const Kernels& f;
+  const T* ap;
+  const Layout& la;
+  const Packed& pa;
+  const T* bp;
+  const Layout& lb;
+  const Packed& pb;
+  const float* centre;
+  const T* gp;
+  const Layout lg;
+  const T* distp;
+  const Layout ld;
+  const bool squared;
+  T* const op;
+};
+
+// What a thread holds of up to kMany rows of a.
+template <class T>
+struct Pulled {
+  const Side<T>& s;
+  const int64_t D, dp, wide;
+  const float least;
+  Buffer<float> a, total, w, gs, ds, ws;  // total: sum_j w_ij (b_j - centre) of far pairs, sum_j w_ij (b_j - a_i) of near ones
+  Buffer<Pull> near, some;
+  std::vector<float> b;  // rows, only where pairs are near
+  int64_t i0 = 0, rows = 0, held[kMany];
+  double sums[kMany];
+
+  explicit Pulled(const Side<T>& s)
+      : s(s), D(s.la.d), dp(padded<float>(D)), wide(s.pb.panels * kPanel), least(std::min(least_of(D), 1.0f)), a(kMany * dp),
+        total(kMany * wide), w(kMany * kStride), gs(kChunk), ds(kChunk), ws(kMany), near(kMany * kChunk), some(kMany) {
+    static_assert(kMany <= kChunk);
+  }
+
+  void start(int64_t first) {
+    i0 = first;
+    rows = std::min(kMany, s.la.rows - i0);
+    pack_rows(s.ap + i0 * s.la.sr, s.la.sr, s.la.sd, rows, D, dp, a.get());
+    std::fill(total.get(), total.get() + kMany * wide, 0.0f);
+    std::fill(w.get(), w.get() + kMany * kStride, 0.0f);
+    std::fill(sums, sums + kMany, 0.0);
+  }
+
+  int64_t some_weights(int64_t i, int64_t j, int64_t n, int64_t sg, int64_t sd, float norm, const float* norms, float* to,
+                       Pull* pulls) {
+    const float* g = floats(s.gp + i * s.lg.sr + j * s.lg.sd, sg, n, gs.get());
+    const float* d = floats(s.distp + i * s.ld.sr + j * s.ld.sd, sd, n, ds.get());
+    return s.f.weights(g, d, norm, norms, n, least, s.squared, to, pulls);
+  }
+
+  // w and near of all rows and b's rows [j0, j0 + cols), in the order of dist in memory
+  void weights(int64_t j0, int64_t cols) {
+    const float *na = s.pa.norms.get() + i0, *nb = s.pb.norms.get() + j0;
+    if (s.ld.sd == 1 || s.ld.sr != 1) {
       for (int64_t r = 0; r < rows; ++r) {
-        const float s = static_cast<float>(sums[r]), *a = ab.get() + r * dp, *t = total.get() + r * wide;
-        const bool far = pa.norms.get()[i0 + r] == pa.norms.get()[i0 + r];
-        for (int64_t e = 0; e < D; ++e) {
-          op[(i0 + r) * D + e] = static_cast<T>((far ? (a[e] - centre[e]) * s : 0.0f) - t[e]);
+        held[r] = some_weights(i0 + r, j0, cols, s.lg.sd, s.ld.sd, na[r], nb, w.get() + r * kStride, near.get() + r * kChunk);
+      }
+    } else {
+      std::fill(held, held + rows, int64_t(0));
+      for (int64_t c = 0; c < cols; ++c) {
+        const int64_t n = some_weights(i0, j0 + c, rows, s.lg.sr, s.ld.sr, nb[c], na, ws.get(), some.get());
+        for (int64_t r = 0; r < rows; ++r) w.get()[r * kStride + c] = ws.get()[r];
+        for (const Pull* p = some.get(); p < some.get() + n; ++p) {
+          near.get()[p->row * kChunk + held[p->row]++] = {static_cast<int32_t>(c), p->weight};
         }
       }
+    }
+    for (int64_t r = 0; r < rows; ++r) sums[r] += static_cast<double>(s.f.sum(w.get() + r * kStride, cols));
+  }
+
+  void add(int64_t j0, int64_t cols) {
+    weights(j0, cols);
+    for (int64_t q = 0; q < s.pb.panels; ++q) {
+      for (int64_t r = 0; r < rows; r += kRows) {
+        s.f.tile(w.get() + r * kStride, std::min(kRows, rows - r), s.pb.chunk(j0) + q * kChunk * kPanel, cols,
+                 total.get() + r * wide + q * kPanel, wide, true, false);
+      }
+    }
+    if (std::all_of(held, held + rows, [](int64_t n) { return n == 0; })) return;
+    b.resize(static_cast<size_t>(kChunk * dp));
+    pack_rows(s.bp + j0 * s.lb.sr, s.lb.sr, s.lb.sd, cols, D, dp, b.data());
+    for (int64_t r = 0; r < rows; ++r) {
+      s.f.pull(a.get() + r * dp, b.data(), dp, near.get() + r * kChunk, held[r], total.get() + r * wide);
+    }
+  }
+
+  void finish() const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float sum = static_cast<float>(sums[r]), *at = a.get() + r * dp, *t = total.get() + r * wide;
+      const float norm = s.pa.norms.get()[i0 + r];
+      for (int64_t e = 0; e < D; ++e) {
+        s.op[(i0 + r) * D + e] = static_cast<T>((norm == norm ? (at[e] - s.centre[e]) * sum : 0.0f) - t[e]);
+      }
+    }
+  }
+};
+
+template <class T>
+void one_side(const Side<T>& side) {
+  torch::stable::parallel_for(0, ceil_div(side.la.rows, kMany), 1, [&](int64_t begin, int64_t end) {
+    Pulled<T> rows(side);
+    for (int64_t item = begin; item < end; ++item) {
+      rows.start(item * kMany);
+      for (int64_t j = 0; j < side.lb.rows; j += kChunk) rows.add(j, std::min(kChunk, side.lb.rows - j));
+      rows.finish();
     }
   });
 }
@@ -402,8 +454,8 @@ void backward(const T* xp, const Layout& lx, const T* yp, const Layout& ly, cons
       const T *x = xp + b * lx.sb, *y = yp + b * ly.sb, *g = gp + b * lg.sb, *d = dp + b * ld.sb;
       mean_of(x, lx, y, ly, centre.get());
       const Packed px(f, x, lx, centre.get()), py(f, y, ly, centre.get());
-      one_side(f, x, lx, px, y, ly, py, centre.get(), g, lg, d, ld, squared, gx + b * lx.rows * lx.d);
-      one_side(f, y, ly, py, x, lx, px, centre.get(), g, turned(lg), d, turned(ld), squared, gy + b * ly.rows * ly.d);
+      one_side(Side<T>{f, x, lx, px, y, ly, py, centre.get(), g, lg, d, ld, squared, gx + b * lx.rows * lx.d});
+      one_side(Side<T>{f, y, ly, py, x, lx, px, centre.get(), g, turned(lg), d, turned(ld), squared, gy + b * ly.rows * ly.d});
     };
     const bool many = lx.batch >= 2 * torch::stable::get_num_threads();  // then a thread takes whole items
     torch::stable::parallel_for(0, many ? lx.batch : 1, 1, [&](int64_t begin, int64_t end) {

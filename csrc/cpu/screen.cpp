@@ -280,9 +280,9 @@ const Screen& pick_screen() {
 bool amx_works() {
 #if COX_AMX
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // leaf 7
+  constexpr unsigned kHasTiles = 1u << 24, kHasInt8 = 1u << 25;  // leaf 7
   constexpr int kAsk = 0x1023, kTileData = 18;            // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kHasTiles) == 0 || (d & kHasInt8) == 0) return false;
   if (syscall(SYS_arch_prctl, kAsk, kTileData) != 0) return false;
   constexpr int64_t steps = 2 * kDeep;
   alignas(64) int32_t q[kQuery * steps], bank[steps * kBank], out[2][kQuery * kBank];
@@ -290,7 +290,7 @@ bool amx_works() {
   for (int32_t* p : {q, bank}) {
     for (int64_t i = 0; i < (p == q ? kQuery : kBank) * steps; ++i) {
       state = state * 1664525u + 1013904223u;
-      p[i] = static_cast<int32_t>(state & 0x7f7f7f7fu);
+      p[i] = static_cast<int32_t>(state);
     }
   }
   amx::enter();

@@ -1,4 +1,5 @@
-// Direct squared distances of 4 x 4 row pairs: the one inner loop under nearest_anchor, pairwise_distances and mmd.
+// Direct squared distances of 4 x 4 row pairs: the inner loop of pairwise_distances and nearest_anchor in float64
+// and of mmd where it is direct.
 //
 //   out[4*r + c] = sum_d (z[r][d] - v[c][d])^2
 //
