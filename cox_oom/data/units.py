@@ -154,6 +154,7 @@ class Units:
                 with self.named(rows):
                     made = inputs.unit(self.kind, self.items(rows, stream), self.train(rows), **self.shape)
             self.add(k, made, about[k])
+            del made  # before the next one takes its memory
 
     def make_series(self):
         """Series and sound: all are decoded first, then shortened by one factor. Returns their inputs.Form."""
@@ -181,6 +182,7 @@ class Units:
                 items = self.items(here, raw_items(raws[k], self.raw_path(k)))
                 made = inputs.series_unit(items, [lengths[r] for r in here], self.train(here), form)
             self.add(k, made, about)
+            del made  # before the next one takes its memory
         return form
 
     def raw_path(self, k):
