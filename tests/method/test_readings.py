@@ -55,6 +55,15 @@ def test_plain_vectors_of_every_kind(kind):
         assert torch.equal(plain_vectors(file, torch.arange(6)), v)
 
 
+@pytest.mark.parametrize("name", ["plain", "spectrum"])
+def test_no_items_have_no_views(name):
+    """A data set may have no val rows, and series that differ in length."""
+    x, lengths = torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(0)), torch.tensor([50, 20, 30, 1])
+    file = {"x": x, "kind": "series", "mean": torch.zeros(3, 1), "std": torch.ones(3, 1), "lengths": lengths}
+    some, none = (view(name, file, rows, 50) for rows in (torch.arange(4), torch.arange(0)))
+    assert none.shape == (0, some.shape[1]) and none.dtype == some.dtype
+
+
 def test_statistics_are_those_of_the_valid_part():
     g = torch.Generator().manual_seed(0)
     x, lengths = torch.randn(3, 2, 30, generator=g), torch.tensor([30, 11, 1])
