@@ -87,7 +87,7 @@ __global__ void largest_bias(const T* bias, int64_t stride, int64_t C, acc_t<T>*
 
 // Of each reading and part of the items the largest logit and the mass of exp(logit - largest): (parts, M) each.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, std::is_same_v<T, double> ? 1 : 2)
     masses(Soft<T> s, int64_t items_per_part, acc_t<T>* tops, double* sums) {
   using A = acc_t<T>;
   constexpr A inf = std::numeric_limits<A>::infinity();
