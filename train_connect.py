@@ -88,8 +88,7 @@ def warm_up(work, learner, head, oom, start, epochs, every, args, generator):
     x_im) ‖ h(y | x)) on the pairs (after Eq. 9). A checkpoint an epoch. Returns the mean loss of each."""
     descent = Descent(torch.nn.ModuleDict({"learner": learner, "head": head}), args, 2)
     parts = {"learner": learner, "head": head, "optimizer": descent.optimizer}
-    state = work.resume(parts, generator) or {"step": 0, "losses": []}
-    losses = state["losses"]
+    losses = (work.resume(parts, generator) or {"losses": []})["losses"]
     learner.train()
 
     def terms(part):
@@ -101,8 +100,8 @@ def warm_up(work, learner, head, oom, start, epochs, every, args, generator):
             found["teacher"] = share * args.w_kl * kl
         return found
 
-    bar = tqdm(total=epochs * every, initial=state["step"], desc="warm-up", mininterval=1, disable=None)
-    for epoch in range(state["step"] // every, epochs):
+    bar = tqdm(total=epochs * every, initial=len(losses) * every, desc="warm-up", mininterval=1, disable=None)
+    for epoch in range(len(losses), epochs):
         draws = start.draw(every, args.labelled_batch, generator)
         for step, its in enumerate(loader.steps(oom, draws, descent.count, args.device), epoch * every):
             descent.step(step, args.lr, its, terms)
