@@ -32,7 +32,7 @@ def target_of(choice, frozen):
 
 def frozen(args, place, data, modality, name, role, own):
     """The bank of a modality by the pretrained perceptor `name` in a role, with its `own` options; made where it is
-    not there, extended where the data have grown. With args.share, (k, n): part k of n of it alone, which gives None."""
+    not there, extended where the data have grown. With args.share, (k, n): part k of n of it alone, and gives None."""
     path = place.bank(modality)
     known = {"perceptor": name, "role": role, "dtype": args.dtype, **own, **silence(args, data, modality)}
     made_from = {"preprocessing": perceptors.module(name).PREPROCESSING}
