@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 
 from cox_oom import data as datasets
-from cox_oom import files, perceptors, run
+from cox_oom import files, labels, perceptors, ranks, run
 from cox_oom.data import rows
 from cox_oom.files import Place, UserError
 from cox_oom.perceptors import banks
@@ -75,6 +75,7 @@ RARE = (
     ("--bind-width", 64, number(int, 0, run.SIZE), "their width, a multiple of 8"),
     ("--bind-dim", 64, number(int, 1, run.SIZE), "dimension of bind's joint space"),
     ("--seed", 0, run.SEED, "seed of the encoders trained here"),
+    ("--share", None, labels.share, "K/N: embed part K of N of the pretrained perceptor's banks alone, one of N jobs"),
 )
 
 
@@ -153,14 +154,16 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------------------------ learner's inputs
     files.writable(args.runs)
-    inputs = {m: rows.inputs_of(args, place, data, m) for m in [*trained, *([args.oom] if args.oom else [])]}
+    of_learner = [] if args.share else [*trained, *([args.oom] if args.oom else [])]
+    inputs = {m: ranks.lead(rows.inputs_of, args, place, data, m) for m in of_learner}
 
     # ------------------------------------------------------------------------- banks of the pretrained perceptor
     known = {"im": sorted(ims)}
-    if args.oom and frozen:
+    if args.oom and frozen and not args.share:
         force = args.force or rows.outdated(place.choice, known, data.fingerprint)
         if not files.finished(place.choice, known, {}, data.fingerprint, force):
-            files.save(
+            ranks.first(
+                files.save,
                 place.choice,
                 known,
                 stage="extract_features",
@@ -173,6 +176,10 @@ def main(argv=None):
     made = {
         m: banks.frozen(args, place, data, m, *choice[m], perceptors.options_of(choice[m][0], options)) for m in frozen
     }
+    if args.share:
+        k, n = args.share
+        print(f"part {k} of {n} done in {time.time() - begun:.0f} s; after all of them: this command without --share")
+        return
 
     # ----------------------------------- banks of encoders trained here: all (bind), or what the perceptor lacks
     stale = [p for p in place.banks(trained=True).glob("*.pt") if p.stem not in trained]
@@ -180,14 +187,14 @@ def main(argv=None):
         raise UserError(f"{stale[0]} is a bank that --im {','.join(ims)} leaves out; remove it, or use another --runs")
     if trained:
         target = banks.target_of(choice, frozen) if frozen else None
-        banks.trained(args, place, data, {m: inputs[m] for m in trained}, target, made.get(target))
+        ranks.lead(banks.trained, args, place, data, {m: inputs[m] for m in trained}, target, made.get(target))
     log = place.media("").with_name("extract_features.log")  # time and command are not in the files: see files.save
     log.parent.mkdir(exist_ok=True)
-    with open(log, "a", encoding="utf-8") as f:
-        f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {time.time() - begun:.0f} s: {' '.join(argv or sys.argv[1:])}\n")
+    said = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {time.time() - begun:.0f} s: {' '.join(argv or sys.argv[1:])}\n"
+    ranks.first(lambda: log.open("a", encoding="utf-8").write(said))
     then = replace(place, oom=args.oom or "M").command("train_connect.py")
     print(f"stage 1 done in {time.time() - begun:.0f} s. Next: {then}")
 
 
 if __name__ == "__main__":
-    run.script(main)
+    run.script(main, together=True)

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cox_oom import labels, naming, run
-from cox_oom.augment import augment, batch, embed
+from cox_oom import labels, loader, naming, run
+from cox_oom.augment import augment, embed
 from cox_oom.connect import connect, known_side, pairs_of
+from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.heads import fit_head
 from cox_oom.learner import new_learner
@@ -76,40 +77,40 @@ def get_args(argv=None):
     p.common("--data", "--oom", "--perceptor", "--setting")
     p.rows(EVERYDAY)
     p.common("--seed", "--runs", "--device", "--force")
-    p.rows((*RARE, run.LOG), rare=True)
+    p.rows((*RARE, *FAST, run.LOG), rare=True)
     args = p.parse_args(argv)
     args.without = sorted(set(args.without))
     return args
 
 
-def warm_up(work, learner, head, oom, start, steps, every, args, generator):
-    """`steps` of cross-entropy on the start's rows with weak augmentation, and --w-kl times KL(p(y | x_im) ‖ h(y |
-    x)) on the pairs (after Eq. 9). A checkpoint `every` so many steps. Returns the mean loss of each."""
-    optimizer = torch.optim.Adam(
-        [*learner.parameters(), *head.parameters()], lr=args.lr, weight_decay=args.weight_decay
-    )
-    parts = {"learner": learner, "head": head, "optimizer": optimizer}
-    state = work.resume(parts, generator) or {"step": 0, "losses": []}
-    losses, sums = state["losses"], {}
-    amp = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
+def warm_up(work, learner, head, oom, start, epochs, every, args, generator):
+    """`epochs` of `every` steps of cross-entropy on the start's rows with weak augmentation, and --w-kl times KL(p(y |
+    x_im) ‖ h(y | x)) on the pairs (after Eq. 9). A checkpoint an epoch. Returns the mean loss of each."""
+    descent = Descent(torch.nn.ModuleDict({"learner": learner, "head": head}), args, 2)
+    parts = {"learner": learner, "head": head, "optimizer": descent.optimizer}
+    losses = (work.resume(parts, generator) or {"losses": []})["losses"]
     learner.train()
-    for step in tqdm(range(state["step"] + 1, steps + 1), desc="warm-up", mininterval=1, disable=None):
-        i = torch.randint(len(start.rows), (args.labelled_batch,), generator=generator)
-        x, lengths = augment(oom["kind"], *batch(oom, start.rows[i], args.device))
-        with amp:
-            logits = head(learner(x, lengths)).float()
-            terms = {"labelled": F.cross_entropy(logits, start.y[i].to(args.device))}
-            if args.w_kl and start.teacher is not None:
-                target = start.teacher[i.to(args.device)]
-                terms["teacher"] = args.w_kl * F.kl_div(logits.log_softmax(-1), target, reduction="batchmean")
-        run.descend(optimizer, terms, args.lr)
-        run.add(sums, terms)
-        if step % every == 0:
-            means = run.means(sums, every)
-            losses.append(means["loss"])
-            work.log(epoch=len(losses), **means, lr=args.lr)
-            work.checkpoint({"step": step, "losses": losses}, parts, generator)
-            sums = {}
+
+    def terms(part):
+        share = len(part.i) / args.labelled_batch
+        logits = head(learner(*augment(oom["kind"], part.x, part.lengths))).float()
+        found = {"labelled": share * F.cross_entropy(logits, part.y)}
+        if args.w_kl and start.teacher is not None:
+            kl = F.kl_div(logits.log_softmax(-1), start.teacher[part.i], reduction="batchmean")
+            found["teacher"] = share * args.w_kl * kl
+        return found
+
+    bar = tqdm(total=epochs * every, initial=len(losses) * every, desc="warm-up", mininterval=1, disable=None)
+    for epoch in range(len(losses), epochs):
+        draws = start.draw(every, args.labelled_batch, generator)
+        for step, its in enumerate(loader.steps(oom, draws, descent.count, args.device), epoch * every):
+            descent.step(step, args.lr, its, terms)
+            bar.update()
+        means = descent.means(every)
+        losses.append(means["loss"])
+        work.log(epoch=len(losses), **means, lr=args.lr)
+        work.checkpoint({"step": len(losses) * every, "losses": losses}, parts, generator)
+    bar.close()
     return losses
 
 
@@ -163,8 +164,8 @@ def main(argv=None):
         start = naming.none(args, oom, train, known, learner, readings, generator)
 
     # ------------------------------------------------------------------------------------------------- warm-up
-    steps = 0 if "warmup" in args.without else args.warmup_epochs * epoch
-    losses = warm_up(work, learner, head, oom, start, steps, epoch, args, generator)
+    epochs = 0 if "warmup" in args.without else args.warmup_epochs
+    losses = warm_up(work, learner, head, oom, start, epochs, epoch, args, generator)
     pairs, z_own, y_own = pairs_of(learner, head, oom, train, start, known, args)
 
     # ------------------------------------------------- connect: one bottleneck per IM modality, Fig. 5 at seven points
@@ -196,4 +197,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run.script(main)
+    run.script(main, together=True)

@@ -9,6 +9,7 @@ Writes  RUNS/DATA/PERCEPTOR/oom-OOM/SETTING/seedK/METHOD.pt (--tag T: METHOD-T.p
 
 Every method has the same learner, start, augmentation, steps, batches and learning rate; cox_oom/methods.py has them.
 A stopped run goes on from its last checkpoint (METHOD.checkpoint.pt, at every refresh), on the CPU to the same bits.
+torchrun starts it on several processes and machines, to the same bits (docs/scale.md).
 """
 
 import re
@@ -19,9 +20,10 @@ import cox_oom  # noqa: F401  before torch, whose threads it tells to sleep
 import torch
 from tqdm import tqdm
 
-from cox_oom import anchors, confidence, labels, methods, run
+from cox_oom import anchors, confidence, labels, loader, methods, run
 from cox_oom.connect import Bridge
 from cox_oom.correspond import explain, teacher_of
+from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.learner import load_learner
 from cox_oom.methods import METHODS, Model
@@ -61,7 +63,7 @@ def get_args(argv=None):
     p.common("--data", "--oom", "--perceptor", "--setting")
     p.rows(EVERYDAY)
     p.common("--seed", "--runs", "--device", "--force")
-    p.rows((*RARE, run.LOG, *methods.flags()), rare=True)
+    p.rows((*RARE, *FAST, run.LOG, *methods.flags()), rare=True)
     args = p.parse_args(argv)
     if args.tag and not re.fullmatch(r"[\w-]{1,80}", args.tag):
         raise UserError(f"--tag {args.tag}: it names a file; use letters, digits, - and _ alone, 80 at most")
@@ -127,9 +129,8 @@ def main(argv=None):
     torch.manual_seed(args.seed + 2)
     generator = torch.Generator().manual_seed(args.seed + 2)
     model, bridge, teacher, facts = warm_start(args, plan, seed, items, work)
-    learner, head, moved = model.learner, model.head, [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(moved, lr=args.lr, weight_decay=args.weight_decay)
-    parts = {"model": model, "optimizer": optimizer, **bridge.parts()}
+    learner, head, descent = model.learner, model.head, Descent(model, args, 3)
+    parts = {"model": model, "optimizer": descent.optimizer, **bridge.parts()}
     state = work.resume(parts, generator) or {"epoch": 0, "before": None, "history": [], "emergent": anchors.no_pairs()}
     bridge.remap()
     first, before, history, chosen = state["epoch"], state["before"], state["history"], None
@@ -138,7 +139,6 @@ def main(argv=None):
     # ------------------------------------------------------------------------------------------------ explore
     follow = {"generator": generator, "train": "connection" not in plan.without}
     steps = items.steps(args.batch)  # of an epoch
-    amp = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled="cuda" in args.device)
     bar = tqdm(total=plan.epochs * steps, initial=first * steps, desc=args.method, mininterval=1, disable=None)
     for epoch in range(first, plan.epochs):
         if epoch > first and epoch in plan.refreshes:
@@ -154,15 +154,14 @@ def main(argv=None):
             z = items.embed(learner, args.device, labelled=False)
             before = anchors.agreement(z, head, bridge, items, args).agreement
         learner.train()
-        sums = {}
-        for step, (i, j) in enumerate(items.draw(steps, args.labelled_batch, args.batch, generator)):
-            with amp:
-                terms = methods.terms(args, plan, model, items, chosen, teacher, i, j)
-            lr = run.cosine(args.lr, (epoch * steps + step) / (plan.epochs * steps))
-            run.descend(optimizer, terms, lr)
-            run.add(sums, terms)
+        terms = lambda part: methods.terms(args, plan, model, items, chosen, teacher, part)
+        draws = items.draw(steps, args.labelled_batch, args.batch, generator, methods.learns(args, plan))
+        for step, its in enumerate(loader.steps(items.oom, draws, descent.count, args.device), epoch * steps):
+            lr = run.cosine(args.lr, step / (plan.epochs * steps))
+            descent.step(step, lr, its, terms)
+            model.follow()
             bar.update()
-        history.append({"epoch": epoch + 1, **run.means(sums, steps), **items.validate(learner, head, args.device)})
+        history.append({"epoch": epoch + 1, **descent.means(steps), **items.validate(learner, head, args.device)})
         work.log(**history[-1], lr=lr, **(chosen.counts() if chosen else {}))
     bar.close()
 
@@ -184,4 +183,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run.script(main)
+    run.script(main, together=True)

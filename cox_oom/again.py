@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cox_oom import ranks
 from cox_oom.files import Place, UserError
 from cox_oom.seed import Seed
 
@@ -35,8 +36,10 @@ def stages(seed: Seed, runs: Path, connect: dict[str, Any], explore: dict[str, A
     part = replace(place, runs=str(runs), seed=first["seed"])
     for name in ("inputs", str(place.banks().relative_to(place.base).parts[0])):
         link_tree(place.base / name, part.base / name, skip=f"oom-{place.oom}")
+    alone = {k: v for k, v in os.environ.items() if k not in ranks.NAMES}
     for script, its in (("train_connect.py", first), ("train_explore.py", {**explore, **shared, "seed": part.seed})):
-        done = subprocess.run([sys.executable, scripts / script, *flags_of(its)], capture_output=True, text=True)
+        words: list[Any] = [sys.executable, scripts / script, *flags_of(its)]
+        done = subprocess.run(words, capture_output=True, text=True, env=alone)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no word"])[-1].removeprefix("error: ")
             raise UserError(f"{script}: {said}")

@@ -6,6 +6,7 @@ Shapes: U unlabelled OOM items, N labelled IM items, K IM modalities, B a batch,
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from cox_oom.connect import Bridge
 from cox_oom.correspond import Teacher
 from cox_oom.heads import match_shares
 from cox_oom.labels import Items
+from cox_oom.nearest import nearest_anchor
 
 if TYPE_CHECKING:
     from cox_oom.methods import Plan  # it imports this module
@@ -56,7 +58,7 @@ def emergent_pairs(
     Where the heads know class names (`named`) an item must have the class of its IM item, y_im (N,), or it leaves A;
     else the new pairs are the anchors and have their IM items' labels. Returns mask (U,), label (U,), {"item", "im",
     "label": (S,)}."""
-    score, nearest = cox_ops.nearest_anchor(z, mapped)
+    score, nearest = nearest_anchor(z, mapped)
     label_im = y_im[nearest]
     mask = mask & (label == label_im) if named else nearest >= 0
     best = surest(-score, count, mask)
@@ -89,8 +91,8 @@ class Anchors:
 
     agreement {agree, label, confidence, prediction: (U,)} on the CPU, as METHOD.pt keeps it (Fig. 6); mask (U,) of
     the anchors A, label (U,) of every item, posteriors (K, U, C) or (1, U, C); class_posteriors (C, C), the anchors'
-    mean posterior by their class (NaN rows: no anchor); mean_anchor_logp (C,); emergent {item, im, label: (S,)}:
-    places of items, their common IM items, labels."""
+    mean posterior by their class (NaN rows: no anchor); mean_anchor_logp (C,); expected (U, p), the IM vectors that a
+    teacher expects; emergent {item, im, label: (S,)}: places of items, their common IM items, labels."""
 
     agreement: dict[str, Tensor]
     mask: Tensor
@@ -98,8 +100,14 @@ class Anchors:
     posteriors: Tensor | None = None
     class_posteriors: Tensor | None = None
     mean_anchor_logp: Tensor | None = None
+    expected: Tensor | None = None
     emergent: dict[str, Tensor] = field(default_factory=no_pairs)
     heads: tuple[Tensor, ...] = ()
+
+    @cached_property
+    def some(self) -> bool:
+        """Whether there are anchors; a GPU is asked once."""
+        return bool(self.mask.any())
 
     def __str__(self) -> str:
         return (
@@ -155,7 +163,7 @@ def choose(
             chosen.emergent = {**pairs, "item": unlabelled[pairs["item"]]}
     if teacher:
         teacher.look(z_all)
-        chosen.posteriors = teacher.posteriors[None, unlabelled]
+        chosen.posteriors, chosen.expected = teacher.posteriors[None, unlabelled], teacher.expected[unlabelled]
     elif args.method == "selftrain":
         chosen.posteriors = posteriors_of(z, *judge(z, [(head.weight, head.bias)], shares_of(items, args))[3:])
     else:
@@ -182,22 +190,21 @@ def losses(logits: Tensor, anchors: Anchors, j: Tensor, kl: str) -> tuple[Tensor
     to on D.
 
     kl: "expected", an item's own class posterior; "matched", the mean posterior of the anchors of the classes that
-    its heads name; "literal", every anchor's posterior, as Eq. 13 is printed. The second is None where D or all
-    anchors are missing."""
+    its heads name; "literal", every anchor's posterior, as Eq. 13 is printed. The second is None where there are no
+    anchors at all."""
     a = anchors.mask[j]
-    ce = F.cross_entropy(logits, anchors.label[j].clamp(min=0), reduction="none")
-    agree, disagree = (ce * a).mean(), None
-    if not a.all() and anchors.mask.any():
+    agree, disagree = (F.cross_entropy(logits, anchors.label[j].clamp(min=0), reduction="none") * a).mean(), None
+    if anchors.some:
         if kl == "expected":
             assert anchors.posteriors is not None  # as of the other parts below: `choose` leaves them all
-            disagree = F.cross_entropy(logits[~a], anchors.posteriors[:, j[~a]].mean(0))
+            each = F.cross_entropy(logits, anchors.posteriors[:, j].mean(0), reduction="none")
         elif kl == "matched":
             assert anchors.posteriors is not None and anchors.class_posteriors is not None
-            disagree = kl_matched(logits[~a], matched_target(anchors.posteriors[:, j[~a]], anchors.class_posteriors))
+            each = kl_matched(logits, matched_target(anchors.posteriors[:, j], anchors.class_posteriors))
         else:
             assert anchors.mean_anchor_logp is not None
-            disagree = kl_literal(logits[~a], anchors.mean_anchor_logp)
-        disagree = (~a).float().mean() * disagree
+            each = kl_literal(logits, anchors.mean_anchor_logp)
+        disagree = (each * ~a).mean()  # a mask as weights: a GPU's host need not know how many there are
     return agree, disagree
 
 
@@ -219,13 +226,13 @@ def matched_target(head_posteriors: Tensor, class_posteriors: Tensor, smooth: fl
 
 
 def kl_matched(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean KL(h(x_d) ‖ target), gradient through h alone. logits, target (B, C)."""
+    """KL(h(x_d) ‖ target) (B,) of each item, gradient through h alone. logits, target (B, C)."""
     logp = logits.log_softmax(-1)
-    return (logp.exp() * (logp - target.clamp(min=1e-12).log())).sum(-1).mean()
+    return (logp.exp() * (logp - target.clamp(min=1e-12).log())).sum(-1)
 
 
 def kl_literal(logits: Tensor, mean_anchor_logp: Tensor) -> Tensor:
-    """Eq. 13 as printed, every item to every anchor: mean over d and a of KL(p_d ‖ p_a). It separates, so that it costs
-    (|D| + |A|)·C: mean_anchor_logp (C,) is the mean over all anchors of log p_a."""
+    """Eq. 13 as printed, every item to every anchor: the mean over a of KL(p_d ‖ p_a), of each item (B,). It separates,
+    so that it costs (|D| + |A|)·C: mean_anchor_logp (C,) is the mean over all anchors of log p_a."""
     logp = logits.log_softmax(-1)
-    return (logp.exp() * (logp - mean_anchor_logp)).sum(-1).mean()
+    return (logp.exp() * (logp - mean_anchor_logp)).sum(-1)

@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cox_oom import ranks
 from cox_oom.learner import MASKED_BYTE, Learner
 from cox_oom.shards import take
 from cox_oom.watch import progress
@@ -21,14 +23,19 @@ from cox_oom.watch import progress
 def batch(file: dict[str, Any], rows: Tensor, device: str) -> tuple[Tensor, Tensor | None]:
     """Rows (B,) of an inputs file -> (x (B, …) normalised float32, or bytes for text; lengths (B,) or None) on
     device."""
-    x = take(file["x"], rows).to(device, non_blocking=True)
-    if file["kind"] != "text":
-        x = (x.float() - file["mean"].to(device)) / file["std"].to(device)
-        if file.get("lengths") is not None:  # padding is zero after normalising, too
-            steps = torch.arange(x.shape[-1], device=device)
-            x = x * (steps < file["lengths"][rows].to(device)[:, None])[:, None, :]
     lengths = file["lengths"][rows].to(device) if file.get("lengths") is not None else None
-    return x, lengths
+    scale = {} if file["kind"] == "text" else {k: file[k].to(device) for k in ("mean", "std")}
+    return normalise(take(file["x"], rows).to(device), lengths, **scale), lengths
+
+
+def normalise(x: Tensor, lengths: Tensor | None, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+    """Raw x (B, …) in units of the training items' standard deviation; text, which has none, stays as it is."""
+    if mean is None or std is None:
+        return x
+    x = (x.float() - mean) / std
+    if lengths is not None:  # padding is zero after normalising, too
+        x = x * (torch.arange(x.shape[-1], device=x.device) < lengths[:, None])[:, None, :]
+    return x
 
 
 def augment(
@@ -49,16 +56,25 @@ def augment(
 
 @torch.no_grad()
 def embed(learner: Learner, file: dict[str, Any], rows: Tensor, device: str, views: int = 0) -> Tensor:
-    """Features of rows (R,) of an inputs file: (1 + views, R, d), the plain items and `views` weakly augmented ones."""
+    """Features of rows (R,) of an inputs file: (1 + views, R, d), the plain items and `views` weakly augmented ones.
+    Batches are shared out among the processes; one's augmentation is seeded by its place, and by torch's generator."""
     learner.eval()
-    out = []
-    for view in range(1 + views):
-        z = []
-        for r in progress(rows.split(512), "embed"):
-            x, lengths = batch(file, r, device)
-            z.append(learner(*(augment(file["kind"], x, lengths) if view else (x, lengths))).float())
-        out.append(torch.cat(z))
-    return torch.stack(out)
+    out, own = torch.zeros(1 + views, len(rows), learner.width, device=device), ranks.share(len(rows), 512)
+    begin = int(torch.randint(2**62, ())) if views else 0
+    for view, part in progress([(v, p) for v in range(1 + views) for p in own], "embed"):
+        x, lengths = batch(file, rows[part], device)
+        if view:
+            reseed(begin, view, part.start)
+            x, lengths = augment(file["kind"], x, lengths)
+        out[view, part] = learner(x, lengths).float()
+    if views:
+        reseed(begin)
+    return ranks.gather(out)
+
+
+def reseed(*key: int) -> None:
+    """Seed torch's generators by numbers of what comes next, such as (seed, step, part)."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 @torch.no_grad()

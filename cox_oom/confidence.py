@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cox_oom import again
+from cox_oom import again, ranks
 from cox_oom.augment import model_of
 from cox_oom.data.inputs import preparation
 from cox_oom.files import UserError, load
@@ -33,7 +33,7 @@ def of_run(seed: Seed, args: Namespace, items: Items, run: dict[str, Any]) -> di
     known, y, source = familiar(z, logits.argmax(1)), items.y_val, "validation items"
     far = distance(known, z_held) / known["distance"]
     if not len(y) and args.folds and args.setting == "semi":
-        held, y, far, folds = cross_fit(seed, args)
+        held, y, far, folds = ranks.told(cross_fit(seed, args) if ranks.rank == 0 else None)
         source = f"{folds} cross-fits"
     return {
         "preparation": preparation(seed.oom, args.oom, seed.place.inputs(args.oom)),

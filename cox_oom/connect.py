@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import cox_ops
 from cox_oom.augment import embed
+from cox_oom.descent import adam
 from cox_oom.files import UserError
 from cox_oom.heads import Head, deviation, fit_head
 from cox_oom.labels import Items, Start
@@ -150,7 +151,7 @@ class Bridge:
             c.standardise(z)
             if start:
                 c.load_state_dict(connect["connections"][m])
-            self.optimizers[m] = torch.optim.Adam(c.parameters(), lr=lr, weight_decay=weight_decay)
+            self.optimizers[m] = adam(c.parameters(), lr, weight_decay)
             self.optimizers[m].load_state_dict(
                 copy.deepcopy(connect["optimizers"][m])
             )  # else it would go on in connect's own
@@ -329,7 +330,7 @@ def connect(
     points = sorted({0, *(round(args.connect_steps * f) for f in (0.02, 0.07, 0.15, 0.3, 0.6, 1.0))})
     c = Connection(d_im=known.z.shape[1], d=args.width).to(args.device)
     c.standardise(known.z)
-    optimizer = torch.optim.Adam(c.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = adam(c.parameters(), args.lr, args.weight_decay)
     sample, curve = torch.randperm(len(known.z), generator=chance)[:2000].to(args.device), []
     loss: dict[str, float] = {}
     for at, following in zip(points, [*points[1:], None]):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cox_ops
+from cox_oom import ranks
 from cox_oom.connect import Bridge
 from cox_oom.gauge import gauge, in_words
 from cox_oom.heads import fit_head, match_shares, move_head
@@ -20,6 +21,8 @@ from cox_oom.labels import Items, parts_of
 from cox_oom.readings import choose, coarse_and_fine, words
 from cox_oom.seed import Seed
 from cox_oom.watch import progress
+
+UNIT = 512  # OOM items that a process takes at once
 
 
 def principal(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -119,7 +122,7 @@ def correspond(
     bar = progress(None, "soft correspondences", (rounds - 1) * len(unpaired) + len(every))
     for _ in range(rounds - 1):
         # E step: where may every unpaired item come from
-        posterior, _, use, total, scatter = spread(
+        posterior, _, use, total, scatter = spread_in_units(
             z[unpaired], y_z[unpaired], x, y, b + x @ weights + offsets[y], noise, bias, freedom
         )
         use, total, scatter = weight * use, weight * total, weight * scatter
@@ -143,10 +146,26 @@ def correspond(
     means = b + x_every @ weights + offsets[y_every]
     posterior, expected = z.new_zeros(len(z), classes), z.new_empty(len(z), x.shape[1])
     posterior[paired], expected[paired] = of_pair, x[at]
-    posterior[every], expected[every], *_ = spread(z[every], y_z[every], x_every, y_every, means, noise, bias, freedom)
+    found = spread_in_units(z[every], y_z[every], x_every, y_every, means, noise, bias, freedom)
+    posterior[every], expected[every] = found[:2]
     bar.update(len(every))
     bar.close()
     return posterior, expected + x_mean
+
+
+def spread_in_units(
+    z: Tensor, y_z: Tensor, x: Tensor, y: Tensor, means: Tensor, noise: Tensor, bias: Tensor, freedom: float
+) -> tuple[Tensor, ...]:
+    """`spread` with the OOM items shared out among the processes, UNIT of them at a time, and its sums exact: the same
+    bits for any number of processes."""
+    (m, n), d = (len(z), len(x)), z.shape[1]
+    posterior, expected = z.new_zeros(m, len(bias)), z.new_zeros(m, x.shape[1])
+    sums = [ranks.Total(*size, device=z.device, limit=2.0**24) for size in ((n,), (n, d), (d, d))]
+    for own in ranks.share(m, UNIT):
+        posterior[own], expected[own], *parts = spread(z[own], y_z[own], x, y, means, noise, bias, freedom)
+        for total, part in zip(sums, parts):
+            total.add(part)
+    return ranks.gather(posterior), ranks.gather(expected), *(total.result().to(z) for total in sums)
 
 
 def spread(

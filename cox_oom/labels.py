@@ -129,6 +129,12 @@ def parts_of(y: Tensor, parts: int, groups: Tensor | None = None) -> Tensor:
     return part
 
 
+def share(text: str) -> tuple[int, int]:
+    """The type of --share: "K/N", as (K, N)."""
+    part, parts = fold(text).split("/")
+    return int(part), int(parts)
+
+
 def hold_out(labels: Tensor, share: float, fold: str | None = None, groups: Tensor | None = None) -> Tensor:
     """Mask (L,) of the items held out of labels (L,): of each class the first share of its items, one at least and not
     all; of a class of one item none. With `fold`, "K/N", every N-th item of each class in its place, from the K-th.
@@ -193,14 +199,16 @@ class Items:
         return steps_of(len(self.rows), batch)
 
     def draw(
-        self, steps: int, labelled_batch: int, batch: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`steps` random batches: places i (labelled_batch,) of labelled items, and j (batch,) among the unlabelled
-        ones."""
+        self, steps: int, labelled_batch: int, batch: int, generator: torch.Generator, explore: bool = True
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """`steps` random batches for loader.steps: places i (labelled_batch,) of labelled items, their labels, and j
+        (batch,) among the unlabelled ones, the rows of both; no rows of what is not there, or not to be looked at."""
         for _ in range(steps):
             i = torch.randint(max(1, len(self.labelled)), (labelled_batch,), generator=generator)
             j = torch.randint(max(1, len(self.unlabelled)), (batch,), generator=generator)
-            yield (self.labelled[i] if len(self.labelled) else i), j
+            i = self.labelled[i] if len(self.labelled) else i
+            rows_i = self.rows[i] if len(self.labelled) else self.rows[:0]
+            yield i, self.y[i], j, rows_i, self.rows[self.unlabelled[j]] if explore else self.rows[:0]
 
     def embed(self, learner: Learner, device: str, labelled: bool = True) -> Tensor:
         """The learner's features z (M, d) of all items; zeros of the labelled ones where these are not asked for."""
@@ -295,6 +303,12 @@ class Start:
     held: list[str] = field(default_factory=list)
     rows_held: Tensor | None = None
     by_class: list[str] = field(default_factory=list)
+
+    def draw(self, steps: int, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        """`steps` random batches (batch,) for loader.steps, of labelled items alone."""
+        for _ in range(steps):
+            i = torch.randint(len(self.rows), (batch,), generator=generator)
+            yield i, self.y[i], i[:0], self.rows[i], self.rows[:0]
 
 
 def few(

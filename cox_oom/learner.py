@@ -82,8 +82,8 @@ class Learner(nn.Module):
             self.embed = nn.Embedding(256, width, padding_idx=0)
         else:
             raise ValueError(f"kind {kind!r}: one of image, video, series, text")
-        tokens = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))
-        self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.tokens = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))  # of an item
+        self.position = nn.Parameter(torch.randn(1, self.tokens, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width=width, heads=heads or heads_of(width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 

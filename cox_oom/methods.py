@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cox_oom import anchors, classical, controls, ensemble
+from cox_oom import anchors, classical, controls, ensemble, ranks
 from cox_oom.anchors import Anchors
-from cox_oom.augment import augment, batch
+from cox_oom.augment import augment
 from cox_oom.connect import Bridge
 from cox_oom.correspond import Teacher
 from cox_oom.files import UserError
 from cox_oom.labels import Items, steps_of
 from cox_oom.learner import Learner
+from cox_oom.loader import Part
 from cox_oom.run import LARGE, MIN_STEPS, enough, number
 from cox_oom.seed import Seed, split_rows
 
@@ -35,20 +36,56 @@ class Model(nn.Module):
         super().__init__()
         self.learner, self.head, self.predict, self.extra = learner, head, predict, extra
 
+    def follow(self) -> None:
+        """After a step: the method's own module follows the learner."""
+        if hasattr(self.extra, "follow"):
+            self.extra.follow(self.learner)
+
 
 @dataclass
 class Step:
-    """What a method learns from at a step beside the labelled items: places j (B,) among the unlabelled ones, their
-    batch x (B, ...) and lengths as augment.batch gives them, the anchors, the IM vectors (B, p) that a teacher
-    expects of them. `labelled`: is there any label at all."""
+    """What a method learns from at a step beside the labelled items, of a part of the batch: places j (B,) among the
+    unlabelled ones, `at`, where these lie in the whole batch, their x (B, ...) and lengths as augment.batch gives
+    them, the anchors; then features z (B, d) and logits (B, C) of the method's view. `labelled`: is there any label at
+    all."""
 
     kind: str
     x: Tensor
     lengths: Tensor | None
     j: Tensor
     labelled: bool
+    at: slice
     anchors: Anchors | None = None
-    expected: Tensor | None = None
+    z: Any = None  # Tensors, once the learner has seen the view
+    logits: Any = None
+
+
+View = tuple[Tensor, Tensor | None]  # x (B, ...) and lengths
+
+# ------------------------------------------------------------- which view of the unlabelled items the learner sees
+
+
+def weak(args: Namespace, step: Step) -> View | None:
+    """The weak augmentation, for a term of posteriors: none where there is no label, which they would sharpen."""
+    return augment(step.kind, step.x, step.lengths) if step.labelled else None
+
+
+def strong(args: Namespace, step: Step) -> View | None:
+    """The strong augmentation."""
+    return augment(step.kind, step.x, step.lengths, "strong")
+
+
+def unseen(args: Namespace, step: Step) -> View | None:
+    """Nothing: the method learns from other things."""
+    return None
+
+
+def noisy(args: Namespace, step: Step) -> View | None:
+    """The weak augmentation, which takes the place of the item, and Gaussian noise; of text another augmentation."""
+    step.x, step.lengths = augment(step.kind, step.x, step.lengths)
+    if step.kind == "text":
+        return augment(step.kind, step.x, step.lengths)
+    return step.x + args.noise * torch.randn_like(step.x), step.lengths
 
 
 # ----------------------------------------------------------------------------------- what unlabelled items teach
@@ -57,13 +94,12 @@ class Step:
 def explore(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """COX and selftrain: the anchors' labels on A, what the others are drawn to on D, IM features predicted (Eqs.
     13-15)."""
-    z = model.learner(*augment(step.kind, step.x, step.lengths, "strong"))
-    logits, found = model.head(z).float(), {}
-    if model.predict:
-        assert step.expected is not None  # a layer that predicts has what to predict
-        found["im"] = args.w_im * F.mse_loss(model.predict(z).float(), step.expected)
     assert step.anchors is not None  # they are chosen before a step, where a method explores
-    agree, disagree = anchors.losses(logits, step.anchors, step.j, args.kl)
+    found = {}
+    if model.predict:
+        assert step.anchors.expected is not None  # a layer that predicts has what to predict
+        found["im"] = args.w_im * F.mse_loss(model.predict(step.z).float(), step.anchors.expected[step.j])
+    agree, disagree = anchors.losses(step.logits, step.anchors, step.j, args.kl)
     found["agree"] = args.w_agree * agree
     if args.w_disagree and disagree is not None:
         found["disagree"] = args.w_disagree * disagree
@@ -78,30 +114,23 @@ def entropy(logits: Tensor) -> Tensor:
 
 def entmin(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """EntMin (Grandvalet & Bengio, NeurIPS 2004): sharpens what labels have begun, so nothing where there is none."""
-    if not step.labelled:
-        return {}
-    return {
-        "entropy": args.w_entropy
-        * entropy(model.head(model.learner(*augment(step.kind, step.x, step.lengths))).float())
-    }
+    return {"entropy": args.w_entropy * entropy(step.logits)} if step.labelled else {}
 
 
 def moco(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """Momentum contrast beside entropy."""
-    return {**entmin(args, model, step), "contrast": model.extra.loss(model.learner, step.kind, step.x, step.lengths)}
+    return {**entmin(args, model, step), "contrast": model.extra.loss(model.learner, step)}
 
 
 def ssl(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """Consistency: KL of the posterior under Gaussian noise (text: another augmentation) to the item's own, without
     gradient."""
-    x, lengths = augment(step.kind, step.x, step.lengths)
-    noisy = augment(step.kind, x, lengths)[0] if step.kind == "text" else x + args.noise * torch.randn_like(x)
-    p, q = model.head(model.learner(x, lengths)).float(), model.head(model.learner(noisy, lengths)).float()
-    return {"consistency": args.w_ssl * F.kl_div(q.log_softmax(-1), p.detach().softmax(-1), reduction="batchmean")}
+    own = posteriors_of(model, (step.x, step.lengths))
+    return {"consistency": args.w_ssl * F.kl_div(step.logits.log_softmax(-1), own, reduction="batchmean")}
 
 
 @torch.no_grad()
-def posteriors_of(model: Model, view: tuple[Tensor, Tensor | None]) -> Tensor:
+def posteriors_of(model: Model, view: View) -> Tensor:
     """Posteriors (B, C) of a view, without gradient: what pseudo-labels are taken from."""
     return model.head(model.learner(*view)).float().softmax(-1)
 
@@ -110,31 +139,38 @@ def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FixMatch (Sohn et al., NeurIPS 2020, Eq. 4): the class of the weak view teaches the strong one where it is sure
     enough; the mean is over all items, those that teach nothing too."""
     confidence, pseudo = posteriors_of(model, augment(step.kind, step.x, step.lengths)).max(-1)
-    logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
     taken = confidence >= args.threshold
-    return {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
+    return {"pseudo": args.w_pseudo * (F.cross_entropy(step.logits, pseudo, reduction="none") * taken).mean()}
 
 
 class FreeThresholds(torch.nn.Module):
     """FreeMatch's running means over batches of unlabelled items (Wang et al., ICLR 2023, Eqs. 5 to 8): the confidence
-    tau (), the posterior of each class p (C,), how often each is named h (C,). They begin at 1 / C."""
+    tau (), the posterior of each class p (C,), how often each is named h (C,). They begin at 1 / C. `seen`: the
+    posteriors (batch, C) of a step."""
 
     tau: Tensor
     p: Tensor
     h: Tensor
+    seen: Tensor
 
-    def __init__(self, classes: int, momentum: float) -> None:
+    def __init__(self, classes: int, momentum: float, batch: int = 0) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("tau", torch.tensor(1 / classes))
         self.register_buffer("p", torch.full((classes,), 1 / classes))
         self.register_buffer("h", torch.full((classes,), 1 / classes))
+        self.register_buffer("seen", torch.zeros(batch, classes), persistent=False)
+
+    def follow(self, learner: Learner) -> None:
+        """After a step: move on by the posteriors of all its parts."""
+        self.update(ranks.gather(self.seen))
+        self.seen.zero_()
 
     @torch.no_grad()
     def update(self, posteriors: Tensor) -> None:
         """Move all three on by the posteriors (B, C) of a batch."""
         confidence, named = posteriors.max(-1)
-        frequency = torch.bincount(named, minlength=len(self.h)).to(posteriors) / len(named)
+        frequency = F.one_hot(named, len(self.h)).to(posteriors).mean(0)
         for mean, now in ((self.tau, confidence.mean()), (self.p, posteriors.mean(0)), (self.h, frequency)):
             mean.lerp_(now, 1 - self.momentum)
 
@@ -142,27 +178,28 @@ class FreeThresholds(torch.nn.Module):
         """The least confidence (C,) of a pseudo-label of each class."""
         return self.tau * self.p / self.p.max()
 
-    def fairness(self, posteriors: Tensor) -> Tensor:
-        """Eq. 11 on the strong views' posteriors (B', C) of the items that were taken: the sum over classes of
-        a log b, where a and b are the running and the batch's mean posterior, each over how often a class is named."""
-        named = torch.bincount(posteriors.argmax(-1), minlength=len(self.h)).to(posteriors) / len(posteriors)
+    def fairness(self, posteriors: Tensor, taken: Tensor) -> Tensor:
+        """Eq. 11 on the strong views' posteriors (B, C) of the items that were taken, a mask (B,): the sum over classes
+        of a log b, where a and b are the running and the part's mean posterior, each over how often a class is named;
+        0 where none was taken."""
+        weight = (taken / taken.sum().clamp(min=1))[:, None]
+        named = (F.one_hot(posteriors.argmax(-1), len(self.h)) * weight).sum(0)
         a = self.p / self.h.clamp(min=1e-12)
-        b = torch.where(named > 0, posteriors.mean(0) / named.clamp(min=1e-12), torch.zeros_like(named))
-        return (a / a.sum() * (b / b.sum()).clamp(min=1e-12).log()).sum()
+        b = torch.where(named > 0, (posteriors * weight).sum(0) / named.clamp(min=1e-12), torch.zeros_like(named))
+        return (a / a.sum() * (b / b.sum().clamp(min=1e-12)).clamp(min=1e-12).log()).sum() * taken.any()
 
 
 def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
-    confidence, and a term that keeps the classes of the taken items apart."""
-    weak = posteriors_of(model, augment(step.kind, step.x, step.lengths))
-    model.extra.update(weak)
-    confidence, pseudo = weak.max(-1)
+    confidence of earlier steps, and a term that keeps the classes of the taken items of a part apart."""
+    sure = posteriors_of(model, augment(step.kind, step.x, step.lengths))
+    model.extra.seen[step.at] = sure
+    confidence, pseudo = sure.max(-1)
     taken = confidence >= model.extra.thresholds()[pseudo]
-    logits = model.head(model.learner(*augment(step.kind, step.x, step.lengths, "strong"))).float()
-    found = {"pseudo": args.w_pseudo * (F.cross_entropy(logits, pseudo, reduction="none") * taken).mean()}
-    if taken.any():
-        found["fair"] = args.w_fair * model.extra.fairness(logits[taken].softmax(-1))
-    return found
+    return {
+        "pseudo": args.w_pseudo * (F.cross_entropy(step.logits, pseudo, reduction="none") * taken).mean(),
+        "fair": args.w_fair * model.extra.fairness(step.logits.softmax(-1), taken),
+    }
 
 
 def raw(seed: Seed, items: Items) -> dict[str, Any]:
@@ -172,12 +209,20 @@ def raw(seed: Seed, items: Items) -> dict[str, Any]:
 
 
 class MomentumContrast(torch.nn.Module):
-    """MoCo (He et al., CVPR 2020): two views of an item against `queue` keys of earlier batches, from a slow copy."""
+    """MoCo (He et al., CVPR 2020): two views of an item against `queue` keys of earlier batches, from a slow copy.
+    `keys`: those (batch, 64) of a step."""
 
     queue: Tensor
+    keys: Tensor
 
     def __init__(
-        self, learner: Learner, *, queue: int = 2048, momentum: float = 0.99, temperature: float = 0.1
+        self,
+        learner: Learner,
+        *,
+        queue: int = 2048,
+        momentum: float = 0.99,
+        temperature: float = 0.1,
+        batch: int = 128,
     ) -> None:
         super().__init__()
         self.project = torch.nn.Sequential(
@@ -187,21 +232,29 @@ class MomentumContrast(torch.nn.Module):
         self.key_project = copy.deepcopy(self.project).requires_grad_(False)
         self.momentum, self.temperature = momentum, temperature
         self.register_buffer("queue", F.normalize(torch.randn(queue, 64), dim=-1))
+        self.register_buffer("keys", torch.zeros(batch, 64), persistent=False)
 
-    def loss(self, learner: Learner, kind: str, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """InfoNCE of a batch; moves the slow copy and the queue on."""
+    def loss(self, learner: Learner, step: Step) -> Tensor:
+        """InfoNCE of a part."""
+        kind, x, lengths = step.kind, step.x, step.lengths
         q = F.normalize(self.project(learner(*augment(kind, x, lengths, "strong"))).float(), dim=-1)
         with torch.no_grad():
-            for slow, fast in zip(
-                [*self.key_learner.parameters(), *self.key_project.parameters()],
-                [*learner.parameters(), *self.project.parameters()],
-            ):
-                slow.lerp_(fast, 1 - self.momentum)
             k = F.normalize(self.key_project(self.key_learner(*augment(kind, x, lengths))).float(), dim=-1)
+            self.keys[step.at] = k
         with torch.autocast(q.device.type, enabled=False):
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], 1) / self.temperature
-        self.queue = torch.cat([k, self.queue])[: len(self.queue)]
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+    @torch.no_grad()
+    def follow(self, learner: Learner) -> None:
+        """After a step: move the slow copy and the queue on, by the keys of all parts in their order."""
+        for slow, fast in zip(
+            [*self.key_learner.parameters(), *self.key_project.parameters()],
+            [*learner.parameters(), *self.project.parameters()],
+        ):
+            slow.lerp_(fast, 1 - self.momentum)
+        self.queue = torch.cat([ranks.gather(self.keys), self.queue])[: len(self.queue)]
+        self.keys = torch.zeros_like(self.keys)
 
 
 class SharedHead(torch.nn.Module):
@@ -223,8 +276,9 @@ class SharedHead(torch.nn.Module):
 
 
 def uml(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
-    """UML's term: the known modalities' items beside the labelled ones."""
-    return {"shared": args.w_shared * model.extra.loss(model.head, args.labelled_batch)}
+    """UML's term: the known modalities' items beside the labelled ones, a part's share of them."""
+    size = max(1, round(args.labelled_batch * len(step.j) / args.batch))
+    return {"shared": args.w_shared * model.extra.loss(model.head, size)}
 
 
 # ------------------------------------------------------------------------------------------------------- METHODS
@@ -235,16 +289,19 @@ class Method:
     """A row of METHODS.
 
     loss: the documents' line. colour: in plots. learn(args, model, step) -> {name: loss} of unlabelled items, None
-    where they teach nothing. start(args, learner, head, bridge, seed, items) -> a module of its own, or None. flags:
-    rows (name, default, type, help). grid: the flags that experiments/search.sh tries, its defaults first. labels: it
-    needs some, so that it has no place in the setting unsup. explores: it chooses anchors. trains: False for the
-    learner as it was before stage 2. steps: False where stage 3 takes none. members: it is the mean of other runs'
-    learners. classical(seed, items) -> the state by which cox_oom/classical.py names recordings, in a learner's place.
-    all_labels: it is shown every label. few: it is among the few that run.sh runs unasked."""
+    where they teach nothing. view(args, step): what the learner is shown of them beside the labelled items, None:
+    nothing. start(args, learner, head, bridge, seed, items) -> a module of its own, or None; its follow(learner), if it
+    has one, is called after a step. flags: rows (name, default, type, help). grid: the flags that experiments/search.sh
+    tries, its defaults first. labels: it needs some, so that it has no place in the setting unsup. explores: it chooses
+    anchors. trains: False for the learner as it was before stage 2. steps: False where stage 3 takes none. members: it
+    is the mean of other runs' learners. classical(seed, items) -> the state by which cox_oom/classical.py names
+    recordings, in a learner's place. all_labels: it is shown every label. few: it is among the few that run.sh runs
+    unasked."""
 
     loss: str
     colour: str
     learn: Callable[[Namespace, Model, Step], dict[str, Tensor]] | None = None
+    view: Callable[[Namespace, Step], View | None] = strong
     start: Callable[[Namespace, Learner, nn.Linear, Bridge, Seed, Items], nn.Module | None] | None = None
     flags: tuple[tuple[Any, ...], ...] = ()
     grid: tuple[str, ...] = ()
@@ -294,6 +351,7 @@ METHODS = {  # in the order of the tables' rows
         "the labels, and the entropy of its posteriors",
         "#8fb996",
         entmin,
+        weak,
         flags=(W_ENTROPY,),
         grid=grid("--w-entropy {}", 0.3, 0.03, 0.1, 0.6, 1, 2),
         labels=True,
@@ -302,6 +360,7 @@ METHODS = {  # in the order of the tables' rows
         "consistency under Gaussian noise; in semi the labels too",
         "#b5a1d0",
         ssl,
+        noisy,
         flags=(
             ("--noise", 0.3, number(float, 0, LARGE), "ssl: standard deviation of the Gaussian noise on the input"),
             ("--w-ssl", 1.0, number(float, 0, LARGE), "ssl: weight of the consistency"),
@@ -312,8 +371,9 @@ METHODS = {  # in the order of the tables' rows
         "momentum contrast; in semi the labels and the entropy too",
         "#d9b26f",
         moco,
+        weak,
         start=lambda args, learner, head, bridge, *_: MomentumContrast(
-            learner, queue=args.queue, momentum=args.momentum, temperature=args.temperature
+            learner, queue=args.queue, momentum=args.momentum, temperature=args.temperature, batch=args.batch
         ).to(args.device),
         flags=(
             W_ENTROPY,
@@ -338,7 +398,7 @@ METHODS = {  # in the order of the tables' rows
         "as fixmatch, with thresholds of the classes that follow the learner's confidence",
         "#d4a5a5",
         freematch,
-        start=lambda args, learner, head, bridge, *_: FreeThresholds(head.out_features, args.free_momentum).to(
+        start=lambda args, learner, head, *_: FreeThresholds(head.out_features, args.free_momentum, args.batch).to(
             args.device
         ),
         flags=(
@@ -370,6 +430,7 @@ METHODS = {  # in the order of the tables' rows
         "the labels, and the IM items by the same head, without any pair",
         "#7b68ae",
         uml,
+        unseen,
         start=lambda args, learner, head, bridge, *_: SharedHead(learner.width, bridge.z_im, bridge.y_im).to(
             args.device
         ),
@@ -497,12 +558,17 @@ def instead(args: Namespace, seed: Seed, items: Items) -> dict[str, Any]:
     an ensemble's members; {} of the others."""
     row = METHODS[args.method]
     if row.members:
-        return ensemble.train(args, seed, items)
+        return ranks.told(ensemble.train(args, seed, items) if ranks.rank == 0 else None)
     if not row.classical:
         return {}
     state = row.classical(seed, items)
     print(f"  {classical.words(args.method, state)}")
     return {"classical": state}
+
+
+def learns(args: Namespace, plan: Plan) -> bool:
+    """Whether unlabelled items teach anything in a run."""
+    return METHODS[args.method].learn is not None and "exploration" not in plan.without
 
 
 def terms(
@@ -512,31 +578,33 @@ def terms(
     items: Items,
     chosen: Anchors | None,
     teacher: Teacher | None,
-    i: Tensor,
-    j: Tensor,
+    part: Part,
 ) -> dict[str, Tensor]:
-    """The loss of a step, {name: term}: of the labelled items at places i (B,) and of the j-th unlabelled ones
-    (B',)."""
-    oom, found = items.oom, {}
-    if len(items.labelled):
-        x, lengths = augment(oom["kind"], *batch(oom, items.rows[i], args.device))
-        z = model.learner(x, lengths)
-        found["labelled"] = F.cross_entropy(model.head(z).float(), items.y[i].to(args.device))
+    """A part's share of a step's loss, {name: term}: of its labelled items and of its unlabelled ones, which the
+    learner sees at once."""
+    n, row, kind, views = len(part.i) if len(items.labelled) else 0, METHODS[args.method], items.oom["kind"], []
+    cut = lambda rows: (part.x[rows], None if part.lengths is None else part.lengths[rows])
+    if n:
+        views.append(augment(kind, *cut(slice(n))))
+    step = None
+    if learns(args, plan):
+        step = Step(kind, *cut(slice(n, None)), part.j, n > 0, part.at, chosen)
+        views += filter(None, [row.view(args, step)])
+    found = {}
+    if views:
+        lengths = None if part.lengths is None else torch.cat([own for _, own in views if own is not None])
+        z = model.learner(torch.cat([x for x, _ in views]), lengths)
+        logits = model.head(z).float()
+    if n:
+        found["labelled"] = F.cross_entropy(logits[:n], part.y) * (n / args.labelled_batch)
         if model.predict and teacher:
-            found["im"] = args.w_im * F.mse_loss(model.predict(z).float(), teacher.expected[i])
-    learn = METHODS[args.method].learn
-    if learn and "exploration" not in plan.without:
-        place = items.unlabelled[j]
-        step = Step(
-            oom["kind"],
-            *batch(oom, items.rows[place], args.device),
-            j.to(args.device),
-            len(items.labelled) > 0,
-            chosen,
-            teacher.expected[place] if model.predict and teacher else None,
-        )
-        for name, term in learn(args, model, step).items():
-            found[name] = found[name] + term if name in found else term
+            im = F.mse_loss(model.predict(z[:n]).float(), teacher.expected[part.i])
+            found["im"] = args.w_im * im * (n / args.labelled_batch)
+    if step:
+        assert row.learn is not None  # as `learns` has found
+        step.z, step.logits = (z[n:], logits[n:]) if views[n > 0 :] else (None, None)
+        for name, term in row.learn(args, model, step).items():
+            found[name] = found.get(name, 0.0) + term * (len(part.j) / args.batch)
     return found
 
 

@@ -3,10 +3,12 @@ log."""
 
 import argparse
 import contextlib
+import datetime
 import json
 import math
 import os
 import re
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -15,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+import torch.distributed as distributed
 
-from cox_oom import watch
+from cox_oom import ranks, watch
 from cox_oom.files import UserError, data_name, escaped, finished, load, save, sweep, writable
 from cox_oom.seed import size_of
 
@@ -43,25 +45,68 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate" in str(error)
 
 
-def script(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
-    """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2. Numbers below 1e-38 count as
-    0 in it: processors take up to 15 times longer with them."""
-    torch.set_flush_denormal(True)  # before the first parallel loop: threads inherit it
+def lost(error: Exception) -> bool:
+    """Whether an error of several processes says that one is gone: by a collective, or by torchrun's signal."""
+    return ranks.world > 1 and ("onnection" in str(error) or isinstance(error, distributed.DistError))
+
+
+def ended(*_: Any) -> NoReturn:
+    """What torchrun's signal to end calls."""
+    raise RuntimeError("Connection lost: SIGTERM")
+
+
+def speaks() -> bool:
+    """Whether this process is the first of a run to meet an error, and so the one that says it."""
+    if ranks.world == 1 or not distributed.is_initialized():
+        return ranks.rank == 0
     try:
-        with contextlib.redirect_stdout(Escaped(sys.stdout)):
-            main(argv)
+        at = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        wait = datetime.timedelta(seconds=3)
+        store = distributed.TCPStore(*at, is_master=False, timeout=wait)  # type: ignore[attr-defined]
+        return store.add("the first error", 1) == 1
+    except (RuntimeError, KeyError):  # the store has gone with rank 0
+        return True
+
+
+def script(main: Callable[[list[str] | None], object], argv: list[str] | None = None, together: bool = False) -> None:
+    """Call a script's main(argv); a UserError becomes one line on stderr and exit code 2. Of several processes that
+    work `together` rank 0 prints, and the first that meets an error says it; else rank 0 does all of it. Numbers below
+    1e-38 count as 0 in it: processors take up to 15 times longer with them."""
+    torch.set_flush_denormal(True)  # before the first parallel loop: threads inherit it
+    if not together:
+        ranks.world = 1
+        if ranks.rank:
+            return
+    if ranks.world > 1:
+        signal.signal(signal.SIGTERM, ended)
+    with contextlib.ExitStack() as quiet:
+        if ranks.rank:
+            silence = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(contextlib.redirect_stderr(silence))  # bars, and what all processes note
+        quiet.enter_context(contextlib.redirect_stdout(silence if ranks.rank else Escaped(sys.stdout)))
+        said, code = problem(main, argv)
+    if code:
+        if speaks():
+            print(said, file=sys.stderr, flush=True)
+        sys.exit(code)
+
+
+def problem(main: Callable[[list[str] | None], object], argv: list[str] | None) -> tuple[str, int]:
+    """Call main(argv): what to say of what went wrong and the exit code, ("", 0) where all went well."""
+    try:
+        main(argv)
     except (UserError, OSError) as error:  # OSError: what the system refuses, with the file and its reason
-        print(f"error: {escaped(error)}", file=sys.stderr)
-        sys.exit(2)
+        return f"error: {escaped(error)}", 2
     except (MemoryError, RuntimeError) as error:
+        said = escaped((str(error).splitlines() or [""])[0])[:120]
+        if lost(error):
+            return "error: another process of this run has ended; the same command goes on from the last checkpoint", 1
         if not out_of_memory(error):
             raise
-        said = escaped((str(error).splitlines() or [""])[0])[:120]
-        print(f"error: not enough memory ({said}); give smaller sizes or batches", file=sys.stderr)
-        sys.exit(2)
+        return f"error: not enough memory ({said}); give smaller sizes or batches", 2
     except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        return "\nstopped; what was finished is kept, the same command goes on from there", 130
+    return "", 0
 
 
 # --------------------------------------------------------------------------------------------------------- flags
@@ -138,6 +183,7 @@ EPOCHS, STEPS, SIZE, ITEMS = 10**7, 10**8, 2**16, 10**9  # what is absurd beyond
 MIN_STEPS, WARM_STEPS = 1000, 200
 LARGE = 10**6  # the same of a learning rate, a weight, a batch
 SEED = number(int, 0, 2**63 - 1)
+IDLE = ("runs", "force", "device", "data", "log")  # flags that shape no file
 REQUIRED = object()  # as a flag's default: it has none and must be given
 COMMON = {  # flags that several stages have: default, type, help
     "--data": (REQUIRED, str, "a folder with manifest.csv, or the name of a public data set (docs/data/)"),
@@ -193,7 +239,10 @@ class Parser(argparse.ArgumentParser):
         for action in hide:
             action.help = argparse.SUPPRESS
         self.epilog = (f"--help-all shows {len(hide)} more flags. " if hide else "") + self.then
-        return super().parse_args(argv, namespace)
+        args = super().parse_args(argv, namespace)
+        if "device" in args:
+            args.device = ranks.begin(args.device)[2]
+        return args
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+): (?!invalid|expected|not allowed)", r"\1 ", message).removeprefix(
@@ -222,29 +271,6 @@ def cosine(lr: float, done: float) -> float:
     return lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], lr: float) -> None:
-    """One step down the sum of the terms {name: loss}, at a learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad()
-    loss: Any = sum(terms.values())  # sum may be the int 0, says its type
-    loss.backward()
-    optimizer.step()
-
-
-def add(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
-    """Add the terms of a step {name: loss}, and their sum as "loss", to sums: float64 on the device, no host waits."""
-    loss: Any = sum(terms.values())
-    for name, term in {"loss": loss, **terms}.items():
-        sums[name] = sums.get(name, 0.0) + term.detach().double()
-
-
-def means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-    """{name: mean over the steps} of what `add` summed; a term that some steps lack counts 0 in them."""
-    names = list(sums)
-    return dict(zip(names, (torch.stack([sums[n] for n in names]) / steps).tolist())) if names else {}
-
-
 # -------------------------------------------------------------------------------------------- work in the making
 
 
@@ -264,8 +290,8 @@ class Work:
             self.path.with_suffix(".log.jsonl"),
         )
         self.events_path = self.path.with_suffix(".tensorboard")
-        self.events = watch.Events(self.events_path) if args.log else None
-        settings = {k: v for k, v in vars(args).items() if k not in ("runs", "force", "device", "data", "log")}
+        self.events = watch.Events(self.events_path) if args.log and ranks.rank == 0 else None
+        settings = {k: v for k, v in vars(args).items() if k not in IDLE}
         self.facts = {
             "stage": stage,
             "data": data_name(args.data),
@@ -283,9 +309,14 @@ class Work:
         """True where the file is there, made by the same flags from the same files; else the last checkpoint of this
         very work is read, if there is one."""
         facts = self.facts
+        ranks.wait()  # before one of them removes anything
         if finished(self.path, facts["args"], facts["made_from"], facts["fingerprint"], self.force, facts["size"]):
             sweep(self.checkpoint_path)
-            if self.checkpoint_path.exists() and not load(self.checkpoint_path, keys=("forced",))["forced"]:
+            if (
+                ranks.rank == 0
+                and self.checkpoint_path.exists()
+                and not load(self.checkpoint_path, keys=("forced",))["forced"]
+            ):
                 self.checkpoint_path.unlink(missing_ok=True)  # killed between the file and the end
             return True
         writable(self.path.parent)
@@ -293,7 +324,7 @@ class Work:
         same = saved and all(saved["meta"][k] == facts[k] for k in ("args", "made_from"))
         if same and (saved["forced"] or not self.force):
             self.saved, self.begun = saved, self.begun - saved["seconds"]
-        else:
+        elif ranks.rank == 0:
             self.log_path.unlink(missing_ok=True)
             watch.clear(self.events_path)
         return False
@@ -305,8 +336,9 @@ class Work:
 
     def checkpoint(self, state: dict[str, Any], parts: dict[str, Any], generator: torch.Generator) -> None:
         """Write the plain `state`, the state of `parts` {name: module or optimizer} and the random generators: a
-        stopped run goes on from here, on the CPU to the same bits."""
-        save(
+        stopped run goes on from here, on the CPU to the same bits, and with any number of processes."""
+        ranks.first(
+            save,
             self.checkpoint_path,
             {
                 "state": state,
@@ -329,7 +361,7 @@ class Work:
                 part.load_state_dict(self.saved["parts"][name])
             torch.set_rng_state(self.saved["rng"])
             generator.set_state(self.saved["generator"])
-            if self.log_path.exists():
+            if self.log_path.exists() and ranks.rank == 0:
                 os.truncate(self.log_path, self.saved["log"])
             unit = next(k for k in ("epoch", "step") if k in self.state)
             print(f"  going on from {unit} {self.state[unit]} ({self.checkpoint_path})")
@@ -337,6 +369,8 @@ class Work:
 
     def log(self, **line: Any) -> None:
         """One line of JSON at the end of the log, on the disk when this returns; a line of TensorBoard's, too."""
+        if ranks.rank:
+            return
         with open(self.log_path, "a", encoding="utf-8") as f:
             f.write(json.dumps({**line, "seconds": round(self.seconds, 1)}) + "\n")
         if self.events:
@@ -346,6 +380,6 @@ class Work:
         """Write the file; the checkpoint goes. Say it where validation was still rising."""
         if rising(obj.get("history", [])):
             print("  note: validation accuracy was still rising at the end; more --min-steps may bring more")
-        save(self.path, obj, **self.facts, **facts, seconds=round(self.seconds, 1))
+        ranks.first(save, self.path, obj, **self.facts, **facts, seconds=round(self.seconds, 1))
         sweep(self.checkpoint_path)
         self.checkpoint_path.unlink(missing_ok=True)

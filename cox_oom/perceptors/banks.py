@@ -2,7 +2,7 @@
 
 import torch
 
-from cox_oom import files, perceptors, shards
+from cox_oom import files, perceptors, ranks, shards
 from cox_oom.data import ahead, grown
 from cox_oom.data.rows import by_another, check_items, columns, media_counts, observed, silence
 from cox_oom.files import UserError
@@ -32,19 +32,24 @@ def target_of(choice, frozen):
 
 def frozen(args, place, data, modality, name, role, own):
     """The bank of a modality by the pretrained perceptor `name` in a role, with its `own` options; made where it is
-    not there, extended where the data have grown."""
+    not there, extended where the data have grown. With args.share, (k, n): part k of n of it alone, and gives None."""
     path = place.bank(modality)
     known = {"perceptor": name, "role": role, "dtype": args.dtype, **own, **silence(args, data, modality)}
     made_from = {"preprocessing": perceptors.module(name).PREPROCESSING}
     if digest := weights_digest(name, role, args.weights, path):
         made_from["file of weights"] = digest
     parts = path.with_suffix(".parts")
-    if args.force:
-        embed.clear(parts)
+    if args.force and not args.share:
+        ranks.first(embed.clear, parts)
     old = grown.kept(args, path, data, modality, known, made_from)
-    if old or not files.finished(path, known, made_from, data.fingerprint, args.force):
+    lacking = old or not files.finished(path, known, made_from, data.fingerprint, args.force)
+    ranks.wait()  # all have looked before one writes
+    if lacking:
         with by_another(args, path, data):
             extend(args, place, data, modality, (name, role, own), (known, made_from), old)
+    ranks.wait()
+    if args.share:
+        return None
     embed.clear(parts)
     bank = files.load(path)
     shards.tidy(path)
@@ -78,8 +83,11 @@ def extend(args, place, data, modality, perceptor, made, old):
             device=args.device,
             known={**known, **made_from},
             complain=complain,
+            share=args.share,
         )
         weights_of = model.weights
+    if ranks.rank or args.share:
+        return
     features, used = joined(path, data, rows, parts, old)
     check_items(args, data, modality, used)
     save(

@@ -2,7 +2,8 @@
 runs, in parts from which a killed run continues.
 
 The result depends on the rows and the batch size alone: batches are formed within a part, in the order of the rows, of
-items of equal shape, however many workers there are and wherever a run was stopped.
+items of equal shape, however many workers and processes there are and wherever a run was stopped. Parts go round the
+processes of torchrun, or round jobs that share a disk alone (--share).
 """
 
 import shutil
@@ -11,16 +12,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cox_oom import files
+from cox_oom import files, ranks
 from cox_oom.data import ahead
 from cox_oom.files import UserError
 
 PART = 256  # rows of a part
 
 
-def features(model, role, data, modality, rows, folder, *, batch_size, workers, device, known, complain):
+def features(model, role, data, modality, rows, folder, *, batch_size, workers, device, known, complain, share=None):
     """An iterator over the parts of a bank in order, what one_part gives: features (n, d) float32 unit rows on the CPU,
-    and the rows of the data set (n) that they are of. All lie on the disk, one at a time is in memory.
+    and the rows of the data set (n) that they are of. All lie on the disk, one at a time is in memory. None on a
+    process that has made its share of the parts alone: all but rank 0, or with `share` (k, n), part k of n.
 
     model: what a perceptor's load() gave. rows: those that are to be embedded. folder: where the parts lie meanwhile.
     known: what makes the features ({...} plain values): parts made from anything else are made again.
@@ -35,7 +37,9 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
             there.add(k)
             for row, *complaint in part["complaints"]:
                 complain(row, tuple(complaint))
-    todo = [row for k in starts if k not in there for row in rows[k : k + PART]]
+    turn, turns = share or (ranks.rank, ranks.world)
+    mine = [k for k in starts if k not in there and k // PART % turns == turn]
+    todo = [row for k in mine for row in rows[k : k + PART]]
     preparer = model.preparer()
     stream = ahead.decoded(
         data, modality, todo, Prepare(preparer, role), workers=workers, ahead=batch_size, sample=preparer.sample(role)
@@ -43,10 +47,15 @@ def features(model, role, data, modality, rows, folder, *, batch_size, workers, 
     with tqdm(
         total=len(rows), initial=len(rows) - len(todo), desc=f"embed {modality}", mininterval=1, disable=None
     ) as bar:
-        for k in starts:
-            if k not in there:
-                part = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
-                save_part(path(k), about, data, part)
+        for k in mine:
+            part = one_part(model, role, rows[k : k + PART], stream, bar, batch_size, device, complain)
+            save_part(path(k), about, data, part)
+    ranks.wait()
+    if ranks.rank or share:
+        return None
+    for k in sorted({*starts} - there - {*mine}):  # another process's, which has complained for itself alone
+        for row, *complaint in files.load(path(k))["complaints"]:
+            complain(row, tuple(complaint))
     return (files.load(path(k)) for k in starts)
 
 

@@ -52,7 +52,9 @@ def views(monkeypatch):
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 def test_loss_and_gradient_are_those_of_the_paper(views, threshold, weight):
     model = Model(Pixels(), torch.nn.Linear(4, 3))
-    step = Step("series", views["weak"], None, torch.arange(32), True)
+    step = Step("series", views["weak"], None, torch.arange(32), True, slice(0, 32))
+    step.z = model.learner(*METHODS["fixmatch"].view(Namespace(), step))  # as methods.terms shows it the view
+    step.logits = model.head(step.z)
     loss = fixmatch(Namespace(threshold=threshold, w_pseudo=weight), model, step)["pseudo"]
     weak, strong = (views[k].double().flatten(1).numpy() for k in ("weak", "strong"))
     expected, taken = loss_of_the_paper(model, weak, strong, threshold)

@@ -38,7 +38,11 @@ def test_fairness_is_the_term_of_the_paper():
     a = state.p.double().numpy() / state.h.double().numpy()
     b = np.where(named > 0, q.double().numpy().mean(0) / np.where(named > 0, named, 1), 0)
     a, b = a / a.sum(), b / b.sum()
-    np.testing.assert_allclose(state.fairness(q), (a * np.log(np.maximum(b, 1e-12))).sum(), rtol=1e-4)
+    by_hand = (a * np.log(np.maximum(b, 1e-12))).sum()
+    mixed = torch.cat([q[:7], posteriors(7, 9, 4), q[7:]])  # with nine that are not taken
+    taken = torch.tensor([True] * 7 + [False] * 9 + [True] * (len(q) - 7))
+    np.testing.assert_allclose(state.fairness(mixed, taken), by_hand, rtol=1e-4)
+    assert state.fairness(mixed, taken & False) == 0
 
 
 def test_only_confident_items_teach_and_each_class_has_its_threshold():
@@ -50,7 +54,7 @@ def test_only_confident_items_teach_and_each_class_has_its_threshold():
 
     head = torch.nn.Linear(3, 3)
     head.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
-    state = FreeThresholds(3, 1.0)  # it stays as it is
+    state = FreeThresholds(3, 1.0, 5)  # it stays as it is
     state.tau.fill_(0.8)
     state.p.copy_(torch.tensor([0.6, 0.3, 0.1]))
     model = Model(Fixed(), head, extra=state)
@@ -62,7 +66,7 @@ def test_only_confident_items_teach_and_each_class_has_its_threshold():
         x[i, c, 0] = confident[i].log()
     q = x[:, :, 0].softmax(-1)
     taken = [q[i].max() >= [0.8, 0.4, 0.8 / 6][q[i].argmax()] for i in range(5)]
-    step = Step("series", x, None, torch.arange(5), True)
+    step = Step("series", x, None, torch.arange(5), True, slice(0, 5), z=x[:, :, 0], logits=x[:, :, 0])
     import cox_oom.methods as module
 
     real, module.augment = module.augment, lambda kind, x, lengths, strength="weak": (x, lengths)
@@ -73,6 +77,7 @@ def test_only_confident_items_teach_and_each_class_has_its_threshold():
     by_hand = -sum(q[i].max().log() for i in range(5) if taken[i]) / 5
     torch.testing.assert_close(found["pseudo"], by_hand)
     assert taken == [True, False, True, False, True] and found["fair"] == 0
+    torch.testing.assert_close(state.seen, q)
 
 
 def test_it_is_a_row_like_any_other():

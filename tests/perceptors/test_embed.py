@@ -156,3 +156,18 @@ def test_some_of_the_banks_are_not_taken_for_all(folder, weights, tmp_path):
     words = "lacks the bank of rgb; run first: .*extract_features.py.*--perceptor imagebind"
     with pytest.raises(UserError, match=words):
         connect(folder, tmp_path / "runs")
+
+
+def test_jobs_that_share_a_disk_alone_make_the_same_bank(folder, weights, tmp_path, monkeypatch):
+    """--share: each embeds its parts, in any order and some twice; the plain command joins them and embeds nothing."""
+    monkeypatch.setattr(embed, "PART", 20)
+    extract(folder, tmp_path / "a", weights, "--im rgb,language --oom audio")
+    for k in (2, 0, 1, 2):
+        begun = len(fake_perceptor.encoded)
+        out = extract(folder, tmp_path / "b", weights, f"--im rgb,language --oom audio --share {k}/3")
+        assert f"part {k} of 3 done" in out and not list((tmp_path / "b").rglob("rgb.pt"))
+    assert len(fake_perceptor.encoded) == begun  # the second time nothing was left to it
+    extract(folder, tmp_path / "b", weights, "--im rgb,language --oom audio")
+    assert len(fake_perceptor.encoded) == begun
+    a, b = written(tmp_path / "a"), written(tmp_path / "b")
+    assert a == b and len(a) == 4

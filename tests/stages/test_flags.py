@@ -123,5 +123,5 @@ def test_help(name, capsys):
     rare = {row[0] for row in STAGES[name].RARE} | (
         {f[0] for f in methods.flags()} if name == "train_explore" else set()
     )
-    rare |= {"--log"} if name.startswith("train") else set()
+    rare |= {"--log", "--fast", "--compile"} if name.startswith("train") else set()
     assert set(every) - set(everyday) == rare and f"--help-all shows {len(rare)} more flags" in " ".join(out.split())

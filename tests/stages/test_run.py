@@ -70,25 +70,3 @@ def test_what_cannot_be_written_to_is_said_before_anything_is_computed(tmp_path,
         run.script(main)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and "nothing" in said and said.count("\n") == 1
-
-
-def test_the_means_of_an_epoch_are_those_of_its_terms():
-    g, sums, every = torch.Generator().manual_seed(0), {}, []
-    for step in range(5):
-        terms = {
-            "labelled": torch.rand((), generator=g),
-            **({"agree": torch.rand((), generator=g)} if step % 2 else {}),
-        }
-        run.add(sums, terms)
-        every.append({k: t.double().item() for k, t in terms.items()})
-    means = run.means(sums, 5)
-    assert list(means) == ["loss", "labelled", "agree"]
-    for k in ("labelled", "agree"):
-        assert means[k] == pytest.approx(sum(e.get(k, 0.0) for e in every) / 5, rel=1e-12)
-    assert means["loss"] == pytest.approx(means["labelled"] + means["agree"], rel=1e-6) and run.means({}, 5) == {}
-
-
-def test_descend_is_a_step_of_the_optimizer_at_the_rate_given():
-    weight = torch.tensor([2.0], requires_grad=True)
-    run.descend(torch.optim.SGD([weight], lr=9.0), {"a": weight.sum(), "b": 3 * weight.sum()}, 0.5)
-    assert weight.item() == 2.0 - 0.5 * 4

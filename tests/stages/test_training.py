@@ -86,7 +86,7 @@ def test_the_im_posterior_on_the_pairs_teaches_the_warm_up(runs, folder):
         row = {i: r for r, i in enumerate(oom["ids"])}
         learner = Learner(**state["arch"])
         learner.load_state_dict(state["learner"])
-        x, lengths = train_connect.batch(oom, torch.tensor([row[i] for i in state["labelled"]]), "cpu")
+        x, lengths = augment.batch(oom, torch.tensor([row[i] for i in state["labelled"]]), "cpu")
         teacher = 0
         for m, (has, paired) in state["pairs"].items():
             assert len(has) == len(state["labelled"])
