@@ -97,6 +97,23 @@ def draw(lines):
     return figure
 
 
+def write(lines, out):
+    """records.csv, table.md and the plot of lines [a dict a column] in the folder `out`."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with open(Path(out) / "records.csv", "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, list(lines[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+    y = np.array([line["gain"] for line in lines])
+    text = [f"Over {len(lines)} columns.", "", "| measure | R² | 95% interval | r | p |", "|:--|--:|:--|--:|--:|"]
+    for name, words in MEASURES.items():
+        r2, low, high, r, chance = fit(np.array([line[name] for line in lines]), y)
+        text.append(f"| {words} | {r2:.2f} | {low:.2f} to {high:.2f} | {r:+.2f} | {chance:.3f} |")
+    (Path(out) / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    draw(lines).savefig(Path(out) / "plot-gain.png", dpi=110)
+    print("\n".join(text))
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--data", nargs="+", required=True)
@@ -118,19 +135,7 @@ def main(argv=None):
             lines.append({"world": world, "oom": oom, "seeds": len(found), **means, "trust": float(nat)})
             lines[-1] |= {"gain": float(gain), "error": float(error)}
             print(lines[-1], file=sys.stderr, flush=True)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    with open(Path(args.out) / "records.csv", "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(lines[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-    y = np.array([line["gain"] for line in lines])
-    text = [f"Over {len(lines)} columns.", "", "| measure | R² | 95% interval | r | p |", "|:--|--:|:--|--:|--:|"]
-    for name, words in MEASURES.items():
-        r2, low, high, r, chance = fit(np.array([line[name] for line in lines]), y)
-        text.append(f"| {words} | {r2:.2f} | {low:.2f} to {high:.2f} | {r:+.2f} | {chance:.3f} |")
-    (Path(args.out) / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    draw(lines).savefig(Path(args.out) / "plot-gain.png", dpi=110)
-    print("\n".join(text))
+    write(lines, args.out)
 
 
 if __name__ == "__main__":
