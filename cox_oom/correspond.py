@@ -122,7 +122,7 @@ def correspond(
     bar = progress(None, "soft correspondences", (rounds - 1) * len(unpaired) + len(every))
     for _ in range(rounds - 1):
         # E step: where may every unpaired item come from
-        posterior, _, use, total, scatter = spread_in_units(
+        posterior, _, use, total, scatter = spread(
             z[unpaired], y_z[unpaired], x, y, b + x @ weights + offsets[y], noise, bias, freedom
         )
         use, total, scatter = weight * use, weight * total, weight * scatter
@@ -146,29 +146,28 @@ def correspond(
     means = b + x_every @ weights + offsets[y_every]
     posterior, expected = z.new_zeros(len(z), classes), z.new_empty(len(z), x.shape[1])
     posterior[paired], expected[paired] = of_pair, x[at]
-    found = spread_in_units(z[every], y_z[every], x_every, y_every, means, noise, bias, freedom)
-    posterior[every], expected[every] = found[:2]
+    posterior[every], expected[every], *_ = spread(z[every], y_z[every], x_every, y_every, means, noise, bias, freedom)
     bar.update(len(every))
     bar.close()
     return posterior, expected + x_mean
 
 
-def spread_in_units(
+def spread(
     z: Tensor, y_z: Tensor, x: Tensor, y: Tensor, means: Tensor, noise: Tensor, bias: Tensor, freedom: float
 ) -> tuple[Tensor, ...]:
-    """`spread` with the OOM items shared out among the processes, UNIT of them at a time, and its sums exact: the same
+    """`spread_unit` with the OOM items shared out among the processes, UNIT of them at a time, and exact sums: the same
     bits for any number of processes."""
     (m, n), d = (len(z), len(x)), z.shape[1]
     posterior, expected = z.new_zeros(m, len(bias)), z.new_zeros(m, x.shape[1])
     sums = [ranks.Total(*size, device=z.device, limit=2.0**24) for size in ((n,), (n, d), (d, d))]
     for own in ranks.share(m, UNIT):
-        posterior[own], expected[own], *parts = spread(z[own], y_z[own], x, y, means, noise, bias, freedom)
+        posterior[own], expected[own], *parts = spread_unit(z[own], y_z[own], x, y, means, noise, bias, freedom)
         for total, part in zip(sums, parts):
             total.add(part)
     return ranks.gather(posterior), ranks.gather(expected), *(total.result().to(z) for total in sums)
 
 
-def spread(
+def spread_unit(
     z: Tensor, y_z: Tensor, x: Tensor, y: Tensor, means: Tensor, noise: Tensor, bias: Tensor, freedom: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """cox_ops.soft_correspondence of OOM items z (M, d) with IM items x (N, p) that are mapped to means (N, d), in the
