@@ -348,7 +348,7 @@ def provenance_lines(folder):
     """What each folder's COMMAND says, and its seeds."""
     lines = ["```"]
     for p in sorted(folder.glob("*/COMMAND")):
-        own = p.parent.name.startswith(("search", "suggest"))  # their records.csv have another form
+        own = p.parent.name.startswith(("search", "suggest", "gauge", "geometry"))  # their records.csv have another form
         seeds = [] if own else sorted({r["seed"] for r in read(p.parent)})
         said = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; " if seeds else ""
         lines += [f"{p.parent.name}: {said}{line.replace('`', '')}" for line in p.read_text().splitlines()]

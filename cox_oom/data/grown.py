@@ -59,7 +59,8 @@ def kept(args, path, data, modality, known, made_from=None, refuse=True):
     names = [*old["class_names"], ""], [*data.class_names, ""]
     relabelled = sum(names[0][int(old["labels"][p])] != names[1][data.labels[r]] for r, p in places.items())
     counts = f"{len(rows) - len(places)} rows with {modality} more, {len(at) - len(places)} fewer, "
-    counts += f"{relabelled} labels other, {other} items other, {moved} splits other"
+    counts += f"{relabelled} labels other, {other} items other (files, or columns that --as takes otherwise), "
+    counts += f"{moved} splits other"
     if not told or len(places) < len(at) or moved or other:
         if not refuse:
             return Kept()
