@@ -63,7 +63,7 @@ def test_rows(packages):
     assert [d.class_names[k] for k in d.labels[:4]] == ["people and body"] * 2 + ["travel and places", "symbols"]
     assert [c is None for c in d.cells["pen"]] == [False, False, False, True, False, False, False]
     assert d.load("language", 2) == "sun" and np.array_equal(d.load("pen", 0), d.load("pen", 2))
-    x = learner_inputs("series", [d.load("pen", k) for k in (0, 2)], [True, True], series_length=64)["x"]
+    x = learner_inputs("series", [d.load("pen", row) for row in (0, 2)], [True, True], series_length=64)["x"]
     assert x.shape[:2] == (2, 3)
     with pytest.raises(UserError, match="--data emoji: pen of 1F195 has no strokes"):
         d.load("pen", 3)
