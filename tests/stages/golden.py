@@ -34,19 +34,6 @@ CONNECT = (
 EXPLORE = "--epochs 3 --batch 16 --labelled-batch 8 --connect-steps 3 --refreshes 2 --queue 64 --rounds 2"
 METHODS = {"semi": "random erm entmin moco ssl fixmatch selftrain cox aligned", "unsup": "random moco ssl cox aligned"}
 NOT_COMPARED = ("seconds", "connect_seconds", "torch", "command", "correct")  # the last: accuracy has its mean
-# Keys of METHOD.pt, metrics and flags that are later than the golden file. Their values follow from the learner.
-LATER = (
-    "preparation",
-    "calibration",
-    "novelty",
-    "fold",
-    "folds",
-    "labelled_ids",
-    "fit_items",
-    "views",
-    "gauge",
-    "w_pseudo",
-)
 
 
 def write_folder(path, alone=()):
@@ -220,7 +207,7 @@ def outline(obj):
 
 def digest_of(path):
     """The digests of a .pt file's content and of its outline, without what is later than the golden file."""
-    file = {k: v for k, v in torch.load(path, weights_only=True).items() if k not in ("meta", *LATER)}
+    file = {k: v for k, v in torch.load(path, weights_only=True).items() if k != "meta"}
     return files.digest(file), hashed(json.dumps(outline(file)))
 
 
@@ -233,8 +220,6 @@ def digests(base):
             bits[name], shapes[name] = digest_of(path)
         elif path.suffix == ".json" and path.parent.name.startswith("seed"):
             record = {k: v for k, v in json.loads(path.read_text()).items() if k not in NOT_COMPARED}
-            for part in ("metrics", "args", "connect_args"):
-                record[part] = {k: v for k, v in record[part].items() if k not in LATER}
             record["made_from"] = {path.stem: digest_of(path.with_suffix(".pt"))[0]}
             bits[name] = hashed(json.dumps(record, sort_keys=True))
         elif path.name == "table.md":
