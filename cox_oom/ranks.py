@@ -4,6 +4,7 @@ All do the same, but for work that is shared out in whole units. Results have th
 of one kind: a unit is computed as one process would, sums over units are exact. Rank 0 alone prints and writes files.
 """
 
+import atexit
 import os
 from argparse import Namespace
 from collections.abc import Callable
@@ -16,17 +17,16 @@ from torch import Tensor
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # of the environment: a process started without them is alone
 rank, world = int(os.environ.get(NAMES[0], 0)), int(os.environ.get(NAMES[1], 1))
-TILE = 1 << 16  # numbers that a CPU sums at a time: they stay in its cache
 
 
 def begin(device: str) -> tuple[int, int, str]:
     """Join the other processes: (rank, world, this process's device)."""
-    gpu = device.startswith("cuda")
-    if gpu and "LOCAL_RANK" in os.environ:
+    if (gpu := device.startswith("cuda")) and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():  # nobody knows how long rank 0 reads or writes alone
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(days=7))
+        atexit.register(dist.destroy_process_group)  # else its threads may abort a process that has done all
     return rank, world, device
 
 
@@ -51,7 +51,7 @@ class Total:
 
     def add(self, t: Tensor) -> None:
         """Add floats t (shape)."""
-        tile = TILE if self.whole.device.type == "cpu" else max(1, self.whole.numel())
+        tile = 1 << 16 if self.whole.device.type == "cpu" else max(1, self.whole.numel())  # so it stays in the cache
         for whole, part in zip(self.whole.view(-1).split(tile), t.reshape(-1).split(tile)):
             whole += part.double().add(self.shift).sub_(self.shift)  # what the shift leaves
 
