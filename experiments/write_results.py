@@ -19,6 +19,7 @@ from cox_oom.report.tests import tests
 
 HERE = Path(__file__).resolve().parent
 DRAWN = {"digits"}  # its rows are drawn within a class: no instance is to be found
+OWN = ("search", "suggest", "gauge", "geometry")  # folders whose records.csv have a form of their own
 SMALL = ("erm", "fixmatch", "selftrain", "cox", "aligned")  # README's columns
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -348,7 +349,7 @@ def provenance_lines(folder):
     """What each folder's COMMAND says, and its seeds."""
     lines = ["```"]
     for p in sorted(folder.glob("*/COMMAND")):
-        own = p.parent.name.startswith(("search", "suggest", "gauge", "geometry"))  # their records.csv have another form
+        own = p.parent.name.startswith(OWN)
         seeds = [] if own else sorted({r["seed"] for r in read(p.parent)})
         said = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; " if seeds else ""
         lines += [f"{p.parent.name}: {said}{line.replace('`', '')}" for line in p.read_text().splitlines()]
