@@ -20,6 +20,12 @@ if os.environ.get("COX_EMULATED") == "1":  # the CUDA kernels' source on the CPU
 
     torch.ops.load_library(str(build.build()))
 
+# Scripts run in the process of the tests, and what they set for a process of their own would hold in all later tests.
+with contextlib.suppress(ImportError):  # the operators' tests need no more than torch
+    from cox_oom import run
+
+    run.flush_subnormals = lambda: None
+
 # The same examples in every run: a failure on one machine is a failure on all.
 hypothesis.settings.register_profile("cox", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("cox")

@@ -1,11 +1,10 @@
 """Inputs in shards: the same rows as in one file, in little memory, whatever stopped on the way."""
 
-import contextlib
-import io
 import os
 import random
 import shutil
-import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,78 +80,85 @@ def test_every_item_is_decoded_once(world, tmp_path, few, decoded):
 
 
 def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(world, tmp_path, few):
-    """SIGKILL in a forked process, at 20 moments."""
+    """SIGKILL in a process of its own, at 4 moments."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     folder, rng = world[0], random.Random(seed)
     as_bytes = lambda runs: {p.relative_to(runs): p.read_bytes() for p in Path(runs).rglob("*.pt")}
+    code = "import sys; from cox_oom import shards; shards.ITEMS = int(sys.argv[1]); from worlds import stage; "
+    code += "print(flush=True); stage('extract_features', *sys.argv[2:])"
 
     def child(runs, seconds=None):
-        pid = os.fork()
-        if not pid:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                torch.set_num_threads(1)
-                stage("extract_features", folder, runs, ONLY)
-            os._exit(0)
-        if seconds is not None:
-            time.sleep(seconds)
-            os.kill(pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        path = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
+        words = [sys.executable, "-c", code, str(shards.ITEMS), folder, runs, ONLY]
+        env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env) as process:
+            process.stdout.readline()
+            begun = time.time()
+            if seconds is not None:
+                time.sleep(seconds)
+                process.kill()
+            process.stdout.read()
+        return process.returncode, time.time() - begun
 
-    begun = time.time()
-    assert child(tmp_path / "sound") == 0
-    took, known = time.time() - begun, as_bytes(tmp_path / "sound")
-    for k in range(4):
-        runs = tmp_path / f"killed{k}"
-        for _ in range(5):
-            child(runs, rng.uniform(0, took))
-        assert child(runs) == 0
-        assert as_bytes(runs).keys() == known.keys()
-        assert not [path for path, content in as_bytes(runs).items() if content != known[path]]
-        no_leftovers(runs)
+    done, took = child(tmp_path / "sound")
+    assert not done
+    known, runs = as_bytes(tmp_path / "sound"), tmp_path / "killed"
+    for _ in range(4):
+        child(runs, rng.uniform(0, took))
+    assert child(runs)[0] == 0
+    assert as_bytes(runs).keys() == known.keys()
+    assert not [path for path, content in as_bytes(runs).items() if content != known[path]]
+    no_leftovers(runs)
 
 
-def growth(work):
-    """By how many bytes the memory of a forked process grew at most while it did the work."""
-    size = lambda name: 1024 * int(next(li for li in open("/proc/self/status") if li.startswith(name)).split()[1])
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        torch.set_num_threads(1)
-        before = size("VmRSS")
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            work()
-        os.write(write, str(size("VmHWM") - before).encode())
-        os._exit(0)
-    os.close(write)
-    assert os.waitpid(pid, 0)[1] == 0
-    return int(os.read(read, 100))
+def growth(begin, work, *words):
+    """By how many bytes the memory of a process of its own grows at most while it does the work, code that is given
+    sys.argv[1:]; `begin`: what it does before."""
+    code = "import sys, torch; torch.set_num_threads(1)\n"
+    code += "size = lambda of: next(int(li.split()[1]) for li in open('/proc/self/status') if li.startswith(of))\n"
+    code += f"{begin}\nbefore = size('VmRSS')\n{work}\nprint(1024 * (size('VmHWM') - before))"
+    path = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.split()[-1])
 
 
 def test_stage_1_holds_a_shard_whatever_the_number_of_rows(tmp_path, monkeypatch):
-    """2,400 images of 128 x 128 are 118 MB."""
+    """2,400 images of 128 x 128 are 118 MB, 400 are 20 MB."""
     monkeypatch.setattr(shards, "BYTES", 4 << 20)
-    rng, rows = np.random.default_rng(0), []
-    (tmp_path / "toy/eye").mkdir(parents=True)
-    for k in range(2400):
-        path = tmp_path / f"toy/eye/{k}.npy"
-        if k < 20:
-            np.save(path, rng.integers(0, 255, (3, 128, 128), dtype=np.uint8))
-        else:
-            os.link(tmp_path / f"toy/eye/{k % 20}.npy", path)
-        rows.append([f"i{k}", "train" if k % 4 else "test", "ab"[k % 2], f"thing {k % 2}", f"eye/{k}.npy"])
-    write_manifest(tmp_path / "toy", rows, ("id", "split", "label", "language", "eye"))
-    work = lambda: stage(
-        "extract_features", tmp_path / "toy", tmp_path, ONLY, "--image-size 128 --bind-epochs 0", oom="eye"
-    )
-    assert growth(work) < 64 << 20
-    assert sum(inputs(tmp_path, "eye")["x"].sizes) == 2400
+    rng, grown = np.random.default_rng(0), {}
+    for n in (400, 2400):
+        (tmp_path / f"toy{n}/eye").mkdir(parents=True)
+        rows = []
+        for k in range(n):
+            path = tmp_path / f"toy{n}/eye/{k}.npy"
+            if k < 20:
+                np.save(path, rng.integers(0, 255, (3, 128, 128), dtype=np.uint8))
+            else:
+                os.link(tmp_path / f"toy{n}/eye/{k % 20}.npy", path)
+            rows.append([f"i{k}", "train" if k % 4 else "test", "ab"[k % 2], f"thing {k % 2}", f"eye/{k}.npy"])
+        write_manifest(tmp_path / f"toy{n}", rows, ("id", "split", "label", "language", "eye"))
+        flags = (ONLY, "--image-size 128 --bind-epochs 0")
+        grown[n] = growth(
+            f"from cox_oom import shards; from worlds import stage; shards.BYTES = {4 << 20}",
+            "stage('extract_features', *sys.argv[1:], oom='eye')",
+            *(tmp_path / f"toy{n}", tmp_path, *flags),
+        )
+    assert grown[2400] - grown[400] < 32 << 20
+    assert sum(files.load(Place(tmp_path, "toy2400").inputs("eye"))["x"].sizes) == 2400
 
 
 def test_a_large_file_is_written_without_a_copy(tmp_path):
     facts = {"stage": "extract_features", "data": "toy", "fingerprint": "", "args": {}, "quiet": True}
     x = torch.ones(64 << 20)
-    assert growth(lambda: files.save(tmp_path / "x.pt", {"x": x}, **facts)) < 64 << 20  # of 256 MB
+    begin = f"from cox_oom import files; x, facts = torch.ones({len(x)}), {facts}"
+    assert growth(begin, "files.save(sys.argv[1], {'x': x}, **facts)", tmp_path / "x.pt") < 64 << 20  # of 256 MB
     x[-1] = torch.nan
     with pytest.raises(UserError, match="x has NaN"):
         files.save(tmp_path / "x.pt", {"x": x}, **facts)
