@@ -155,27 +155,23 @@ def correspond(
 def spread(
     z: Tensor, y_z: Tensor, x: Tensor, y: Tensor, means: Tensor, noise: Tensor, bias: Tensor, freedom: float
 ) -> tuple[Tensor, ...]:
-    """`spread_unit` with the OOM items shared out among the processes, UNIT of them at a time, and exact sums: the same
-    bits for any number of processes."""
+    """cox_ops.soft_correspondence of OOM items z (M, d) with IM items x (N, p) that are mapped to means (N, d), in the
+    metric of `noise` (d, d): posterior (M, C), expected (M, p), use (N,), total (N, d), scatter (d, d).
+
+    OOM items are shared out among the processes, UNIT of them at a time, and sums are exact: the same bits for any
+    number of processes."""
     (m, n), d = (len(z), len(x)), z.shape[1]
+    root = torch.linalg.cholesky(noise)
+    white = torch.linalg.solve_triangular(root, torch.eye(d, device=z.device), upper=False).T
+    means = means @ white
     posterior, expected = z.new_zeros(m, len(bias)), z.new_zeros(m, x.shape[1])
     sums = [ranks.Total(*size, device=z.device, limit=2.0**24) for size in ((n,), (n, d), (d, d))]
     for own in ranks.share(m, UNIT):
-        posterior[own], expected[own], *parts = spread_unit(z[own], y_z[own], x, y, means, noise, bias, freedom)
-        for total, part in zip(sums, parts):
+        found = cox_ops.soft_correspondence(z[own] @ white, means, x, y, bias, y_z[own], freedom=freedom)
+        posterior[own], expected[own] = found.posterior, found.expected
+        for total, part in zip(sums, (found.use, found.total @ root.T, root @ found.scatter @ root.T)):
             total.add(part)
     return ranks.gather(posterior), ranks.gather(expected), *(total.result().to(z) for total in sums)
-
-
-def spread_unit(
-    z: Tensor, y_z: Tensor, x: Tensor, y: Tensor, means: Tensor, noise: Tensor, bias: Tensor, freedom: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """cox_ops.soft_correspondence of OOM items z (M, d) with IM items x (N, p) that are mapped to means (N, d), in the
-    metric of `noise` (d, d): posterior (M, C), expected (M, p), use (N,), total (N, d), scatter (d, d)."""
-    root = torch.linalg.cholesky(noise)
-    white = torch.linalg.solve_triangular(root, torch.eye(len(root), device=z.device), upper=False).T
-    found = cox_ops.soft_correspondence(z @ white, means @ white, x, y, bias, y_z, freedom=freedom)
-    return found.posterior, found.expected, found.use, found.total @ root.T, root @ found.scatter @ root.T
 
 
 def drawn(kept: Tensor, strata: Tensor, most: int, seed: int) -> Tensor:
