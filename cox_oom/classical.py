@@ -6,6 +6,7 @@ Shapes: R rows of an inputs file, F numbers of a view, C classes, L labelled ite
 Views are those of cox_oom/readings.py. fit() standardises them, and chooses views and strength of the penalty by
 cross-validation on the labelled items."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -23,20 +24,32 @@ VIEWS = {"text": (("grams",),)}  # by kind, the choices of views; else:
 CHOICES = (("plain",), ("spectrum",), ("plain", "spectrum"))
 
 
-def search(x: Tensor, y: Tensor, seed: int, groups: Tensor | None = None) -> tuple[Any, float | None]:
-    """The logistic regression of x (L, F), y (L,) whose strength did best in cross-validation, the strongest of equals,
-    and its accuracy there, None where every class has one item, so that nothing can be held out. groups (L,): none is
-    on both sides."""
-    linear = optional("sklearn.linear_model", "--method raw")
-    selection = optional("sklearn.model_selection", "--method raw")
+def folds_of(y: Tensor, seed: int, groups: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Folds of labelled items y (L,) for cross-validation, [(places to fit, places to judge)]; [] where every class has
+    one item, so that nothing can be held out. No one of groups (L,) is on both sides."""
+    selection = optional("sklearn.model_selection", "a control without a network")
     least, most = (int(f(torch.unique(y, return_counts=True)[1])) for f in (torch.min, torch.max))
-    model = linear.LogisticRegression(max_iter=5000, tol=1e-6)
     if most < 2:
-        return model.fit(x.numpy(), y.numpy()), None
+        return []
     kind = selection.StratifiedKFold if groups is None else selection.StratifiedGroupKFold
     folds = kind(max(2, min(FOLDS, least)), shuffle=True, random_state=seed % 2**32)
-    grid = selection.GridSearchCV(model, {"C": STRENGTHS}, scoring="accuracy", cv=folds)
-    grid.fit(x.numpy(), y.numpy(), groups=None if groups is None else groups.numpy())
+    with warnings.catch_warnings():  # a class that is rarer than the folds is no news to a user
+        warnings.simplefilter("ignore")
+        split = folds.split(y.numpy(), y.numpy(), None if groups is None else groups.numpy())
+        return [(torch.from_numpy(fit), torch.from_numpy(judge)) for fit, judge in split]
+
+
+def search(x: Tensor, y: Tensor, folds: list[tuple[Tensor, Tensor]]) -> tuple[Any, float | None]:
+    """The logistic regression of x (L, F), y (L,) whose strength did best in cross-validation, the strongest of equals,
+    and its accuracy there, None where there are no folds, which folds_of gives."""
+    linear = optional("sklearn.linear_model", "--method raw")
+    selection = optional("sklearn.model_selection", "--method raw")
+    model = linear.LogisticRegression(max_iter=5000, tol=1e-6)
+    if not folds:
+        return model.fit(x.numpy(), y.numpy()), None
+    split = [(fit.numpy(), judge.numpy()) for fit, judge in folds]
+    grid = selection.GridSearchCV(model, {"C": STRENGTHS}, scoring="accuracy", cv=split)
+    grid.fit(x.numpy(), y.numpy())
     return grid.best_estimator_, float(grid.best_score_)
 
 
@@ -45,8 +58,6 @@ def fit(file: dict[str, Any], train: Tensor, labelled: Tensor, y: Tensor, seed: 
 
     {views [names], steps, strength, cv_accuracy, mean (F,), scale (F,), weight (C, F), bias (C,)}, all float32: logits
     are ((view − mean) / scale) · weight + bias."""
-    import warnings
-
     classes, steps = len(file["class_names"]), int(file["x"].shape[-1])
     names = sorted({n for choice in VIEWS.get(file["kind"], CHOICES) for n in choice})
     mean, scale, x = {}, {}, {}
@@ -56,14 +67,12 @@ def fit(file: dict[str, Any], train: Tensor, labelled: Tensor, y: Tensor, seed: 
         x[name] = (view(name, file, labelled, steps).double() - mean[name]) / scale[name]
     best: tuple[float, Any] = (-1.0, None)
     present = y.unique()
+    folds = folds_of(y, seed, groups_of(file, labelled))
     for choice in VIEWS.get(file["kind"], CHOICES) if len(present) > 1 else ():
         some = torch.cat([x[n] for n in choice], 1)
-        basis = (
-            torch.linalg.svd(some, full_matrices=False)[2] if some.shape[1] > len(some) else None
-        )  # (L, F): the same
-        with warnings.catch_warnings():  # a class that is rarer than the folds is no news to a user
-            warnings.simplefilter("ignore")
-            model, right = search(some if basis is None else some @ basis.T, y, seed, groups_of(file, labelled))
+        wide = some.shape[1] > len(some)
+        basis = torch.linalg.svd(some, full_matrices=False)[2] if wide else None  # (L, F): the same model, sooner
+        model, right = search(some if basis is None else some @ basis.T, y, folds)
         if (right or 0.0) >= best[0]:  # of equals the later: more views
             best = (right or 0.0), (choice, model, right, basis)
     state: dict[str, Any] = {"views": list(names), "steps": steps, "strength": 0.0, "cv_accuracy": None}

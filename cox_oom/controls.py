@@ -50,23 +50,6 @@ def readings(file: dict[str, Any], rows: Tensor) -> Iterable[tuple[dict[str, Any
             yield state, x @ project[:, :p]
 
 
-def parts(y: Tensor, seed: int, groups: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Folds of labelled items y (L,) for cross-validation, [(places to fit, places to judge)]; [] where every class has
-    one item. No one of groups (L,) is on both sides."""
-    selection = optional("sklearn.model_selection", "a control without a network")
-    least, most = (int(f(torch.unique(y, return_counts=True)[1])) for f in (torch.min, torch.max))
-    if most < 2:
-        return []
-    kind = selection.StratifiedKFold if groups is None else selection.StratifiedGroupKFold
-    folds = kind(max(2, min(classical.FOLDS, least)), shuffle=True, random_state=seed % 2**32)
-    import warnings
-
-    with warnings.catch_warnings():  # a class that is rarer than the folds is no news to a user
-        warnings.simplefilter("ignore")
-        split = folds.split(y.numpy(), y.numpy(), None if groups is None else groups.numpy())
-        return [(torch.from_numpy(fit), torch.from_numpy(judge)) for fit, judge in split]
-
-
 def judged(
     logits: Callable[[Tensor], Tensor], y: Tensor, folds: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[float, float]:
@@ -122,7 +105,7 @@ def labelprop(seed: Seed, items: Items) -> dict[str, Any]:
     raw."""
     labelled, y, classes = items.labelled, items.y[items.labelled], len(items.oom["class_names"])
     groups = None if items.groups is None else items.groups[labelled]
-    folds, best = parts(y, seed.place.seed, groups), -1.0
+    folds, best = classical.folds_of(y, seed.place.seed, groups), -1.0
     chosen: dict[str, Any] = {}
     for state, points in readings(items.oom, items.rows):
         weights = graph(points, labelled)

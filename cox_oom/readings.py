@@ -90,7 +90,7 @@ def view(name: str, file: dict[str, Any], rows: Tensor, steps: int) -> Tensor:
         else:
             x = torch.cat([x.mean(2), x.std(2, correction=0)], 1) if kind == "video" else x
             out.append(image_view(name, x))
-    return torch.cat(out) if out else torch.zeros(0, 1)
+    return torch.cat(out)
 
 
 # ------------------------------------------------------------------------------------------- the model's readings

@@ -97,10 +97,10 @@ def test_labelprop_names_echoes_new_ones_and_itself():
 
 def test_no_group_is_on_both_sides_of_a_fold():
     y, groups = torch.arange(60) % 3, torch.arange(60) // 6
-    folds = controls.parts(y, 0, groups)
+    folds = classical.folds_of(y, 0, groups)
     assert len(folds) > 1 and sorted(torch.cat([judge for _, judge in folds]).tolist()) == list(range(60))
     assert all(not {*groups[fit].tolist()} & {*groups[judge].tolist()} for fit, judge in folds)
-    assert controls.parts(torch.arange(5), 0) == []
+    assert classical.folds_of(torch.arange(5), 0) == []
 
 
 @pytest.mark.parametrize("labelled", [[0], [0, 1], [0, 8, 16], list(range(8)), [0, 8, 1, 9, 2]])
