@@ -15,6 +15,7 @@ each `step` steps, and the windows are the next file's batch. A text has tokeniz
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from cox_oom.files import UserError, optional
-from cox_oom.perceptors import preprocess
+from cox_oom.perceptors import encoders, preprocess
 from cox_oom.perceptors import weights as files
 
 PREPROCESSING = "onnx-1"
@@ -157,13 +158,12 @@ class Encoder:
             if x.size != len(x) * x.shape[-1]:
                 raise UserError(f"{self.name}: its output is {x.shape}, no vector an item; name another pooling")
             return x.reshape(len(x), -1)
-        x = x.reshape(len(x), -1, x.shape[-1])
-        mask = np.ones(x.shape[:2], bool) if mask is None else mask > 0
-        mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-        top = np.where(mask[..., None], x, -np.inf).max(1)
-        last = x[np.arange(len(x)), mask.shape[1] - 1 - mask[:, ::-1].argmax(1)]
-        both = np.concatenate([mean, top], 1)
-        return {"mean": mean, "max": top, "cls": x[:, 0], "last": last, "mean+max": both}[self.pooling]
+        states = torch.from_numpy(x.reshape(len(x), -1, x.shape[-1]))
+        mask = torch.ones(states.shape[:2]) if mask is None else torch.from_numpy(mask)
+        top = states.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+        own = lambda name: encoders.pooled(SimpleNamespace(last_hidden_state=states), mask, (name,))
+        parts = [top if name == "max" else own(name) for name in self.pooling.split("+")]
+        return torch.cat(parts, 1).numpy()
 
 
 def fitting(x, shape):
