@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cox_oom import labels, loader, naming, run
+from cox_oom import labels, loader, naming, readings, run
 from cox_oom.augment import augment, embed
 from cox_oom.connect import connect, known_side, pairs_of
+from cox_oom.correspond import views_of
 from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.heads import fit_head
@@ -93,7 +94,7 @@ def warm_up(work, learner, head, oom, start, epochs, every, args, generator):
 
     def terms(part):
         share = len(part.i) / args.labelled_batch
-        logits = head(learner(*augment(oom["kind"], part.x, part.lengths))).float()
+        logits = head(learner(*augment(oom["kind"], part.x, part.lengths, views=learner.views))).float()
         found = {"labelled": share * F.cross_entropy(logits, part.y)}
         if args.w_kl and start.teacher is not None:
             kl = F.kl_div(logits.log_softmax(-1), start.teacher[part.i], reduction="batchmean")
@@ -152,16 +153,17 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     known = known_side(ims, classes, args.device, generator)
-    learner, head, arch = new_learner(oom, args.width, args.depth, args.patch, args.slice, args.device)
+    start = labels.few(args, oom, train, known, generator) if args.setting == "semi" else None
+    train = train[~torch.isin(train, start.rows_held)] if start else train
+    views = views_of(oom, train, start, known, args.device)
+    learner, head, arch = new_learner(oom, views["chosen"], args.width, args.depth, args.patch, args.slice, args.device)
+    readings.standardise(learner, oom, train)
     size = sum(p.numel() for p in learner.parameters()) / 1e6
     print(f"  learner: ViT width {args.width}, depth {args.depth}, {size:.2f} M parameters; an epoch is {epoch} steps")
     initial = {"learner": state_of(learner), "head": state_of(head)}
-    if args.setting == "semi":
-        start = labels.few(args, oom, train, known, generator)
-        train = train[~torch.isin(train, start.rows_held)]
-    else:
-        readings = {m: load_inputs(place, m) if place.inputs(m).exists() else ims[m] for m in known}
-        start = naming.none(args, oom, train, known, learner, readings, generator)
+    if not start:
+        others = {m: load_inputs(place, m) if place.inputs(m).exists() else ims[m] for m in known}
+        start = naming.none(args, oom, train, known, learner, others, generator)
 
     # ------------------------------------------------------------------------------------------------- warm-up
     epochs = 0 if "warmup" in args.without else args.warmup_epochs
@@ -187,12 +189,10 @@ def main(argv=None):
     kept = {"arch": arch, "learner": state_of(learner), "head": state_of(head), "initial": initial, "im": list(known)}
     kept |= {"class_names": oom["class_names"], "im_heads": {m: state_of(k.head) for m, k in known.items()}}
     kept |= {"connections": connections, "optimizers": optimizers, "mapped": mapped, "mapped_heads": heads}
-    kept |= {
-        "mapped_labels": {m: k.y.cpu() for m, k in known.items()},
-        "mapped_ids": {m: k.ids for m, k in known.items()},
-    }
+    kept |= {"mapped_labels": {m: k.y.cpu() for m, k in known.items()}}
+    kept |= {"mapped_ids": {m: k.ids for m, k in known.items()}}
     kept |= {"pairs": start.pairs, "labelled": start.labelled, "held": start.held, "naming": start.naming}
-    work.save({**kept, "curve": curve, "warmup_loss": losses}, **paired, n_labelled=len(start.labelled))
+    work.save({**kept, "views": views, "curve": curve, "warmup_loss": losses}, **paired, n_labelled=len(start.labelled))
     print(f"stage 2 done in {work.seconds:.0f} s. Next: {place.command('train_explore.py', method='cox')}")
 
 

@@ -117,7 +117,7 @@ def main(argv=None):
     args = get_args(argv)
 
     # ------------------------------------------------------------------------------- what stages 1 and 2 left
-    seed = load_seed(Place.of(args), keys=("learner", "connections", "mapped", "labelled"))
+    seed = load_seed(Place.of(args), keys=("learner", "connections", "mapped", "labelled", "views"))
     plan = methods.plan(args, seed)  # parts left out, losses, refreshes: settled once
     work = run.Work("train_explore", seed.place.method(args.method, args.tag), args, seed.oom, seed.made_from)
     if work.done():
@@ -176,7 +176,7 @@ def main(argv=None):
     kept = {"arch": seed.connect["arch"], "learner": state_of(learner), "head": state_of(head), **bridge.saved()}
     kept |= {"class_names": seed.oom["class_names"], "unlabelled": [items.ids[i] for i in items.unlabelled.tolist()]}
     kept |= {"before": before or after, "after": after, "history": history, "trust": facts.get("trust", {})}
-    kept |= {k: facts.get(k, {}) for k in ("fallback", "views", "gauge")} | methods.instead(args, seed, items)
+    kept |= {k: facts.get(k, {}) for k in ("fallback", "gauge")} | methods.instead(args, seed, items)
     kept |= confidence.of_run(seed, args, items, kept)
     work.save(kept, n_labelled=len(items.labelled))
     print(f"stage 3 done in {work.seconds:.0f} s. Next: {Place(args.runs, args.data).command('evaluate.py')} --table")

@@ -30,16 +30,16 @@ SHARE = 0.1  # of the OOM items: how many become emergent pairs (S), or anchors 
 
 @torch.no_grad()
 def judge(
-    z: Tensor, heads: Sequence[tuple[Tensor, Tensor]], shares: Tensor | None
+    z: Tensor, heads: Sequence[tuple[Tensor, Tensor]], shares: Tensor | None, held: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Agreement of heads on features z (U, d): mask (U,), label (U,) (-1: disagreement), confidence (U,).
 
     heads [(weight (C, d), bias (C,))] of K linear classifiers; `shares` (C,) or None: every head is held to these class
-    frequencies. Returns weight (K, C, d) and bias (K, C) of the heads so held, too.
+    frequencies, as far as `held` says (1: wholly). Returns weight (K, C, d) and bias (K, C) of the heads so held, too.
     """
     weight, bias = (torch.stack(part) for part in zip(*heads))
     if shares is not None:
-        bias = bias + torch.stack([match_shares(z @ w.T + b, shares) for w, b in zip(weight, bias)])
+        bias = bias + torch.stack([match_shares(z @ w.T + b, shares, held) for w, b in zip(weight, bias)])
     return *cox_ops.heads_agreement(z, weight, bias), weight, bias
 
 
@@ -131,14 +131,14 @@ def agreement(z: Tensor, head: nn.Linear, bridge: Bridge, items: Items, args: Na
     h*_k on mapped items judge, and the learner's own."""
     z = z[items.unlabelled.to(z.device)]
     heads = [*(bridge.heads[m].folded() for m in bridge.names), (head.weight, head.bias)]
-    mask, label, confidence, weight, bias = judge(z, heads, shares_of(items, args))
+    mask, label, confidence, weight, bias = judge(z, heads, *shares_of(items, args))
     seen = {"agree": mask.cpu(), "label": label.cpu(), "confidence": confidence.cpu()}
     return Anchors({**seen, "prediction": head(z).argmax(1).cpu()}, mask, label, heads=(weight, bias))
 
 
-def shares_of(items: Items, args: Namespace) -> Tensor | None:
-    """The class frequencies (C,) to which heads are held, None with --shares free."""
-    return items.frequencies.to(args.device) if args.shares == "known" else None
+def shares_of(items: Items, args: Namespace) -> tuple[Tensor | None, float]:
+    """The class frequencies (C,) to which heads are held, None with --shares free, and how far."""
+    return (items.frequencies.to(args.device) if args.shares == "known" else None), items.held
 
 
 def choose(
@@ -165,7 +165,7 @@ def choose(
         teacher.look(z_all)
         chosen.posteriors, chosen.expected = teacher.posteriors[None, unlabelled], teacher.expected[unlabelled]
     elif args.method == "selftrain":
-        chosen.posteriors = posteriors_of(z, *judge(z, [(head.weight, head.bias)], shares_of(items, args))[3:])
+        chosen.posteriors = posteriors_of(z, *judge(z, [(head.weight, head.bias)], *shares_of(items, args))[3:])
     else:
         chosen.posteriors = posteriors_of(z, *chosen.heads)
     if teacher or args.method == "selftrain":

@@ -3,10 +3,11 @@
 augment(kind, x, lengths, strength) -> (x, lengths): "weak" moves an item within what a sensor's user would still call
 the same reading, "strong" beyond (for consistency and pseudo-label losses). Images are not flipped: a mirrored digit,
 sign or scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep
-their axis. Randomness comes from torch's global generator of x's device."""
+their axis. Where the learner looks at its spectrum (`views`), it is not played faster or slower: that moves every
+frequency, and so what the class is told by. Randomness comes from torch's global generator of x's device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,17 @@ def normalise(x: Tensor, lengths: Tensor | None, mean: Tensor | None = None, std
 
 
 def augment(
-    kind: str, x: Tensor, lengths: Tensor | None = None, strength: str = "weak"
+    kind: str,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    strength: str = "weak",
+    views: Sequence[str] = ("plain",),
 ) -> tuple[Tensor, Tensor | None]:
     strong = strength == "strong"
     if kind == "text":
         return drop_words(x, 0.3 if strong else 0.1), lengths
     if kind == "series":
-        return augment_series(x, lengths, strong)
+        return augment_series(x, lengths, strong, "spectrum" not in views)
     flat = x.flatten(1, 2) if kind == "video" else x  # one movement for all frames
     flat = affine(flat, strong)
     gain, shift = (0.3, 0.3) if strong else (0.1, 0.1)
@@ -65,7 +70,7 @@ def embed(learner: Learner, file: dict[str, Any], rows: Tensor, device: str, vie
         x, lengths = batch(file, rows[part], device)
         if view:
             reseed(begin, view, part.start)
-            x, lengths = augment(file["kind"], x, lengths)
+            x, lengths = augment(file["kind"], x, lengths, views=learner.views)
         out[view, part] = learner(x, lengths).float()
     if views:
         reseed(begin)
@@ -144,12 +149,15 @@ def cutout(x: Tensor, largest: float = 0.5) -> Tensor:
     return x.masked_fill(hole.view(len(x), *(1,) * (x.dim() - 3), h, w), 0.0)
 
 
-def augment_series(x: Tensor, lengths: Tensor | None, strong: bool) -> tuple[Tensor, Tensor | None]:
-    """Gain and offset, a little noise; where the time axis is free (lengths given) another speed and start; strong:
-    spans of time and of many channels dropped."""
+def augment_series(
+    x: Tensor, lengths: Tensor | None, strong: bool, faster: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Gain and offset, a little noise; where the time axis is free (lengths given) another start, and speed if it may
+    be `faster`; strong: spans of time and of many channels dropped."""
     n, c, t = x.shape
     if lengths is not None:
-        x, lengths = replay(x, lengths, *((0.2, 0.15) if strong else (0.1, 0.08)))
+        speed, shift = (0.2, 0.15) if strong else (0.1, 0.08)
+        x, lengths = replay(x, lengths, speed * faster, shift)
     amount = 0.2 if strong else 0.1
     x = x * (1 + amount * noise(x, n, 1, 1))
     x = x + amount * (noise(x, n, 1, 1) + 0.5 * noise(x, n, c, 1) + 0.5 * torch.randn_like(x))

@@ -4,7 +4,7 @@ Shapes: M OOM items, N labelled IM items, C classes, d and p dimensions of white
 """
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import cox_ops
 from cox_oom import ranks
-from cox_oom.connect import Bridge
+from cox_oom.connect import Bridge, Known
 from cox_oom.gauge import gauge, in_words
 from cox_oom.heads import fit_head, match_shares, move_head
-from cox_oom.labels import Items, parts_of
-from cox_oom.readings import choose, coarse_and_fine, words
+from cox_oom.labels import Items, Start, class_frequencies, groups_of, held_part, parts_of
+from cox_oom.readings import choose, coarse_and_fine, seen, words
 from cox_oom.seed import Seed
 from cox_oom.watch import progress
 
@@ -78,7 +78,7 @@ def correspond(
     y: Tensor,
     shares: Tensor,
     *,
-    held: bool = True,
+    held: float = 1.0,
     rounds: int = 6,
     weight: float = 0.3,
     ridge: float = 200.0,
@@ -96,12 +96,12 @@ def correspond(
     the IM items, z ~ t(x_i B + b + r_y, S), Student's t with `freedom` degrees of freedom, fitted as a Gaussian of
     unknown scale (Lange et al., JASA 1989): guesses at an item that is like none count little. The pairs (partner
     (M,): the IM item, -1 where none is known) give the first B, by ridge; then in turns every other OOM item is
-    spread over the IM items by their posteriors, held to the class frequencies `shares` (C,) (not `held`: they are
-    fitted as well), and B, the class offsets r (shrunk to 0 by `prior` items) and the noise S are fitted to all, an
-    item that is in no pair with `weight` (Nigam et al., Machine Learning 2000: many guesses must not outvote the few
-    pairs). y_z (M,): labels of OOM items, -1 where unknown; a labelled one is spread over its class alone. z and x
-    whitened. fit: all rounds but the last take so many OOM and IM items at most, drawn with `seed` (0: all); pairs and
-    labelled items are among them. Constant in its inputs: no gradient."""
+    spread over the IM items by their posteriors, held to the class frequencies `shares` (C,) as far as `held` says (1
+    wholly; 0: they are fitted as well), and B, the class offsets r (shrunk to 0 by `prior` items) and the noise S are
+    fitted to all, an item that is in no pair with `weight` (Nigam et al., Machine Learning 2000: many guesses must not
+    outvote the few pairs). y_z (M,): labels of OOM items, -1 where unknown; a labelled one is spread over its class
+    alone. z and x whitened. fit: all rounds but the last take so many OOM and IM items at most, drawn with `seed` (0:
+    all); pairs and labelled items are among them. Constant in its inputs: no gradient."""
     classes, d = len(shares), z.shape[1]
     paired, unpaired = (partner >= 0).nonzero().squeeze(1), (partner < 0).nonzero().squeeze(1)
     z_pair, x_mean = z[paired], x[partner[paired]].mean(0)
@@ -128,7 +128,8 @@ def correspond(
         use, total, scatter = weight * use, weight * total, weight * scatter
         posterior = posterior[y_z[unpaired] < 0]
         if held:
-            bias = bias + match_shares(posterior.clamp(min=1e-9).log(), shares)
+            logits = posterior.clamp(min=1e-9).log()
+            bias = bias + match_shares(logits, shares, held, logits - bias)
         else:
             bias = (posterior.mean(0).clamp(min=1e-6) / of_class.mean(0).clamp(min=1e-6)).log()
         # M step: map B, class offsets r, noise S
@@ -193,29 +194,29 @@ def drawn(kept: Tensor, strata: Tensor, most: int, seed: int) -> Tensor:
 @dataclass
 class Source:
     """Where readings may come from, the arguments of `correspond`: partner (M,) of each OOM item, -1 where none is
-    known; items x (N, p) of classes y (N,); the class frequencies `shares` (C,), to which they are held or (`held`
-    False) not; how many readings and items it is fitted to (`fit`, 0: all), drawn with `seed`."""
+    known; items x (N, p) of classes y (N,); the class frequencies `shares` (C,), and how far they are held to these
+    (`held`, 0 to 1); how many readings and items it is fitted to (`fit`, 0: all), drawn with `seed`."""
 
     partner: Tensor
     x: Tensor
     y: Tensor
     shares: Tensor
-    held: bool = True
+    held: float = 1.0
     offset: float = 0.25
     fit: int = 0
     seed: int = 0
 
 
 def class_posteriors(
-    views: Sequence[Tensor], y_z: Tensor, source: Source, shares: Tensor | None, *, temper: float = 0.4, rounds: int = 6
+    views: Sequence[Tensor], y_z: Tensor, source: Source, *, temper: float = 0.4, rounds: int = 6
 ) -> tuple[Tensor, Tensor]:
     """Class posteriors (M, C) for training by, and expected IM vectors (M, p): the mean (of the posteriors a
     geometric one) over `views` [(M, d)] of the same items, each by `correspond` with a Source; the posteriors held to
-    the class frequencies `shares` (C,) (None: free), then tempered; a labelled item (y_z >= 0) has its label."""
+    the Source's class frequencies, then tempered; a labelled item (y_z >= 0) has its label."""
     each = [correspond(z, y_z, **vars(source), rounds=rounds) for z in views]
     log_q: Any = sum(q.clamp(min=1e-6).log() for q, _ in each)  # sum may be the int 0, says its type
     logits: Tensor = log_q[y_z < 0] / len(each)
-    logits = logits if shares is None else logits + match_shares(logits, shares)
+    logits = logits + match_shares(logits, source.shares, source.held) if source.held else logits
     out = F.one_hot(y_z.clamp(min=0), logits.shape[1]).to(logits)
     out[y_z < 0] = (temper * logits).softmax(-1)
     expected: Any = sum(x for _, x in each)
@@ -312,13 +313,12 @@ class Teacher:
         raw: Tensor,
         components: int,
         y: Tensor,
-        shares: Tensor | None,
         *,
         temper: float,
         rounds: int,
         cross: bool,
     ) -> None:
-        self.source, self.raw, self.components, self.y, self.shares = source, raw, components, y, shares
+        self.source, self.raw, self.components, self.y = source, raw, components, y
         self.temper, self.rounds = temper, rounds
         self.width = source.x.shape[1] if cross else 0  # p; 0: there are no IM vectors to expect
 
@@ -326,7 +326,7 @@ class Teacher:
         """Take in the learner's features z (M, d) as they are now."""
         views = coarse_and_fine(self.raw, whiten(z, 40), self.components)
         self.posteriors, self.expected = class_posteriors(
-            views, self.y, self.source, self.shares, temper=self.temper, rounds=self.rounds
+            views, self.y, self.source, temper=self.temper, rounds=self.rounds
         )
 
     def refit(self, head: nn.Linear, z: Tensor, share: float) -> None:
@@ -335,41 +335,50 @@ class Teacher:
         move_head(head, fit_head(z, self.posteriors, self.posteriors.shape[1], weight_decay=1e-2), share)
 
 
-def readings_of(
-    seed: Seed, items: Items, args: Namespace, components: int, earlier: dict[str, Any] | None
-) -> tuple[Tensor, dict[str, Any]]:
-    """The raw readings (M, 2 `components`), whitened: of the views those under which labels alone tell held-out labels
-    best; and readings.choose's facts. earlier: those of an earlier part of the same run."""
+def components_of(items: int) -> int:
+    """How many whitened components of so many recordings tell most, about."""
+    return max(10, min(50, items // 20))
+
+
+def views_of(
+    oom: dict[str, Any], rows: Tensor, start: Start | None, known: Mapping[str, Known], device: str
+) -> dict[str, Any]:
+    """readings.choose's facts of the recordings, rows (M,) of an inputs file. Taken are the views under which labels
+    alone, those of the Start, tell held-out labels best, at the class frequencies of the `known` side; the usual one
+    where there are none."""
+    y = torch.full((len(rows),), -1)
+    if start:
+        y[torch.searchsorted(rows, start.rows)] = start.y
+    on_im_side, groups = torch.cat([k.y.cpu() for k in known.values()]), groups_of(oom, rows)
+    shares, _ = class_frequencies(on_im_side, y[y >= 0], len(oom["class_names"]))
+    held = held_part([k.ids for k in known.values()], len(rows))
 
     def judge(x: Tensor, places: Tensor) -> Tensor:
-        y = items.y[places].to(args.device)
-        groups = None if items.groups is None else items.groups[places].to(args.device)
-        alone = labels_alone(y, items.frequencies.to(args.device))
-        alone.held = args.shares == "known"
-        return held_out(whiten(x, components).to(args.device), y, alone, groups=groups, rounds=args.rounds)[0]
+        alone = replace(labels_alone(y[places].to(device), shares.to(device)), held=held)
+        apart = None if groups is None else groups[places].to(device)
+        return held_out(whiten(x, components_of(len(rows))).to(device), y[places].to(device), alone, groups=apart)[0]
 
     with torch.random.fork_rng(devices=[]):  # how many views are tried must not change the training's batches
-        x, facts = choose(seed.oom, items.rows, items.y, judge, earlier)
-    return whiten(x, 2 * components).to(args.device), facts
+        facts = choose(oom, rows, y, judge)
+    print(f"  {words(facts)}")
+    return facts
 
 
 def teacher_of(
     seed: Seed, items: Items, bridge: Bridge, args: Namespace, earlier: dict[str, Any]
 ) -> tuple[Teacher, dict[str, Any]]:
     """The Teacher of a run, and facts of it: {"trust": held_out_gain's, "fallback": why COX has no correspondences,
-    "views": of the readings, "gauge": what they have in common with the IM items}.
+    "gauge": what they have in common with the IM items}.
 
     COX's is told by the IM items, where there are pairs enough and they do not do worse on held-out pairs than labels
     alone; else, and for selftrain, by labels alone. earlier: the facts that an earlier part of the same run found."""
     y = items.y.to(args.device)
     groups = None if items.groups is None else items.groups.to(args.device)
-    components = max(10, min(50, len(items.rows) // 20))
+    components = components_of(len(items.rows))
     shares = items.frequencies.to(args.device)
     alone, source = labels_alone(y, shares), None
     facts: dict[str, Any] = {"trust": {}, "fallback": {}}
-    raw, facts["views"] = readings_of(seed, items, args, components, earlier.get("views"))
-    if facts["views"]["likelihood"]:
-        print(f"  {words(facts['views'])}")
+    raw = whiten(seen(seed.connect["arch"]["views"], seed.oom, items.rows), 2 * components).to(args.device)
     if args.method == "cox" and bridge.common:
         source, found = known_items(items.ids, y, bridge.common, bridge.common_banks(), bridge.y_common, shares)
         for c in found["lacking"]:
@@ -385,7 +394,7 @@ def teacher_of(
                 "im": bridge.names,
             }
     for each in filter(None, (alone, source)):
-        each.held, each.fit, each.seed = args.shares == "known", args.fit_items, args.seed
+        each.held, each.fit, each.seed = items.held if args.shares == "known" else 0.0, args.fit_items, args.seed
     if source:
         trust = facts["trust"] = earlier.get("trust") or held_out_gain(
             raw[:, :components], y, source, alone, groups=groups, rounds=args.rounds
@@ -405,7 +414,6 @@ def teacher_of(
         raw,
         components,
         y,
-        shares if args.shares == "known" else None,
         temper=args.temper,
         rounds=args.rounds,
         cross=cross,

@@ -195,7 +195,7 @@ def quantize(path: Path) -> Path:
     quantization = files.optional("onnxruntime.quantization", "--int8")
     new = path.with_suffix(".int8.onnx")
     with quietly():
-        files.write_atomic(new, lambda tmp: quantization.quantize_dynamic(path, tmp))
+        files.write_atomic(new, lambda tmp: quantization.quantize_dynamic(path, tmp, reduce_range=True))
     return new
 
 

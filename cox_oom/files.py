@@ -20,11 +20,12 @@ Layout under --runs, and what each file holds (M OOM training items, N_k labelle
   <data>/log/media-<modality>.csv                       broken, missing and silent media              (stage 1)
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/connect.pt                                           (stage 2)
       arch, learner, head, initial {learner, head}, im [K], class_names, labelled [L] ids, held [H] ids, naming,
-      warmup_loss, curve (Fig. 5), and by modality: im_heads, connections, optimizers, mapped (N_k, d), mapped_labels
-      (N_k,), mapped_ids [N_k], mapped_heads, pairs [places among the labelled (P,), items of the bank (P,)]
+      views (cox_oom/readings.py), warmup_loss, curve (Fig. 5), and by modality: im_heads, connections, optimizers,
+      mapped (N_k, d), mapped_labels (N_k,), mapped_ids [N_k], mapped_heads, pairs [places among the labelled (P,),
+      items of the bank (P,)]
   <data>/<perceptor>/oom-<oom>/<setting>/seed<k>/<method>[-<tag>].pt                                  (stage 3)
       arch, learner, head, im [K], class_names, unlabelled [U] ids, before and after {agree, label, confidence,
-      prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, views, gauge, and by modality:
+      prediction: (U,)} (Fig. 6), history [a dict an epoch], trust, fallback, gauge, and by modality:
       connections, mapped, mapped_heads; for new recordings preparation {how stage 1 made an item, mean, std},
       calibration {temperature, low, high, n, source}, novelty {means (C', d), precision (d, d), distance, trained};
       raw, labelprop: classical (cox_oom/classical.py); ensemble: members [{learner, head}]

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cox_oom.views import OF, view_of
+
 MASKED_BYTE = 1  # stands for a dropped byte of text; never part of real text
 
 
@@ -46,6 +48,7 @@ class Learner(nn.Module):
     kind   "image" (C,H,W): patches of `patch`²; "video" (C,F,H,W): tubelets of 2 frames; "series" (C,T): time slices of
            `slice` steps over all channels (spectrograms too: square patches lose 14 points); "text" (T,): byte tokens.
     shape  of one item, without the batch.
+    views  what it looks at: "plain" makes the tokens above, each other view of cox_oom/views.py one token of its own.
     forward(x, lengths=None): x (B, …) normalised floats (text: byte ids), lengths (B,) valid steps -> z (B, width), the
     mean of the valid tokens after a LayerNorm.
     """
@@ -60,9 +63,10 @@ class Learner(nn.Module):
         heads: int = 0,
         patch: int = 16,
         slice: int = 0,
+        views: Sequence[str] = ("plain",),
     ) -> None:
         super().__init__()
-        self.kind, self.width = kind, width
+        self.kind, self.width, self.longest, self.views = kind, width, shape[-1], list(views)
         self.step: tuple[int, ...]
         self.embed: nn.Module
         if kind == "image":
@@ -82,28 +86,66 @@ class Learner(nn.Module):
             self.embed = nn.Embedding(256, width, padding_idx=0)
         else:
             raise ValueError(f"kind {kind!r}: one of image, video, series, text")
-        self.tokens = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))  # of an item
-        self.position = nn.Parameter(torch.randn(1, self.tokens, width) * 0.02)
+        if not views or set(views) - set(OF[kind]):
+            raise ValueError(f"views {views!r} of {kind}: some of {', '.join(OF[kind])}")
+        pieces = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))  # of an item
+        self.position = nn.Parameter(torch.randn(1, pieces, width) * 0.02)
+        none = torch.zeros(1, *shape), torch.full((1,), shape[-1])
+        extra = {v: view_of(kind, v, *none, self.longest).shape[1] for v in views if v != "plain"}
+        self.view_tokens = nn.ModuleDict({v: ViewToken(numbers, width) for v, numbers in extra.items()})
+        self.plain = "plain" in views
+        self.tokens = len(extra) + self.plain * pieces
+        if not self.plain:
+            del self.embed, self.position
         self.blocks = nn.ModuleList(Block(width=width, heads=heads or heads_of(width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        if self.kind == "text":
-            t = self.embed(x.long())  # (B, T, width)
-        else:
-            pad = [(-s) % p for s, p in zip(x.shape[2:], self.step)]  # to whole patches
-            x = F.pad(x, [v for p in reversed(pad) for v in (0, p)]) if any(pad) else x
-            t = self.embed(x).flatten(2).transpose(1, 2)  # (B, tokens, width)
-        t = t + self.position
-        if lengths is None:
+        others = [token(self.view(name, x, lengths)) for name, token in self.view_tokens.items()]  # (B, 1, width) each
+        t = torch.cat([self.pieces(x), *others] if self.plain else others, 1)  # (B, tokens, width)
+        if lengths is None or not self.plain:
             for block in self.blocks:
                 t = block(t, None)
             return self.norm(t).mean(1)
-        starts = torch.arange(t.shape[1], device=t.device) * self.step[0]
-        valid = starts < lengths.clamp(min=1)[:, None]  # (B, tokens)
+        starts = torch.arange(self.position.shape[1], device=t.device) * self.step[0]
+        valid = F.pad(starts < lengths.clamp(min=1)[:, None], (0, len(others)), value=True)  # (B, tokens)
         for block in self.blocks:
             t = block(t, valid[:, None, None, :])
         return (self.norm(t) * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+
+    def pieces(self, x: Tensor) -> Tensor:
+        """Tokens (B, tokens, width) of the plain view: patches, tubelets, slices or bytes in their order."""
+        if self.kind == "text":
+            return self.embed(x.long()) + self.position
+        pad = [(-s) % p for s, p in zip(x.shape[2:], self.step)]  # to whole patches
+        x = F.pad(x, [v for p in reversed(pad) for v in (0, p)]) if any(pad) else x
+        return self.embed(x).flatten(2).transpose(1, 2) + self.position
+
+    def view(self, name: str, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Another view (B, F) of the items, float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return view_of(self.kind, name, x.float(), lengths, self.longest)
+
+
+class ViewToken(nn.Module):
+    """A view (B, F) of an item, standardised by `mean` and `scale` (F,), as one token (B, 1, width)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, numbers: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("scale", torch.ones(numbers))
+        self.linear = nn.Linear(numbers, width)
+
+    def standardise(self, x: Tensor) -> None:
+        """Take mean and deviation from a view (R, F) of training items."""
+        self.mean.copy_(x.mean(0))
+        self.scale.copy_(x.std(0, correction=0).clamp(min=1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear((x - self.mean) / self.scale)[:, None]
 
 
 def heads_of(width: int) -> int:
@@ -117,13 +159,13 @@ def slice_steps(steps: int, tokens: int = 32) -> int:
 
 
 def new_learner(
-    oom: dict[str, Any], width: int, depth: int, patch: int, slice: int, device: str
+    oom: dict[str, Any], views: Sequence[str], width: int, depth: int, patch: int, slice: int, device: str
 ) -> tuple[Learner, nn.Linear, dict[str, Any]]:
     """A Learner with random weights for an inputs file, its head, and what it is made from. A series of fixed length
     and at most 512 values, a feature vector or binned sensor, is one token where `slice` is 0."""
     shape = list(oom["x"].shape[1:])
     fixed = oom["kind"] == "series" and oom["lengths"] is None and math.prod(shape) <= 512
-    arch = {"kind": oom["kind"], "shape": shape, "width": width, "depth": depth, "patch": patch}
+    arch = {"kind": oom["kind"], "shape": shape, "width": width, "depth": depth, "patch": patch, "views": list(views)}
     arch["slice"] = slice or (shape[-1] if fixed else 0)
     learner = Learner(**arch).to(device)
     return learner, nn.Linear(width, len(oom["class_names"])).to(device), arch

@@ -7,7 +7,7 @@ import argparse
 import copy
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,11 @@ class Step:
     anchors: Anchors | None = None
     z: Any = None  # Tensors, once the learner has seen the view
     logits: Any = None
+    views: Sequence[str] = ("plain",)  # what the learner looks at
+
+    def seen(self, strength: str = "weak") -> "View":
+        """The items as an augmentation shows them."""
+        return augment(self.kind, self.x, self.lengths, strength, self.views)
 
 
 View = tuple[Tensor, Tensor | None]  # x (B, ...) and lengths
@@ -67,12 +72,12 @@ View = tuple[Tensor, Tensor | None]  # x (B, ...) and lengths
 
 def weak(args: Namespace, step: Step) -> View | None:
     """The weak augmentation, for a term of posteriors: none where there is no label, which they would sharpen."""
-    return augment(step.kind, step.x, step.lengths) if step.labelled else None
+    return step.seen() if step.labelled else None
 
 
 def strong(args: Namespace, step: Step) -> View | None:
     """The strong augmentation."""
-    return augment(step.kind, step.x, step.lengths, "strong")
+    return step.seen("strong")
 
 
 def unseen(args: Namespace, step: Step) -> View | None:
@@ -82,9 +87,9 @@ def unseen(args: Namespace, step: Step) -> View | None:
 
 def noisy(args: Namespace, step: Step) -> View | None:
     """The weak augmentation, which takes the place of the item, and Gaussian noise; of text another augmentation."""
-    step.x, step.lengths = augment(step.kind, step.x, step.lengths)
+    step.x, step.lengths = step.seen()
     if step.kind == "text":
-        return augment(step.kind, step.x, step.lengths)
+        return step.seen()
     return step.x + args.noise * torch.randn_like(step.x), step.lengths
 
 
@@ -138,7 +143,7 @@ def posteriors_of(model: Model, view: View) -> Tensor:
 def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FixMatch (Sohn et al., NeurIPS 2020, Eq. 4): the class of the weak view teaches the strong one where it is sure
     enough; the mean is over all items, those that teach nothing too."""
-    confidence, pseudo = posteriors_of(model, augment(step.kind, step.x, step.lengths)).max(-1)
+    confidence, pseudo = posteriors_of(model, step.seen()).max(-1)
     taken = confidence >= args.threshold
     return {"pseudo": args.w_pseudo * (F.cross_entropy(step.logits, pseudo, reduction="none") * taken).mean()}
 
@@ -192,7 +197,7 @@ class FreeThresholds(torch.nn.Module):
 def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
     confidence of earlier steps, and a term that keeps the classes of the taken items of a part apart."""
-    sure = posteriors_of(model, augment(step.kind, step.x, step.lengths))
+    sure = posteriors_of(model, step.seen())
     model.extra.seen[step.at] = sure
     confidence, pseudo = sure.max(-1)
     taken = confidence >= model.extra.thresholds()[pseudo]
@@ -236,10 +241,9 @@ class MomentumContrast(torch.nn.Module):
 
     def loss(self, learner: Learner, step: Step) -> Tensor:
         """InfoNCE of a part."""
-        kind, x, lengths = step.kind, step.x, step.lengths
-        q = F.normalize(self.project(learner(*augment(kind, x, lengths, "strong"))).float(), dim=-1)
+        q = F.normalize(self.project(learner(*step.seen("strong"))).float(), dim=-1)
         with torch.no_grad():
-            k = F.normalize(self.key_project(self.key_learner(*augment(kind, x, lengths))).float(), dim=-1)
+            k = F.normalize(self.key_project(self.key_learner(*step.seen())).float(), dim=-1)
             self.keys[step.at] = k
         with torch.autocast(q.device.type, enabled=False):
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], 1) / self.temperature
@@ -585,10 +589,10 @@ def terms(
     n, row, kind, views = len(part.i) if len(items.labelled) else 0, METHODS[args.method], items.oom["kind"], []
     cut = lambda rows: (part.x[rows], None if part.lengths is None else part.lengths[rows])
     if n:
-        views.append(augment(kind, *cut(slice(n))))
+        views.append(augment(kind, *cut(slice(n)), views=model.learner.views))
     step = None
     if learns(args, plan):
-        step = Step(kind, *cut(slice(n, None)), part.j, n > 0, part.at, chosen)
+        step = Step(kind, *cut(slice(n, None)), part.j, n > 0, part.at, chosen, views=model.learner.views)
         views += filter(None, [row.view(args, step)])
     found = {}
     if views:

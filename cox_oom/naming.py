@@ -4,6 +4,7 @@ By the IM heads in a random space (Eq. 14 as printed), by clusters of the raw re
 or by a few labelled items whose names spread along the graph of the readings.
 """
 
+import warnings
 from argparse import Namespace
 from typing import Any
 
@@ -50,11 +51,16 @@ def spectral(
     k-means on the leading eigenvectors of the kNN graph's normalised adjacency, rows scaled to unit length (Ng et al.).
     """
     joined = graph(x, components=components, neighbours=neighbours)
-    eigsh, kmeans2 = optional("scipy.sparse.linalg", NAMING).eigsh, optional("scipy.cluster.vq", NAMING).kmeans2
+    linalg, kmeans2 = optional("scipy.sparse.linalg", NAMING), optional("scipy.cluster.vq", NAMING).kmeans2
     rng = np.random.default_rng(seed)
-    if count < len(x) - 1:
+    parts = optional("scipy.sparse.csgraph", NAMING).connected_components(joined)[0]
+    if parts == 1 and count < len(x) - 1:
         start = rng.standard_normal(len(x))
-        vectors = eigsh(joined, k=count, which="LA", v0=start)[1]
+        vectors = linalg.eigsh(joined, k=count, which="LA", v0=start)[1]
+    elif count <= len(x) // 5:  # each part has an eigenvalue 1, of which Lanczos' method from one start misses some
+        with warnings.catch_warnings():  # it says where it stopped
+            warnings.simplefilter("ignore")
+            vectors = linalg.lobpcg(joined, rng.standard_normal((len(x), count)), maxiter=200, tol=1e-6)[1]
     else:
         vectors = np.linalg.eigh(joined.toarray())[1][:, -count:]
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

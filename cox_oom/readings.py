@@ -1,10 +1,6 @@
-"""Views of the recordings that no label has bent: what `--method raw` is fitted to, and COX's model of the readings.
+"""Which views of the recordings (cox_oom/views.py) COX's model of the readings stands on, and the learner looks at.
 
-Shapes: R rows of an inputs file, B of them at once, F numbers of a view, T time steps, M training items.
-
-A view is a fixed list of numbers of a recording. Series have "plain" (the values, or their means over equal parts of
-time), "spectrum" (log power in frequency bands) and "statistics"; images and clips the first two; text has counts of
-byte n-grams alone."""
+Shapes: R rows of an inputs file, B of them at once, F numbers of a view, T time steps, M training items."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,83 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cox_oom.augment import batch
+from cox_oom.learner import Learner, ViewToken
+from cox_oom.views import view_of
 from cox_oom.watch import progress
-
-MOST = 1024  # numbers of a view, about
-BANDS, SIDE = 32, 16  # frequency bands of a series' channel; side of a small image
-GRAMS = 2048  # counts of byte n-grams, hashed
-
-
-def parts_of_time(x: Tensor, lengths: Tensor | None, parts: int) -> Tensor:
-    """Means (B, channels, parts) of series (B, channels, T) over equal parts of their valid time."""
-    if lengths is None:
-        return F.adaptive_avg_pool1d(x, parts)
-    return torch.cat([F.adaptive_avg_pool1d(one[None, :, : max(1, t)], parts) for one, t in zip(x, lengths.tolist())])
-
-
-def series_view(name: str, x: Tensor, lengths: Tensor | None, steps: int) -> Tensor:
-    """A view (B, F) of series (B, channels, T); `steps`: the T that every view is made for."""
-    channels = x.shape[1]
-    if name == "spectrum":
-        power = torch.fft.rfft(x, n=steps).abs().square()
-        power = power / (steps if lengths is None else lengths.clamp(min=1)[:, None, None])
-        bands = max(1, min(BANDS, power.shape[2], MOST // channels))
-        return F.adaptive_avg_pool1d((power + 1e-3).log(), bands).flatten(1)
-    if lengths is None and channels * steps <= MOST:
-        return x.flatten(1)
-    means = parts_of_time(x, lengths, max(1, min(BANDS, steps, MOST // channels)))
-    count = x.shape[2] if lengths is None else lengths.clamp(min=1)[:, None]
-    return torch.cat([means.flatten(1), (x.square().sum(2) / count).sqrt()], 1)
-
-
-def image_view(name: str, x: Tensor) -> Tensor:
-    """A view (B, F) of images (B, channels, H, W): small pixels, or log power of the grey image in bands."""
-    if name == "spectrum":
-        power = torch.fft.fftshift(torch.fft.rfft2(x.mean(1), norm="ortho"), 1).abs().square()
-        h, w = power.shape[1:]
-        return F.adaptive_avg_pool2d((power + 1e-3).log(), (min(SIDE, h), min(SIDE // 2, w))).flatten(1)
-    side = max(1, min(SIDE, int((MOST / x.shape[1]) ** 0.5)))
-    return F.adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3]))).flatten(1)
-
-
-def statistics(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Of series (B, channels, T) each channel's mean over the valid time, log deviation and log step from one instant
-    to the next, and the log length where lengths differ: (B, 3 channels + 1)."""
-    count = torch.full((len(x), 1), x.shape[2]) if lengths is None else lengths.clamp(min=1)[:, None]
-    valid = (torch.arange(x.shape[2]) < count)[:, None]
-    mean = (x * valid).sum(2) / count
-    deviation = ((x - mean[:, :, None]).square() * valid).sum(2) / count
-    step = (x.diff(dim=2).square() * valid[:, :, 1:]).sum(2) / count
-    return torch.cat([mean, (deviation + 1e-3).log() / 2, (step + 1e-3).log() / 2, count.log()], 1)
-
-
-def grams_view(x: Tensor) -> Tensor:
-    """log(1 + counts) (B, GRAMS) of the 1-, 2- and 3-grams of bytes (B, T), hashed; 0 is padding."""
-    x, counts = x.long(), torch.zeros(len(x), GRAMS)
-    for n in (1, 2, 3):
-        grams = x.unfold(1, n, 1) if x.shape[1] >= n else x[:, :0, None]
-        at = (grams * torch.tensor([1, 257, 66047][:n])).sum(2).remainder(GRAMS - n).add(n)
-        counts.scatter_add_(1, at, (grams > 0).all(2).float())
-    return counts.log1p()
 
 
 def view(name: str, file: dict[str, Any], rows: Tensor, steps: int) -> Tensor:
     """A view (R, F) float32 of rows (R,) of an inputs file {kind, x, lengths, mean, std}, on the CPU."""
-    kind, out = file["kind"], []
     if not len(rows):  # a data set may have no val rows
         return view(name, file, torch.zeros(1, dtype=torch.int64), steps)[:0]
-    for r in rows.split(512):
-        x, lengths = batch(file, r, "cpu")
-        if kind == "series":
-            x = F.pad(x, (0, max(0, steps - x.shape[2])))[:, :, :steps]
-            lengths = None if lengths is None else lengths.clamp(max=steps)
-            out.append(statistics(x, lengths) if name == "statistics" else series_view(name, x, lengths, steps))
-        elif kind == "text":
-            out.append(grams_view(x))
-        else:
-            x = torch.cat([x.mean(2), x.std(2, correction=0)], 1) if kind == "video" else x
-            out.append(image_view(name, x))
-    return torch.cat(out)
+    return torch.cat([view_of(file["kind"], name, *batch(file, r, "cpu"), steps) for r in rows.split(512)])
 
 
 # ------------------------------------------------------------------------------------------- the model's readings
@@ -168,9 +97,9 @@ def vectors(name: str, file: dict[str, Any], rows: Tensor) -> Tensor:
     return (x - x.mean(0)) / x.std(0).clamp(min=1e-6) if name == "statistics" else x
 
 
-def weigh(file: dict[str, Any], rows: Tensor, y: Tensor, judge: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
-    """Which views fit the recordings, rows (M,) with labels y (M,), -1 where unknown: {"chosen" [names], "likelihood":
-    {names: mean of judge's}, "better" and "error": by how much the chosen ones are above the plain view}.
+def choose(file: dict[str, Any], rows: Tensor, y: Tensor, judge: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+    """Which views fit the recordings of an inputs file, rows (M,) with labels y (M,), -1 where unknown: {"chosen"
+    [names], "likelihood": {names: mean of judge's}, "better" and "error": by how much the chosen ones are above plain}.
 
     Taken is the set under which judge(x (n, F), places (n,)), the log-likelihood of each held-out label of these items,
     is largest; the plain view where no set is above it by three standard errors."""
@@ -192,17 +121,17 @@ def weigh(file: dict[str, Any], rows: Tensor, y: Tensor, judge: Callable[[Tensor
     return facts
 
 
-def choose(
-    file: dict[str, Any],
-    rows: Tensor,
-    y: Tensor,
-    judge: Callable[[Tensor, Tensor], Tensor],
-    earlier: dict[str, Any] | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """The views (M, F) of rows (M,) that fit the recordings, side by side, and weigh's facts. earlier: those of the
-    same choice, which then is not made again."""
-    facts = earlier or weigh(file, rows, y, judge)
-    return side_by_side([vectors(n, file, rows) for n in facts["chosen"]]), facts
+def seen(names: Sequence[str], file: dict[str, Any], rows: Tensor) -> Tensor:
+    """Views (M, F) of rows (M,) side by side, for the model of the readings."""
+    return side_by_side([vectors(n, file, rows) for n in names])
+
+
+def standardise(learner: Learner, file: dict[str, Any], rows: Tensor) -> None:
+    """Give a learner mean and deviation of the views that it looks at, from rows (M,) of an inputs file."""
+    rows = rows[:: max(1, len(rows) // SAMPLE)]
+    for name, token in learner.view_tokens.items():
+        assert isinstance(token, ViewToken)  # says its type
+        token.standardise(view(name, file, rows, learner.longest))
 
 
 def words(facts: dict[str, Any]) -> str:

@@ -181,6 +181,7 @@ def of_shared(file, oom, ims):
 def of_connect(file, oom, ims):
     yield from of_shared(file, oom, ims)
     classes, known = len(oom["class_names"]), set(oom["ids"])
+    yield isinstance(file["views"], dict) and plain(file["views"]), "views is not a dict of plain values"
     if "initial" in file:
         yield from of_model(file["initial"], file["arch"], classes)
     yield isinstance(file.get("naming", {}), dict), "naming is not a dict"
@@ -244,7 +245,7 @@ def of_method(file, seed):
                     within(t, -1 if name == "label" else 0, classes - 1),
                     f"{when}.{name} has a value that is no class",
                 )
-    for name in ("trust", "fallback", "views", "gauge"):
+    for name in ("trust", "fallback", "gauge"):
         yield isinstance(file.get(name, {}), dict) and plain(file.get(name)), f"{name} is not a dict of plain values"
     history = file["history"]
     epochs = isinstance(history, list) and all(isinstance(h, dict) for h in history) and plain(history)

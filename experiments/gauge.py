@@ -20,8 +20,9 @@ from scipy import stats
 
 from cox_oom import files, labels
 from cox_oom.connect import Bridge
-from cox_oom.correspond import known_items, readings_of
+from cox_oom.correspond import components_of, known_items, whiten
 from cox_oom.gauge import gauge
+from cox_oom.readings import seen
 from cox_oom.report.plots import grid
 from cox_oom.seed import load_seed
 
@@ -43,8 +44,8 @@ def of_seed(place):
     source, _ = known_items(items.ids, y, bridge.common, banks, bridge.y_common, items.frequencies)
     if source is None:
         return {}
-    components = max(10, min(50, len(items.rows) // 20))
-    raw, _ = readings_of(seed, items, Namespace(device="cpu", shares="known", rounds=6), components, None)
+    components = components_of(len(items.rows))
+    raw = whiten(seen(seed.connect["arch"]["views"], seed.oom, items.rows), 2 * components)
     own = (source.partner >= 0) & (source.partner < len(bridge.common))
     found = gauge(raw[own, :components], source.x[source.partner[own]], y[own])
     return {name: found[name]["value"] for name in ("cka", "neighbours", "left_out")}

@@ -119,13 +119,13 @@ def test_without_im_data_it_is_classes_with_a_common_covariance(freedom):
     torch.testing.assert_close(posterior[25:], expected, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("held", [1.0, 0.4, 0.0])
 def test_class_posteriors_have_the_labels_and_the_class_frequencies(held):
     z, x, y, _ = shared_world(7)
     y_z, partner = given(y, 25)
-    source = Source(partner, x, y, torch.bincount(y).float() / len(y))
     skewed = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1])
-    q, expected = class_posteriors([z, z[:, :4]], y_z, source, skewed if held else None, temper=0.5)
+    source = Source(partner, x, y, skewed, held)
+    q, expected = class_posteriors([z, z[:, :4]], y_z, source, temper=0.5)
     (one, told), (two, also_told) = correspond(z, y_z, **vars(source)), correspond(z[:, :4], y_z, **vars(source))
     torch.testing.assert_close(expected, (told + also_told) / 2)
     assert torch.equal(q[:25], F.one_hot(y[:25], 5).float())
@@ -136,7 +136,8 @@ def test_class_posteriors_have_the_labels_and_the_class_frequencies(held):
         bias = bias - bias.mean(1, keepdim=True)
         torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-3, rtol=0)
         mean = torch.softmax(plain[25:].log() + 2 * bias[0], 1).mean(0)  # before the temper
-        torch.testing.assert_close(mean, skewed, atol=0.02, rtol=0)
+        own = (plain[25:] / plain[25:].sum(1, keepdim=True)).mean(0)
+        torch.testing.assert_close(mean, held * skewed + (1 - held) * own, atol=0.02, rtol=0)
     else:
         torch.testing.assert_close(q[25:], by_hand / by_hand.sum(1, keepdim=True))
 
@@ -264,7 +265,7 @@ def test_the_control_knows_the_class_frequencies_too():
     y_z = torch.where(torch.arange(len(y)) < 32, y, -1)
     right = {}
     for name, frequent in (("known", shares), ("as drawn", torch.full((4,), 0.25))):
-        q, _ = class_posteriors([z], y_z, labels_alone(y_z, frequent), frequent)
+        q, _ = class_posteriors([z], y_z, labels_alone(y_z, frequent))
         right[name] = (q[32:].argmax(1) == y[32:]).float().mean().item()
     assert right["known"] > right["as drawn"] + 0.1
 
@@ -306,7 +307,7 @@ def test_classes_that_the_sensor_does_not_record():
     def guess(shares, **held):
         return correspond(z[shown], y_z[shown], partner[shown], x, y, shares, **held)[0].argmax(1)
 
-    forced, free, known = guess(equal), guess(equal, held=False), guess(class_frequencies(y, y_z[shown][:18], 5)[0])
+    forced, free, known = guess(equal), guess(equal, held=0.0), guess(class_frequencies(y, y_z[shown][:18], 5)[0])
 
     def other(g):
         return (g > 2).float().mean().item()

@@ -45,7 +45,7 @@ def memory(f, n):
 
 
 def posteriors(z, y_z, source):
-    correspond.class_posteriors([z, z[:, :10]], y_z, source, source.shares, rounds=1)
+    correspond.class_posteriors([z, z[:, :10]], y_z, source, rounds=1)
 
 
 def trust(z, y_z, source):

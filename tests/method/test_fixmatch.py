@@ -44,7 +44,9 @@ def views(monkeypatch):
     """Two fixed views of a batch of 32, in the place of the random augmentation."""
     generator = torch.Generator().manual_seed(3)
     found = {strength: 2 * torch.randn(32, 1, 6, generator=generator) for strength in ("weak", "strong")}
-    monkeypatch.setattr(methods, "augment", lambda kind, x, lengths, strength="weak": (found[strength], lengths))
+    monkeypatch.setattr(
+        methods, "augment", lambda kind, x, lengths, strength="weak", views=(): (found[strength], lengths)
+    )
     return found
 
 

@@ -69,7 +69,7 @@ def test_only_confident_items_teach_and_each_class_has_its_threshold():
     step = Step("series", x, None, torch.arange(5), True, slice(0, 5), z=x[:, :, 0], logits=x[:, :, 0])
     import cox_oom.methods as module
 
-    real, module.augment = module.augment, lambda kind, x, lengths, strength="weak": (x, lengths)
+    real, module.augment = module.augment, lambda kind, x, lengths, strength="weak", views=(): (x, lengths)
     try:
         found = freematch(Namespace(w_fair=0.0, w_pseudo=1.0), model, step)
     finally:

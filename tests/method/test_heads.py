@@ -137,6 +137,18 @@ def test_match_shares_holds_a_head_to_the_class_frequencies():
     torch.testing.assert_close((logits + few).softmax(-1).mean(0), torch.full((5,), 0.2), atol=0.02, rtol=0)
 
 
+def test_match_shares_holds_a_part_and_leaves_the_rest_as_it_is():
+    """Class frequencies of few items hold for few; the others keep what the head says. What is never stays so."""
+    logits = 2 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2))
+    shares, own = torch.tensor([0.6, 0.2, 0.2, 0.0]), logits.softmax(-1).mean(0)
+    own = own * torch.tensor([1, 1, 1, 0]) / own[:3].sum()
+    for held in (0.0, 0.25, 1.0):
+        mean = (logits + match_shares(logits, shares, held, rounds=100)).softmax(-1).mean(0)
+        torch.testing.assert_close(mean, held * shares + (1 - held) * own, atol=2e-3, rtol=0)
+    flat = (logits + match_shares(logits, shares, 0.5, torch.zeros(9, 4), rounds=100)).softmax(-1).mean(0)
+    torch.testing.assert_close(flat, (shares + torch.tensor([1, 1, 1, 0]) / 3) / 2, atol=2e-3, rtol=0)
+
+
 def test_match_shares_with_a_class_that_does_not_occur():
     logits = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
     bias = match_shares(logits, torch.tensor([0.5, 0.5, 0.0]))

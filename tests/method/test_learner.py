@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cox_oom.learner import Learner, slice_steps
+from cox_oom.readings import standardise
 
 SMALL = dict(width=32, depth=2, patch=4)
 
@@ -137,3 +138,65 @@ def test_every_width_has_attention_heads_that_divide_it(width, heads):
     learner = Learner(kind="series", shape=(2, 8), width=width, depth=1)
     assert learner.blocks[0].attention.heads == heads
     assert learner(torch.randn(3, 2, 8)).shape == (3, width)
+
+
+LOOKS = {
+    "bands": ("series", (2, 40), ["spectrum"]),
+    "bands and statistics": ("series", (2, 40), ["spectrum", "statistics"]),
+    "slices and all views": ("series", (2, 40), ["plain", "spectrum", "statistics"]),
+    "patches and spectrum": ("image", (3, 8, 8), ["plain", "spectrum"]),
+    "tubelets and spectrum": ("video", (3, 4, 8, 8), ["plain", "spectrum"]),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_views_are_tokens(look):
+    """One a view beside those of the plain view; nothing but they count, and every parameter learns."""
+    kind, shape, views = LOOKS[look]
+    learner = Learner(kind=kind, shape=shape, **SMALL, views=views)
+    plain = Learner(kind=kind, shape=shape, **SMALL).tokens if "plain" in views else 0
+    assert learner.tokens == plain + len(views) - (plain > 0)
+    x = item(kind, shape)
+    learner(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learner.parameters())
+    learner.eval()
+    assert (learner(x) - learner(x + torch.randn(x.shape))).abs().max() > 1e-4
+    torch.testing.assert_close(learner(x[1:2]), learner(x)[1:2])
+    moved = learner(x.roll(5, -1)) - learner(x)  # around: the order in time is lost to bands alone
+    assert (moved.abs().max() < 1e-4) == (views == ["spectrum"])
+
+
+@pytest.mark.parametrize("views", [["spectrum"], ["plain", "spectrum", "statistics"], ["statistics"]])
+def test_views_do_not_see_the_padding(views):
+    learner = Learner(kind="series", shape=(2, 40), **SMALL, views=views).eval()
+    x, lengths = torch.randn(3, 2, 40), torch.tensor([40, 17, 1])
+    x = x * (torch.arange(40) < lengths[:, None])[:, None]
+    alone = torch.cat([learner(x[i : i + 1], lengths[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(learner(x, lengths), alone)
+    assert learner(x, lengths).isfinite().all()
+    assert (
+        learner(x[:1].expand(2, -1, -1), torch.tensor([40, 20]))[0] - learner(x[:1], lengths[:1])[0]
+    ).abs().max() < 1e-5
+
+
+def test_a_view_token_has_the_scale_of_the_training_items():
+    """A loud sensor and a quiet one give a token of the same size."""
+    learner = Learner(kind="series", shape=(1, 24), **SMALL, views=["statistics"])
+    for loud in (1e-2, 1.0, 50.0):
+        x = loud * torch.randn(200, 1, 24) * torch.linspace(0.5, 2, 200)[:, None, None]
+        file = {"kind": "series", "x": x, "lengths": None, "mean": torch.zeros(1, 1), "std": torch.ones(1, 1)}
+        standardise(learner, file, torch.arange(200))
+        token = learner.view_tokens["statistics"]
+        seen = (learner.view("statistics", x, None) - token.mean) / token.scale
+        changes = learner.view("statistics", x, None).std(0, correction=0) > 1e-5  # the length does not
+        torch.testing.assert_close(seen.mean(0)[changes], torch.zeros(int(changes.sum())), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            seen.std(0, correction=0)[changes], torch.ones(int(changes.sum())), atol=1e-3, rtol=0
+        )
+        assert seen.isfinite().all()
+
+
+@pytest.mark.parametrize("views", [[], ["smell"], ["plain", "grams"]])
+def test_a_view_that_is_none(views):
+    with pytest.raises(ValueError, match="some of plain, spectrum, statistics"):
+        Learner(kind="series", shape=(1, 8), **SMALL, views=views)

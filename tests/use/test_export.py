@@ -14,6 +14,7 @@ import cox_oom
 from cox_oom import export, files
 from cox_oom.data import inputs
 from cox_oom.files import UserError
+from cox_oom.learner import Learner
 from cox_oom.seed import split_rows
 
 KINDS = ("thermal", "imu", "pose", "language", "audio", "video")
@@ -172,3 +173,31 @@ def test_it_runs_on_arrays_of_numpy(exported):
     posteriors, _ = session.run(["posteriors", "novelty"], {"x": x, "steps": steps})
     assert posteriors.dtype == np.float32
     np.testing.assert_allclose(posteriors.sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind, shape, views",
+    [
+        ("series", (2, 480), ["spectrum", "statistics"]),
+        ("series", (3, 100), ["plain", "spectrum", "statistics"]),
+        ("image", (3, 28, 30), ["plain", "spectrum"]),
+        ("video", (3, 4, 16, 16), ["plain", "spectrum"]),
+    ],
+)
+def test_a_learner_that_looks_at_spectra_is_the_same_in_onnx(kind, shape, views, tmp_path):
+    """Transforms of any length, of items of any length."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    learner = Learner(kind=kind, shape=shape, width=32, depth=2, patch=8, views=views).eval()
+    x, lengths = torch.randn(5, *shape), torch.tensor([shape[-1], shape[-1] // 2, 3, 7, 1])
+    args = (x * (torch.arange(shape[-1]) < lengths[:, None])[:, None], lengths) if kind == "series" else (x,)
+    free = ({0: torch.export.Dim("batch", min=1)},) * len(args)
+    with export.quietly():
+        torch.onnx.export(
+            learner, args, tmp_path / "a.onnx", dynamo=True, dynamic_shapes=free, input_names=["x", "n"][: len(args)]
+        )
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    for n in (1, 5):
+        found = session.run(None, {k: a[:n].numpy() for k, a in zip(("x", "n"), args)})[0]
+        torch.testing.assert_close(torch.from_numpy(found), learner(*(a[:n] for a in args)).detach(), atol=1e-5, rtol=0)
