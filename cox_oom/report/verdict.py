@@ -89,7 +89,7 @@ def advice(records: list[dict[str, Any]], names: list[str], clear: bool) -> list
         lines.append("Train longer (more --min-steps); --holdout 0.2 in stage 2 shows whether validation still rises.")
     if best.classical:
         name = names[0]
-        lines.append(f"Until a learner passes {name}, take {name}, or give the learner views like {name}'s.")
+        lines.append(f"Until a learner passes {name}, take {name}.")
     n_classes, n = classes(records[0]["metrics"]), max(r["n_labelled"] for r in records)
     if n_classes and n < FEW * n_classes:
         lines.append(f"Label more: {n} labels are fewer than {FEW} a class.")
