@@ -53,7 +53,7 @@ def write_learner(path, args):
     shape = (3, args.image_size, args.image_size)
     oom = {"kind": "image", "x": torch.zeros((1, *shape), dtype=torch.uint8), "lengths": None}
     oom["class_names"] = [str(c) for c in range(CLASSES)]
-    learner, head, arch = new_learner(oom, ("plain",), args.width, args.depth, args.patch, 0, "cpu")
+    learner, head, arch = new_learner(oom, [], args.width, args.depth, args.patch, 0, "cpu")
     facts = {"kind": "image", "modality": "rgb", "reader": inputs.READER, "longest": 0, "frames": 8, "mels": 64}
     facts |= {"image_size": args.image_size, "series_length": 512, "shape": list(shape), "dtype": "uint8"}
     facts |= {"lengths": False, "mean": torch.full((3, 1, 1), 120.0), "std": torch.full((3, 1, 1), 60.0)}

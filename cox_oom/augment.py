@@ -4,7 +4,7 @@ augment(kind, x, lengths, strength) -> (x, lengths): "weak" moves an item within
 the same reading, "strong" beyond (for consistency and pseudo-label losses). Images are not flipped: a mirrored digit,
 sign or scan is another thing. Only a series with `lengths` moves in time: binned sensors and feature vectors keep
 their axis. Where the learner looks at its spectrum (`views`), it is not played faster or slower: that moves every
-frequency, and so what the class is told by. Randomness comes from torch's global generator of x's device."""
+frequency, by which the class is told. Randomness comes from torch's global generator of x's device."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def augment(
     x: Tensor,
     lengths: Tensor | None = None,
     strength: str = "weak",
-    views: Sequence[str] = ("plain",),
+    views: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor | None]:
     strong = strength == "strong"
     if kind == "text":

@@ -378,7 +378,7 @@ def teacher_of(
     shares = items.frequencies.to(args.device)
     alone, source = labels_alone(y, shares), None
     facts: dict[str, Any] = {"trust": {}, "fallback": {}}
-    raw = whiten(seen(seed.connect["arch"]["views"], seed.oom, items.rows), 2 * components).to(args.device)
+    raw = whiten(seen(seed.connect["views"]["chosen"], seed.oom, items.rows), 2 * components).to(args.device)
     if args.method == "cox" and bridge.common:
         source, found = known_items(items.ids, y, bridge.common, bridge.common_banks(), bridge.y_common, shares)
         for c in found["lacking"]:

@@ -48,7 +48,7 @@ class Learner(nn.Module):
     kind   "image" (C,H,W): patches of `patch`²; "video" (C,F,H,W): tubelets of 2 frames; "series" (C,T): time slices of
            `slice` steps over all channels (spectrograms too: square patches lose 14 points); "text" (T,): byte tokens.
     shape  of one item, without the batch.
-    views  what it looks at: "plain" makes the tokens above, each other view of cox_oom/views.py one token of its own.
+    views  where given, each of these views of an item (cox_oom/views.py) is a token, in place of the tokens above.
     forward(x, lengths=None): x (B, …) normalised floats (text: byte ids), lengths (B,) valid steps -> z (B, width), the
     mean of the valid tokens after a LayerNorm.
     """
@@ -63,7 +63,7 @@ class Learner(nn.Module):
         heads: int = 0,
         patch: int = 16,
         slice: int = 0,
-        views: Sequence[str] = ("plain",),
+        views: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.kind, self.width, self.longest, self.views = kind, width, shape[-1], list(views)
@@ -86,45 +86,44 @@ class Learner(nn.Module):
             self.embed = nn.Embedding(256, width, padding_idx=0)
         else:
             raise ValueError(f"kind {kind!r}: one of image, video, series, text")
-        if not views or set(views) - set(OF[kind]):
-            raise ValueError(f"views {views!r} of {kind}: some of {', '.join(OF[kind])}")
+        if set(views) - set(OF[kind]):
+            raise ValueError(f"views {list(views)} of {kind}: there are {', '.join(OF[kind]) or 'none'}")
         pieces = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))  # of an item
         self.position = nn.Parameter(torch.randn(1, pieces, width) * 0.02)
         none = torch.zeros(1, *shape), torch.full((1,), shape[-1])
-        extra = {v: view_of(kind, v, *none, self.longest).shape[1] for v in views if v != "plain"}
-        self.view_tokens = nn.ModuleDict({v: ViewToken(numbers, width) for v, numbers in extra.items()})
-        self.plain = "plain" in views
-        self.tokens = len(extra) + self.plain * pieces
-        if not self.plain:
+        sizes = {v: view_of(kind, v, *none, self.longest).shape[1] for v in views}
+        self.view_tokens = nn.ModuleDict({v: ViewToken(numbers, width) for v, numbers in sizes.items()})
+        self.tokens = len(views) or pieces
+        if views:
             del self.embed, self.position
         self.blocks = nn.ModuleList(Block(width=width, heads=heads or heads_of(width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        others = [token(self.view(name, x, lengths)) for name, token in self.view_tokens.items()]  # (B, 1, width) each
-        t = torch.cat([self.pieces(x), *others] if self.plain else others, 1)  # (B, tokens, width)
-        if lengths is None or not self.plain:
+        t = self.glances(x, lengths) if self.views else self.pieces(x)  # (B, tokens, width)
+        if lengths is None or self.views:
             for block in self.blocks:
                 t = block(t, None)
             return self.norm(t).mean(1)
-        starts = torch.arange(self.position.shape[1], device=t.device) * self.step[0]
-        valid = F.pad(starts < lengths.clamp(min=1)[:, None], (0, len(others)), value=True)  # (B, tokens)
+        starts = torch.arange(self.tokens, device=t.device) * self.step[0]
+        valid = starts < lengths.clamp(min=1)[:, None]  # (B, tokens)
         for block in self.blocks:
             t = block(t, valid[:, None, None, :])
         return (self.norm(t) * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
 
     def pieces(self, x: Tensor) -> Tensor:
-        """Tokens (B, tokens, width) of the plain view: patches, tubelets, slices or bytes in their order."""
+        """Tokens (B, tokens, width) of the items: patches, tubelets, slices or bytes in their order."""
         if self.kind == "text":
             return self.embed(x.long()) + self.position
         pad = [(-s) % p for s, p in zip(x.shape[2:], self.step)]  # to whole patches
         x = F.pad(x, [v for p in reversed(pad) for v in (0, p)]) if any(pad) else x
         return self.embed(x).flatten(2).transpose(1, 2) + self.position
 
-    def view(self, name: str, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Another view (B, F) of the items, float32."""
+    def glances(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Tokens (B, views, width) of the items' views, which are made in float32."""
         with torch.autocast(x.device.type, enabled=False):
-            return view_of(self.kind, name, x.float(), lengths, self.longest)
+            seen = {v: view_of(self.kind, v, x.float(), lengths, self.longest) for v in self.views}
+        return torch.cat([token(seen[v]) for v, token in self.view_tokens.items()], 1)
 
 
 class ViewToken(nn.Module):
@@ -161,12 +160,13 @@ def slice_steps(steps: int, tokens: int = 32) -> int:
 def new_learner(
     oom: dict[str, Any], views: Sequence[str], width: int, depth: int, patch: int, slice: int, device: str
 ) -> tuple[Learner, nn.Linear, dict[str, Any]]:
-    """A Learner with random weights for an inputs file, its head, and what it is made from. A series of fixed length
-    and at most 512 values, a feature vector or binned sensor, is one token where `slice` is 0."""
+    """A Learner with random weights for an inputs file, its head, and what it is made from. It looks at the values of
+    an item, or at those `views` that readings.choose found, where the plain one is not among them. A series of fixed
+    length and at most 512 values, a feature vector or binned sensor, is one token where `slice` is 0."""
     shape = list(oom["x"].shape[1:])
     fixed = oom["kind"] == "series" and oom["lengths"] is None and math.prod(shape) <= 512
-    arch = {"kind": oom["kind"], "shape": shape, "width": width, "depth": depth, "patch": patch, "views": list(views)}
-    arch["slice"] = slice or (shape[-1] if fixed else 0)
+    arch = {"kind": oom["kind"], "shape": shape, "width": width, "depth": depth, "patch": patch}
+    arch |= {"slice": slice or (shape[-1] if fixed else 0), "views": [] if "plain" in views else list(views)}
     learner = Learner(**arch).to(device)
     return learner, nn.Linear(width, len(oom["class_names"])).to(device), arch
 

@@ -58,7 +58,7 @@ class Step:
     anchors: Anchors | None = None
     z: Any = None  # Tensors, once the learner has seen the view
     logits: Any = None
-    views: Sequence[str] = ("plain",)  # what the learner looks at
+    views: Sequence[str] = ()  # that the learner looks at in place of the values
 
     def seen(self, strength: str = "weak") -> "View":
         """The items as an augmentation shows them."""

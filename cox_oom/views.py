@@ -12,12 +12,8 @@ from torch import Tensor
 MOST = 1024  # numbers of a view, about
 BANDS, SIDE = 32, 16  # frequency bands of a series' channel; side of a small image
 GRAMS = 2048  # counts of byte n-grams, hashed
-OF = {  # what a learner can look at, by kind of input
-    "series": ("plain", "spectrum", "statistics"),
-    "image": ("plain", "spectrum"),
-    "video": ("plain", "spectrum"),
-    "text": ("plain",),
-}
+# What a learner can look at in place of an item's values, by kind of input.
+OF = {"series": ("spectrum", "statistics"), "image": ("spectrum",), "video": ("spectrum",), "text": ()}
 
 
 def parts_of_time(x: Tensor, lengths: Tensor | None, parts: int) -> Tensor:

@@ -45,7 +45,7 @@ def of_seed(place):
     if source is None:
         return {}
     components = components_of(len(items.rows))
-    raw = whiten(seen(seed.connect["arch"]["views"], seed.oom, items.rows), 2 * components)
+    raw = whiten(seen(seed.connect["views"]["chosen"], seed.oom, items.rows), 2 * components)
     own = (source.partner >= 0) & (source.partner < len(bridge.common))
     found = gauge(raw[own, :components], source.x[source.partner[own]], y[own])
     return {name: found[name]["value"] for name in ("cka", "neighbours", "left_out")}

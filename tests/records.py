@@ -36,7 +36,7 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
     facts |= {"paired": paired, "paired_by_class": [], "n_labelled": 3}
     for seed in seeds:
         torch.manual_seed(seed)
-        arch = {"kind": "series", "shape": [2, 6], "width": D, "depth": 1, "patch": 16, "slice": 0, "views": ["plain"]}
+        arch = {"kind": "series", "shape": [2, 6], "width": D, "depth": 1, "patch": 16, "slice": 0, "views": []}
         learner, head, mapped_head = Learner(**arch), torch.nn.Linear(D, 3), Head(D, 3)
         connection = Connection(d_im=5, d=D)
         common = {
