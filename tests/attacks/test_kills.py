@@ -1,10 +1,11 @@
 """Stages killed at random moments, and two at once: what they leave, and that the end is that of an undisturbed run.
-COX_KILL_SECONDS: how long they may be killed, up to 20 times; 600 is enough for all."""
+COX_KILL_SECONDS: how long those of a test may be killed, up to 20 times."""
 
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,45 @@ def test_a_chain_killed_at_random_moments_ends_as_an_undisturbed_one(chain, tmp_
     folder = write_folder(tmp_path / "toy", n=(30, 6, 12))
     done = kills(chain, folder, tmp_path, 20, SECONDS, random.Random(seed))
     print(f"{done} kills")
+    assert done > 0
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_killed_at_random_moments_ends_both_and_any_number_goes_on(tmp_path):
+    """Stage 3 by torchrun: the other process ends within 30 seconds, and the end is that of one process undisturbed."""
+    seed = random.SystemRandom().randrange(2**32)
+    rng, folder, runs = random.Random(seed), write_folder(tmp_path / "toy", n=(30, 6, 12)), tmp_path / "killed"
+    for name in ("extract_features", "train_connect"):
+        assert subprocess.run(**command(name, folder, runs)).returncode == 0
+    shutil.copytree(runs, tmp_path / "sound")
+    flags = "--epochs 60 --refreshes 30"
+
+    def start(count):
+        """The command on `count` processes."""
+        torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {count}".split()
+        how = command("train_explore", folder, runs, flags, LOGLEVEL="ERROR")
+        how["args"][1:2] = torchrun if count > 1 else []
+        return subprocess.Popen(**{**how, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL})
+
+    assert subprocess.run(**command("train_explore", folder, tmp_path / "sound", flags)).returncode == 0
+    begun = time.time()
+    assert start(2).wait() == 0
+    whole, end, done, slowest = time.time() - begun, time.time() + SECONDS, 0, 0.0
+    while done < 20 and time.time() < end:
+        Place(runs, folder, "bind", "imu").method("cox").unlink()
+        for _ in range(3):
+            group = start(rng.choice((2, 2, 4)))
+            time.sleep(rng.uniform(0.1, 1) * whole)
+            if ranks := Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split():
+                os.kill(int(rng.choice(ranks)), signal.SIGKILL)
+                killed = time.time()
+                failed = group.wait(timeout=30) != 0
+                slowest, done = max(slowest, time.time() - killed), done + failed
+            assert group.wait() == 0 or ranks
+        assert start(rng.choice((1, 2, 4))).wait() == 0
+        assert digests(runs) == digests(tmp_path / "sound"), seed
+        no_leftovers(runs)
+    print(f"seed {seed}: {done} kills, all ended within {slowest:.1f} s")
     assert done > 0
 
 
