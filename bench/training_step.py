@@ -5,7 +5,8 @@
     OMP_NUM_THREADS=1 python bench/training_step.py --which loader      rows of 224 x 224 images into one buffer
 
 Bare: one forward and backward of the same items in one batch. The step is cox's, with all of its losses, in the parts
-that stages 2 and 3 take, and with --fast in one. CPU seconds of this process, the least of several repeats.
+that stages 2 and 3 take, and with --fast in one. CPU seconds of this process: bare and step in turns, the least of each
+and the median of their ratios, which other work on the machine moves less.
 """
 
 import argparse
@@ -36,15 +37,15 @@ def inputs(arch, n):
     return {"kind": kind, "x": x, "lengths": None, "mean": torch.zeros(ones), "std": torch.full(ones, 64.0)}
 
 
-def cpu(call, repeats):
-    """CPU seconds of a call, the least of `repeats`."""
-    call()
-    found = []
-    for _ in range(repeats):
-        begun = time.process_time()
-        call()
-        found.append(time.process_time() - begun)
-    return min(found)
+def cpu(repeats, *calls):
+    """CPU seconds (repeats, calls) of calls in turns, after one of each."""
+    found = torch.zeros(1 + repeats, len(calls))
+    for row in found:
+        for k, call in enumerate(calls):
+            begun = time.process_time()
+            call()
+            row[k] = time.process_time() - begun
+    return found[1:]
 
 
 def measure(name, fast, repeats):
@@ -81,10 +82,11 @@ def measure(name, fast, repeats):
         for _ in range(steps):
             F.cross_entropy(head(learner(x)), target).backward()
 
-    limit, whole = cpu(bare, repeats) / steps, cpu(step, repeats) / steps
+    seconds = cpu(repeats, bare, step) / steps
+    (limit, whole), ratio = seconds.amin(0).tolist(), (seconds[:, 1] / seconds[:, 0]).median()
     how = f"{descent.count} parts" + (", --fast" if fast else "")
     said = f"{name:6s} {batch} + {labelled_batch} items, {how:16s} bare {limit * 1e3:7.1f} ms"
-    print(f"{said}, step {whole * 1e3:7.1f} ms, step / bare {whole / limit:.2f}", flush=True)
+    print(f"{said}, step {whole * 1e3:7.1f} ms, step / bare {ratio:.2f}", flush=True)
 
 
 def read(repeats, steps=20, items=192, n=2048):
@@ -92,14 +94,14 @@ def read(repeats, steps=20, items=192, n=2048):
     x = torch.randint(0, 256, (n, 3, 224, 224), dtype=torch.uint8)
     rows = [(None, torch.randint(n, (items,))) for _ in range(steps)]
     for name in ("at_once", "ahead"):
-        seconds = cpu(lambda name=name: [None for _ in getattr(loader, name)(x, rows, "cpu")], repeats)
+        seconds = cpu(repeats, lambda name=name: [None for _ in getattr(loader, name)(x, rows, "cpu")]).min()
         print(f"loader, {name:8s} {steps * items / seconds:8.0f} images of 224 x 224 a CPU second", flush=True)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--which", default="demo,image", help="of demo, image, vit, loader; comma-separated")
-    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--repeats", type=int, default=11)
     args = p.parse_args()
     for name in args.which.split(","):
         if name == "loader":

@@ -79,7 +79,10 @@ def embed(learner: Learner, file: dict[str, Any], rows: Tensor, device: str, vie
 
 def reseed(*key: int) -> None:
     """Seed torch's generators by numbers of what comes next, such as (seed, step, part)."""
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # torch.manual_seed would write down a stack for a GPU that is not in use
+        torch.cuda.manual_seed_all(number)
 
 
 @torch.no_grad()

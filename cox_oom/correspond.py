@@ -22,7 +22,7 @@ from cox_oom.readings import choose, coarse_and_fine, seen, words
 from cox_oom.seed import Seed
 from cox_oom.watch import progress
 
-UNIT = 512  # OOM items that a process takes at once
+UNIT = 512  # OOM items that a process takes at once, up to eight times as many where there are many
 
 
 def principal(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -159,15 +159,15 @@ def spread(
     """cox_ops.soft_correspondence of OOM items z (M, d) with IM items x (N, p) that are mapped to means (N, d), in the
     metric of `noise` (d, d): posterior (M, C), expected (M, p), use (N,), total (N, d), scatter (d, d).
 
-    OOM items are shared out among the processes, UNIT of them at a time, and sums are exact: the same bits for any
-    number of processes."""
+    OOM items are shared out among the processes, an eighth of them at a time but UNIT to 8 UNIT, and sums are exact: the
+    same bits for any number of processes. For each of these parts the operator sorts and packs the IM items anew."""
     (m, n), d = (len(z), len(x)), z.shape[1]
     root = torch.linalg.cholesky(noise)
     white = torch.linalg.solve_triangular(root, torch.eye(d, device=z.device), upper=False).T
     means = means @ white
     posterior, expected = z.new_zeros(m, len(bias)), z.new_zeros(m, x.shape[1])
     sums = [ranks.Total(*size, device=z.device, limit=2.0**24) for size in ((n,), (n, d), (d, d))]
-    for own in ranks.share(m, UNIT):
+    for own in ranks.share(m, UNIT * min(8, max(1, m // (8 * UNIT)))):
         found = cox_ops.soft_correspondence(z[own] @ white, means, x, y, bias, y_z[own], freedom=freedom)
         posterior[own], expected[own] = found.posterior, found.expected
         for total, part in zip(sums, (found.use, found.total @ root.T, root @ found.scatter @ root.T)):

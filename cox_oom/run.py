@@ -45,14 +45,19 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate" in str(error)
 
 
-def lost(error: Exception) -> bool:
-    """Whether an error of several processes says that one is gone: by a collective, or by torchrun's signal."""
-    return ranks.world > 1 and ("onnection" in str(error) or isinstance(error, distributed.DistError))
+class Ended(BaseException):
+    """torchrun's signal to end; as KeyboardInterrupt no error of what it interrupts."""
 
 
 def ended(*_: Any) -> NoReturn:
-    """What torchrun's signal to end calls."""
-    raise RuntimeError("Connection lost: SIGTERM")
+    """What this signal calls."""
+    raise Ended
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error of several processes says that one is gone: by torchrun's signal, or by a collective."""
+    said = "onnection" in str(error) or isinstance(error, distributed.DistError)
+    return isinstance(error, Ended) or ranks.world > 1 and said
 
 
 def speaks() -> bool:
@@ -83,8 +88,6 @@ def script(main: Callable[[list[str] | None], object], argv: list[str] | None = 
         ranks.world = 1
         if ranks.rank:
             return
-    if ranks.world > 1:
-        signal.signal(signal.SIGTERM, ended)
     with contextlib.ExitStack() as quiet:
         if ranks.rank:
             silence = quiet.enter_context(open(os.devnull, "w"))
@@ -103,7 +106,7 @@ def problem(main: Callable[[list[str] | None], object], argv: list[str] | None) 
         main(argv)
     except (UserError, OSError) as error:  # OSError: what the system refuses, with the file and its reason
         return f"error: {escaped(error)}", 2
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, Ended) as error:
         said = escaped((str(error).splitlines() or [""])[0])[:120]
         if lost(error):
             return "error: another process of this run has ended; the same command goes on from the last checkpoint", 1
@@ -248,6 +251,8 @@ class Parser(argparse.ArgumentParser):
         args = super().parse_args(argv, namespace)
         if "device" in args:
             args.device = ranks.begin(args.device)[2]
+            if ranks.world > 1:  # until here, while it waits for the others, the signal ends it at once
+                signal.signal(signal.SIGTERM, ended)
         return args
 
     def error(self, message: str) -> NoReturn:

@@ -1,8 +1,11 @@
-"""Stages killed at random moments, and two at once: what they leave, and that the end is that of an undisturbed run."""
+"""Stages killed at random moments, and two at once: what they leave, and that the end is that of an undisturbed run.
+COX_KILL_SECONDS: how long those of a test may be killed, up to 20 times."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +16,7 @@ from worlds import ROOT, argv, command, digests, no_leftovers, write_folder
 
 from cox_oom.files import Place
 
-SECONDS = 30  # that the kills may take
+SECONDS = float(os.environ.get("COX_KILL_SECONDS", "30"))  # that the kills may take
 # Stages 1 to 3 in a process forked from one that has imported them, killed after so many seconds; a line each.
 CHAIN = """
 import contextlib, io, json, os, signal, sys, time
@@ -85,7 +88,50 @@ def test_a_chain_killed_at_random_moments_ends_as_an_undisturbed_one(chain, tmp_
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     folder = write_folder(tmp_path / "toy", n=(30, 6, 12))
-    assert kills(chain, folder, tmp_path, 20, SECONDS, random.Random(seed)) > 0
+    done = kills(chain, folder, tmp_path, 20, SECONDS, random.Random(seed))
+    print(f"{done} kills")
+    assert done > 0
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_killed_at_random_moments_ends_both_and_any_number_goes_on(tmp_path):
+    """Stage 3 by torchrun: the other process ends within 30 seconds, and the end is that of one process undisturbed."""
+    seed = random.SystemRandom().randrange(2**32)
+    rng, folder, runs = random.Random(seed), write_folder(tmp_path / "toy", n=(30, 6, 12)), tmp_path / "killed"
+    for name in ("extract_features", "train_connect"):
+        assert subprocess.run(**command(name, folder, runs)).returncode == 0
+    shutil.copytree(runs, tmp_path / "sound")
+    flags = "--epochs 60 --refreshes 30"
+
+    def start(count):
+        """The command on `count` processes."""
+        torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {count}".split()
+        how = command("train_explore", folder, runs, flags, LOGLEVEL="ERROR")
+        how["args"][1:2] = torchrun if count > 1 else []
+        return subprocess.Popen(**{**how, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL})
+
+    assert subprocess.run(**command("train_explore", folder, tmp_path / "sound", flags)).returncode == 0
+    path, end, done, slowest = Place(runs, folder, "bind", "imu").method("cox"), time.time() + SECONDS, 0, 0.0
+    log = path.with_suffix(".log.jsonl")
+    while done < 20 and time.time() < end:
+        for old in (path, log):
+            old.unlink(missing_ok=True)
+        for _ in range(3):
+            group, lines = start(rng.choice((2, 2, 4))), rng.randrange(60)
+            while group.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < lines):
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 2))
+            if ranks := Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split():
+                os.kill(int(rng.choice(ranks)), signal.SIGKILL)
+                killed = time.time()
+                failed = group.wait(timeout=30) != 0
+                slowest, done = max(slowest, time.time() - killed), done + failed
+            group.wait()
+        assert start(rng.choice((1, 2, 4))).wait() == 0
+        assert digests(runs) == digests(tmp_path / "sound"), seed
+        no_leftovers(runs)
+    print(f"seed {seed}: {done} kills, all ended within {slowest:.1f} s")
+    assert done > 0
 
 
 def test_two_at_the_same_stage_1_both_end_well(tmp_path):

@@ -2,12 +2,16 @@
 
 together.py is what torchrun starts here; docs/scale.md has the commands that people use."""
 
+import contextlib
 import copy
 import math
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -18,12 +22,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
-from worlds import ROOT, digests, no_leftovers, run_dir, stage
+from worlds import ROOT, command, digests, no_leftovers, run_dir, stage
 
 import cox_ops
-from cox_oom import loader, ranks
+from cox_oom import loader, ranks, run
 from cox_oom.augment import batch
 from cox_oom.descent import Descent
+from cox_oom.files import UserError
 from cox_oom.loader import Part, parts_of
 from cox_oom.nearest import nearest_of_shards
 
@@ -101,6 +106,36 @@ def test_a_process_that_dies_ends_all_and_another_number_goes_on(extracted, fold
     assert "going on from epoch 3" in stage("train_explore", folder, tmp_path / "killed", flags)
     stage("train_explore", folder, tmp_path / "whole", flags)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_a_process_that_waits_for_the_others_ends_at_once_when_told_to(folder, tmp_path):
+    """It has not met them yet, and so waits where no handler of Python's is called."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    process = subprocess.Popen(**command("train_explore", folder, tmp_path, **alone))
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
+                break
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(timeout=20) == -signal.SIGTERM
+    finally:
+        process.kill()
+
+
+def test_torchruns_signal_is_no_error_of_what_it_interrupts():
+    def main(argv):
+        try:
+            run.ended()
+        except Exception:
+            raise UserError("connect.pt: it is not what it should be") from None
+
+    said, code = run.problem(main, None)
+    assert "another process of this run has ended" in said and code == 1
 
 
 # -------------------------------------------------------------------------------------------------- sums in any order
