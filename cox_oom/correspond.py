@@ -128,8 +128,7 @@ def correspond(
         use, total, scatter = weight * use, weight * total, weight * scatter
         posterior = posterior[y_z[unpaired] < 0]
         if held:
-            logits = posterior.clamp(min=1e-9).log()
-            bias = bias + match_shares(logits, shares, held, logits - bias)
+            bias = bias + match_shares(posterior.clamp(min=1e-9).log(), shares, held, -bias)
         else:
             bias = (posterior.mean(0).clamp(min=1e-6) / of_class.mean(0).clamp(min=1e-6)).log()
         # M step: map B, class offsets r, noise S
@@ -159,7 +158,7 @@ def spread(
     """cox_ops.soft_correspondence of OOM items z (M, d) with IM items x (N, p) that are mapped to means (N, d), in the
     metric of `noise` (d, d): posterior (M, C), expected (M, p), use (N,), total (N, d), scatter (d, d).
 
-    OOM items are shared out among the processes, an eighth of them at a time but UNIT to 8 UNIT, and sums are exact: the
+    OOM items are shared out among the processes, an eighth of them at a time but UNIT to 8 UNIT. Sums are exact: the
     same bits for any number of processes. For each of these parts the operator sorts and packs the IM items anew."""
     (m, n), d = (len(z), len(x)), z.shape[1]
     root = torch.linalg.cholesky(noise)

@@ -96,15 +96,15 @@ def move_head(linear: nn.Linear, head: Head, share: float) -> None:
 
 
 def match_shares(
-    logits: Tensor, shares: Tensor, held: float = 1.0, free: Tensor | None = None, rounds: int = 10
+    logits: Tensor, shares: Tensor, held: float = 1.0, free: Tensor | float = 0.0, rounds: int = 10
 ) -> Tensor:
     """Biases (C,) under which the mean posterior of logits (M, C) is `shares` (C,): a few rounds of Sinkhorn's scaling.
 
     The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too
-    often. held: for which part of the items the IM side knows it; the others keep the mean posterior of `free` (M, C),
-    left out: of logits."""
+    often. held: for which part of the items the IM side knows it; the others keep the mean posterior of logits + `free`
+    (C,)."""
     if held < 1:
-        own = (logits if free is None else free).softmax(-1).mean(0) * (shares > 0)
+        own = (logits + free).softmax(-1).mean(0) * (shares > 0)
         shares = held * shares + (1 - held) * own / own.sum()
     bias = torch.zeros_like(shares)
     for _ in range(rounds):

@@ -145,8 +145,9 @@ def test_match_shares_holds_a_part_and_leaves_the_rest_as_it_is():
     for held in (0.0, 0.25, 1.0):
         mean = (logits + match_shares(logits, shares, held, rounds=100)).softmax(-1).mean(0)
         torch.testing.assert_close(mean, held * shares + (1 - held) * own, atol=2e-3, rtol=0)
-    flat = (logits + match_shares(logits, shares, 0.5, torch.zeros(9, 4), rounds=100)).softmax(-1).mean(0)
-    torch.testing.assert_close(flat, (shares + torch.tensor([1, 1, 1, 0]) / 3) / 2, atol=2e-3, rtol=0)
+    other = (logits + match_shares(logits, shares, 0.5, torch.tensor([0.0, 0.5, 1, 0]), rounds=100)).softmax(-1).mean(0)
+    own = (logits + torch.tensor([0.0, 0.5, 1, 0])).softmax(-1).mean(0) * torch.tensor([1, 1, 1, 0])
+    torch.testing.assert_close(other, (shares + own / own.sum()) / 2, atol=2e-3, rtol=0)
 
 
 def test_match_shares_with_a_class_that_does_not_occur():
