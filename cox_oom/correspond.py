@@ -158,8 +158,8 @@ def spread(
     """cox_ops.soft_correspondence of OOM items z (M, d) with IM items x (N, p) that are mapped to means (N, d), in the
     metric of `noise` (d, d): posterior (M, C), expected (M, p), use (N,), total (N, d), scatter (d, d).
 
-    OOM items are shared out among the processes, an eighth of them at a time but UNIT to 8 UNIT, and sums are exact: the
-    same bits for any number of processes. For each of these parts the operator sorts and packs the IM items anew."""
+    OOM items are shared out among the processes, an eighth of them at a time but UNIT to 8 UNIT, and sums are exact:
+    the same bits for any number of processes. For each part the operator sorts and packs the IM items anew."""
     (m, n), d = (len(z), len(x)), z.shape[1]
     root = torch.linalg.cholesky(noise)
     white = torch.linalg.solve_triangular(root, torch.eye(d, device=z.device), upper=False).T
