@@ -40,7 +40,7 @@ class Escaped:
         return getattr(self.stream, name)
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not to be had."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate" in str(error)
 
