@@ -314,6 +314,13 @@ def test_a_learner_that_looks_at_the_spectrum_sees_no_other_speed(strength):
         assert len(set(new.tolist())) > 5
 
 
+@pytest.mark.parametrize("n, h, w", [(1, 1, 1), (3, 8, 8), (5, 7, 12), (2, 224, 224)])
+def test_images_are_sampled_where_torch_would(n, h, w):
+    theta = torch.randn(n, 2, 3)
+    expected = torch.nn.functional.affine_grid(theta.double(), [n, 1, h, w], align_corners=False)
+    torch.testing.assert_close(module.affine_grid(theta, h, w).double(), expected, atol=2e-6, rtol=0)
+
+
 def peak(x):
     """The frequency (cycles a step) of most power."""
     power = torch.fft.rfft(x - x.mean(), n=4000).abs()
