@@ -51,6 +51,7 @@ def make_world(runs, data="toy", seeds=(0,), methods=("erm", "cox"), setting="se
         connect = {
             **common,
             "im_heads": {"rgb": state(Head(5, 3))},
+            "views": {"chosen": ["plain"]},
             "mapped_labels": {"rgb": y[:30]},
             "labelled": ids[:3],
             "pairs": {"rgb": [torch.arange(3), torch.arange(3)]},
