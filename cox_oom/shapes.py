@@ -9,6 +9,7 @@ from cox_oom.files import UserError
 from cox_oom.heads import Head
 from cox_oom.learner import Learner
 from cox_oom.shards import Shards
+from cox_oom.views import OF
 
 DIMS = {"image": 4, "video": 5, "series": 3, "text": 2}  # of x, by kind
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -181,7 +182,10 @@ def of_shared(file, oom, ims):
 def of_connect(file, oom, ims):
     yield from of_shared(file, oom, ims)
     classes, known = len(oom["class_names"]), set(oom["ids"])
-    yield isinstance(file["views"], dict) and plain(file["views"]), "views is not a dict of plain values"
+    views, known_views = file["views"], {"plain", *OF[oom["kind"]]}
+    yield isinstance(views, dict) and plain(views) and texts(views["chosen"]), "views is not a dict of plain values"
+    chosen = views["chosen"] and set(views["chosen"]) <= known_views
+    yield chosen, f"views has others than {', '.join(sorted(known_views))}"
     if "initial" in file:
         yield from of_model(file["initial"], file["arch"], classes)
     yield isinstance(file.get("naming", {}), dict), "naming is not a dict"

@@ -110,6 +110,9 @@ CHANGES = [
     ("bank", "meta", "args", "dim", torch.zeros(0), "its meta has more than plain values"),
     ("connect", "im", [], "its IM modalities are not among"),
     ("connect", "naming", -1, "naming is not a dict"),
+    ("connect", "views", [], "views is not a dict"),
+    ("connect", "views", "chosen", ["plain", "smell"], "views has others than plain, spectrum, statistics"),
+    ("connect", "arch", "views", ["smell"], "it is not what it should be (views ['smell'] of series"),
     ("connect", "learner", "norm.weight", lambda t: t.long(), "the learner's weights are not of its arch"),
 ]
 
