@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 import train_connect
 import train_explore
-from cox_oom import anchors, augment, connect, correspond, files, heads, labels, loader, readings
+from cox_oom import anchors, augment, connect, correspond, files, heads, labels, loader
 from cox_oom.files import Place
 
 WIDTH, OWN, TEST, EPOCHS, REFRESHES = 1024, 24, 500, 50, 5
@@ -31,7 +31,7 @@ PARTS = {  # name: functions, in whichever module their callers find them
     "nearest items": [(anchors, "nearest_anchor")],
     "features": [(labels, "embed"), (augment, "embed")],
     "connections": [(connect.Bridge, "follow")],
-    "readings": [(readings, "choose"), (correspond, "choose"), (correspond, "whiten"), (correspond, "shared_vectors")],
+    "readings": [(correspond, "seen"), (correspond, "whiten"), (correspond, "shared_vectors")],
     "heads": [(heads, "fit_head"), (correspond, "fit_head"), (connect, "fit_head")],
     "epochs": [(loader, "steps"), (labels.Items, "validate")],
 }
