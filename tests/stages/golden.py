@@ -6,7 +6,7 @@ bit moved.
 
 Every run is of seconds, at one thread, on the CPU. A digest is the content digest of a `.pt` file (its `meta` aside),
 or of a METHOD.json without times and versions. Digests are kept by the arithmetic of the machine: `probe` runs a few
-torch functions and hashes the results, since another processor rounds differently. The outline of all files is kept
+torch functions and hashes the results, since another processor rounds differently. The shapes of all tensors are kept
 once for all machines.
 """
 
@@ -194,12 +194,13 @@ def hashed(text):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def outline(obj):
-    """The keys of a nest, dtypes and numbers of dimensions, as text: how many pairs emerge differs by machine."""
+def outline(obj, name=""):
+    """The keys, shapes and dtypes of a nest, as text; of novelty's means how many there are is left out: it is how many
+    classes a learner names, which differs by machine."""
     if isinstance(obj, torch.Tensor):
-        return f"{obj.dtype} {obj.dim()}"
+        return f"{obj.dtype}{tuple(obj.shape)[name == 'means' :]}"
     if isinstance(obj, dict):
-        return {str(k): outline(v) for k, v in sorted(obj.items(), key=lambda i: str(i[0])) if k != "meta"}
+        return {str(k): outline(v, str(k)) for k, v in sorted(obj.items(), key=lambda i: str(i[0])) if k != "meta"}
     if isinstance(obj, (list, tuple)):
         return [outline(v) for v in obj]
     return type(obj).__name__
