@@ -31,7 +31,7 @@ PARTS = {  # name: functions, in whichever module their callers find them
     "nearest items": [(anchors, "nearest_anchor")],
     "features": [(labels, "embed"), (augment, "embed")],
     "connections": [(connect.Bridge, "follow")],
-    "readings": [(correspond, "seen"), (correspond, "whiten"), (correspond, "shared_vectors")],
+    "readings": [(correspond, "raw_views"), (correspond, "whiten"), (correspond, "shared_vectors")],
     "heads": [(heads, "fit_head"), (correspond, "fit_head"), (connect, "fit_head")],
     "epochs": [(loader, "steps"), (labels.Items, "validate")],
 }

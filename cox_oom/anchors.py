@@ -30,16 +30,16 @@ SHARE = 0.1  # of the OOM items: how many become emergent pairs (S), or anchors 
 
 @torch.no_grad()
 def judge(
-    z: Tensor, heads: Sequence[tuple[Tensor, Tensor]], shares: Tensor | None, held: float = 1.0
+    z: Tensor, heads: Sequence[tuple[Tensor, Tensor]], shares: Tensor | None, coverage: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Agreement of heads on features z (U, d): mask (U,), label (U,) (-1: disagreement), confidence (U,).
 
     heads [(weight (C, d), bias (C,))] of K linear classifiers; `shares` (C,) or None: every head is held to these class
-    frequencies, as far as `held` says (1: wholly). Returns weight (K, C, d) and bias (K, C) of the heads so held, too.
+    frequencies, for a part `coverage` of the items. Returns weight (K, C, d) and bias (K, C) of the heads so held, too.
     """
     weight, bias = (torch.stack(part) for part in zip(*heads))
     if shares is not None:
-        bias = bias + torch.stack([match_shares(z @ w.T + b, shares, held) for w, b in zip(weight, bias)])
+        bias = bias + torch.stack([match_shares(z @ w.T + b, shares, coverage) for w, b in zip(weight, bias)])
     return *cox_ops.heads_agreement(z, weight, bias), weight, bias
 
 
@@ -137,8 +137,8 @@ def agreement(z: Tensor, head: nn.Linear, bridge: Bridge, items: Items, args: Na
 
 
 def shares_of(items: Items, args: Namespace) -> tuple[Tensor | None, float]:
-    """The class frequencies (C,) to which heads are held, None with --shares free, and how far."""
-    return (items.frequencies.to(args.device) if args.shares == "known" else None), items.held
+    """The class frequencies (C,) to which heads are held, None with --shares free, and their coverage."""
+    return (items.frequencies.to(args.device) if args.shares == "known" else None), items.coverage
 
 
 def choose(

@@ -17,8 +17,8 @@ from cox_oom import ranks
 from cox_oom.connect import Bridge, Known
 from cox_oom.gauge import gauge, in_words
 from cox_oom.heads import fit_head, match_shares, move_head
-from cox_oom.labels import Items, Start, class_frequencies, groups_of, held_part, parts_of
-from cox_oom.readings import choose, coarse_and_fine, seen, words
+from cox_oom.labels import Items, Start, class_frequencies, coverage_of, groups_of, parts_of
+from cox_oom.readings import choose, coarse_and_fine, raw_views, words
 from cox_oom.seed import Seed
 from cox_oom.watch import progress
 
@@ -78,7 +78,7 @@ def correspond(
     y: Tensor,
     shares: Tensor,
     *,
-    held: float = 1.0,
+    coverage: float = 1.0,
     rounds: int = 6,
     weight: float = 0.3,
     ridge: float = 200.0,
@@ -96,10 +96,10 @@ def correspond(
     the IM items, z ~ t(x_i B + b + r_y, S), Student's t with `freedom` degrees of freedom, fitted as a Gaussian of
     unknown scale (Lange et al., JASA 1989): guesses at an item that is like none count little. The pairs (partner
     (M,): the IM item, -1 where none is known) give the first B, by ridge; then in turns every other OOM item is
-    spread over the IM items by their posteriors, held to the class frequencies `shares` (C,) as far as `held` says (1
-    wholly; 0: they are fitted as well), and B, the class offsets r (shrunk to 0 by `prior` items) and the noise S are
-    fitted to all, an item that is in no pair with `weight` (Nigam et al., Machine Learning 2000: many guesses must not
-    outvote the few pairs). y_z (M,): labels of OOM items, -1 where unknown; a labelled one is spread over its class
+    spread over the IM items by their posteriors, held to the class frequencies `shares` (C,) for a part `coverage` of
+    the items (0: they are fitted as well), and B, the class offsets r (shrunk to 0 by `prior` items) and the noise S
+    are fitted to all, an item that is in no pair with `weight` (Nigam et al., Machine Learning 2000: many guesses must
+    not outvote the few pairs). y_z (M,): labels of OOM items, -1 where unknown; a labelled one is spread over its class
     alone. z and x whitened. fit: all rounds but the last take so many OOM and IM items at most, drawn with `seed` (0:
     all); pairs and labelled items are among them. Constant in its inputs: no gradient."""
     classes, d = len(shares), z.shape[1]
@@ -117,7 +117,7 @@ def correspond(
     residual = of_pair.T @ (z_pair - b - x[at] @ weights)
     offsets, noise = offset * residual / of_pair.sum(0)[:, None].clamp(min=1), torch.eye(d, device=z.device)
     bias = torch.zeros(classes, device=z.device)
-    if held:
+    if coverage:
         bias[shares == 0] = -20.0  # never, from the first turn on
     bar = progress(None, "soft correspondences", (rounds - 1) * len(unpaired) + len(every))
     for _ in range(rounds - 1):
@@ -127,8 +127,8 @@ def correspond(
         )
         use, total, scatter = weight * use, weight * total, weight * scatter
         posterior = posterior[y_z[unpaired] < 0]
-        if held:
-            bias = bias + match_shares(posterior.clamp(min=1e-9).log(), shares, held, -bias)
+        if coverage:
+            bias = bias + match_shares(posterior.clamp(min=1e-9).log(), shares, coverage, -bias)
         else:
             bias = (posterior.mean(0).clamp(min=1e-6) / of_class.mean(0).clamp(min=1e-6)).log()
         # M step: map B, class offsets r, noise S
@@ -193,14 +193,14 @@ def drawn(kept: Tensor, strata: Tensor, most: int, seed: int) -> Tensor:
 @dataclass
 class Source:
     """Where readings may come from, the arguments of `correspond`: partner (M,) of each OOM item, -1 where none is
-    known; items x (N, p) of classes y (N,); the class frequencies `shares` (C,), and how far they are held to these
-    (`held`, 0 to 1); how many readings and items it is fitted to (`fit`, 0: all), drawn with `seed`."""
+    known; items x (N, p) of classes y (N,); the class frequencies `shares` (C,), and for which part of the items these
+    hold (`coverage`, 0 to 1); how many readings and items it is fitted to (`fit`, 0: all), drawn with `seed`."""
 
     partner: Tensor
     x: Tensor
     y: Tensor
     shares: Tensor
-    held: float = 1.0
+    coverage: float = 1.0
     offset: float = 0.25
     fit: int = 0
     seed: int = 0
@@ -215,7 +215,7 @@ def class_posteriors(
     each = [correspond(z, y_z, **vars(source), rounds=rounds) for z in views]
     log_q: Any = sum(q.clamp(min=1e-6).log() for q, _ in each)  # sum may be the int 0, says its type
     logits: Tensor = log_q[y_z < 0] / len(each)
-    logits = logits + match_shares(logits, source.shares, source.held) if source.held else logits
+    logits = logits + match_shares(logits, source.shares, source.coverage) if source.coverage else logits
     out = F.one_hot(y_z.clamp(min=0), logits.shape[1]).to(logits)
     out[y_z < 0] = (temper * logits).softmax(-1)
     expected: Any = sum(x for _, x in each)
@@ -350,10 +350,10 @@ def views_of(
         y[torch.searchsorted(rows, start.rows)] = start.y
     on_im_side, groups = torch.cat([k.y.cpu() for k in known.values()]), groups_of(oom, rows)
     shares, _ = class_frequencies(on_im_side, y[y >= 0], len(oom["class_names"]))
-    held = held_part([k.ids for k in known.values()], len(rows))
+    part = coverage_of([k.ids for k in known.values()], len(rows))
 
     def judge(x: Tensor, places: Tensor) -> Tensor:
-        alone = replace(labels_alone(y[places].to(device), shares.to(device)), held=held)
+        alone = replace(labels_alone(y[places].to(device), shares.to(device)), coverage=part)
         apart = None if groups is None else groups[places].to(device)
         return held_out(whiten(x, components_of(len(rows))).to(device), y[places].to(device), alone, groups=apart)[0]
 
@@ -377,7 +377,7 @@ def teacher_of(
     shares = items.frequencies.to(args.device)
     alone, source = labels_alone(y, shares), None
     facts: dict[str, Any] = {"trust": {}, "fallback": {}}
-    raw = whiten(seen(seed.connect["views"]["chosen"], seed.oom, items.rows), 2 * components).to(args.device)
+    raw = whiten(raw_views(seed.connect["views"]["chosen"], seed.oom, items.rows), 2 * components).to(args.device)
     if args.method == "cox" and bridge.common:
         source, found = known_items(items.ids, y, bridge.common, bridge.common_banks(), bridge.y_common, shares)
         for c in found["lacking"]:
@@ -393,7 +393,8 @@ def teacher_of(
                 "im": bridge.names,
             }
     for each in filter(None, (alone, source)):
-        each.held, each.fit, each.seed = items.held if args.shares == "known" else 0.0, args.fit_items, args.seed
+        each.coverage = items.coverage if args.shares == "known" else 0.0
+        each.fit, each.seed = args.fit_items, args.seed
     if source:
         trust = facts["trust"] = earlier.get("trust") or held_out_gain(
             raw[:, :components], y, source, alone, groups=groups, rounds=args.rounds

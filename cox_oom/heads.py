@@ -96,16 +96,16 @@ def move_head(linear: nn.Linear, head: Head, share: float) -> None:
 
 
 def match_shares(
-    logits: Tensor, shares: Tensor, held: float = 1.0, free: Tensor | float = 0.0, rounds: int = 10
+    logits: Tensor, shares: Tensor, coverage: float = 1.0, free: Tensor | float = 0.0, rounds: int = 10
 ) -> Tensor:
     """Biases (C,) under which the mean posterior of logits (M, C) is `shares` (C,): a few rounds of Sinkhorn's scaling.
 
     The IM side knows how frequent the classes are; a head fitted to few OOM items does not, and names some far too
-    often. held: for which part of the items the IM side knows it; the others keep the mean posterior of logits + `free`
-    (C,)."""
-    if held < 1:
+    often. coverage: for which part of the items the IM side knows it; the others keep the mean posterior of logits +
+    `free` (C,)."""
+    if coverage < 1:
         own = (logits + free).softmax(-1).mean(0) * (shares > 0)
-        shares = held * shares + (1 - held) * own / own.sum()
+        shares = coverage * shares + (1 - coverage) * own / own.sum()
     bias = torch.zeros_like(shares)
     for _ in range(rounds):
         bias = bias + shares.clamp(min=1e-6).log() - (logits + bias).softmax(-1).mean(0).clamp(min=1e-6).log()

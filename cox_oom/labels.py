@@ -178,8 +178,8 @@ class Items:
 
     oom: the inputs file; rows (M,) in it; ids [M]; y (M,) labels, -1 where hidden; labelled (L,) and unlabelled (U,)
     places; pairs {modality: (places (P,), items of the bank (P,))}; val (V,) rows that training does not see, y_val
-    (V,); frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them; `held` as held_part
-    does; groups (M,), as `groups_of` does."""
+    (V,); frequencies (C,) of the classes and unseen (C,) bool, as `class_frequencies` gives them; `coverage` as
+    coverage_of does; groups (M,), as `groups_of` does."""
 
     oom: dict[str, Any]
     rows: Tensor
@@ -192,7 +192,7 @@ class Items:
     y_val: Tensor
     frequencies: Tensor
     unseen: Tensor
-    held: float = 1.0
+    coverage: float = 1.0
     groups: Tensor | None = None
 
     def steps(self, batch: int) -> int:
@@ -255,7 +255,7 @@ def items(seed: Seed, all_labels: bool = False) -> Items:
         val,
         oom["labels"][val],
         *class_frequencies(on_im_side, y[known], len(oom["class_names"])),
-        held_part([*connect["mapped_ids"].values()], len(train)),
+        coverage_of([*connect["mapped_ids"].values()], len(train)),
         groups_of(oom, train),
     )
 
@@ -290,9 +290,9 @@ def class_frequencies(known: Tensor, y: Tensor, classes: int) -> tuple[Tensor, T
     return (expected / expected.sum() if (expected != frequent).any() else frequent), unseen
 
 
-def held_part(known: Sequence[Sequence[str]], items: int) -> float:
-    """How far the class frequencies of labelled IM items, ids [N_k] of each modality, hold for M OOM items: N / M, 1 at
-    most. Those of few items are too uncertain to bend the names of many."""
+def coverage_of(known: Sequence[Sequence[str]], items: int) -> float:
+    """For which part of M OOM items the class frequencies of labelled IM items hold, ids [N_k] of each modality: N / M,
+    1 at most. Those of few items are too uncertain to bend the names of many."""
     return min(1.0, len(set().union(*known)) / max(1, items))
 
 

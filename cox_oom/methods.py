@@ -60,7 +60,7 @@ class Step:
     logits: Any = None
     views: Sequence[str] = ()  # that the learner looks at in place of the values
 
-    def seen(self, strength: str = "weak") -> "View":
+    def view(self, strength: str = "weak") -> "View":
         """The items as an augmentation shows them."""
         return augment(self.kind, self.x, self.lengths, strength, self.views)
 
@@ -72,12 +72,12 @@ View = tuple[Tensor, Tensor | None]  # x (B, ...) and lengths
 
 def weak(args: Namespace, step: Step) -> View | None:
     """The weak augmentation, for a term of posteriors: none where there is no label, which they would sharpen."""
-    return step.seen() if step.labelled else None
+    return step.view() if step.labelled else None
 
 
 def strong(args: Namespace, step: Step) -> View | None:
     """The strong augmentation."""
-    return step.seen("strong")
+    return step.view("strong")
 
 
 def unseen(args: Namespace, step: Step) -> View | None:
@@ -87,9 +87,9 @@ def unseen(args: Namespace, step: Step) -> View | None:
 
 def noisy(args: Namespace, step: Step) -> View | None:
     """The weak augmentation, which takes the place of the item, and Gaussian noise; of text another augmentation."""
-    step.x, step.lengths = step.seen()
+    step.x, step.lengths = step.view()
     if step.kind == "text":
-        return step.seen()
+        return step.view()
     return step.x + args.noise * torch.randn_like(step.x), step.lengths
 
 
@@ -143,7 +143,7 @@ def posteriors_of(model: Model, view: View) -> Tensor:
 def fixmatch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FixMatch (Sohn et al., NeurIPS 2020, Eq. 4): the class of the weak view teaches the strong one where it is sure
     enough; the mean is over all items, those that teach nothing too."""
-    confidence, pseudo = posteriors_of(model, step.seen()).max(-1)
+    confidence, pseudo = posteriors_of(model, step.view()).max(-1)
     taken = confidence >= args.threshold
     return {"pseudo": args.w_pseudo * (F.cross_entropy(step.logits, pseudo, reduction="none") * taken).mean()}
 
@@ -197,7 +197,7 @@ class FreeThresholds(torch.nn.Module):
 def freematch(args: Namespace, model: Model, step: Step) -> dict[str, Tensor]:
     """FreeMatch (Wang et al., ICLR 2023): FixMatch whose thresholds, one for each class, follow the learner's own
     confidence of earlier steps, and a term that keeps the classes of the taken items of a part apart."""
-    sure = posteriors_of(model, step.seen())
+    sure = posteriors_of(model, step.view())
     model.extra.seen[step.at] = sure
     confidence, pseudo = sure.max(-1)
     taken = confidence >= model.extra.thresholds()[pseudo]
@@ -241,9 +241,9 @@ class MomentumContrast(torch.nn.Module):
 
     def loss(self, learner: Learner, step: Step) -> Tensor:
         """InfoNCE of a part."""
-        q = F.normalize(self.project(learner(*step.seen("strong"))).float(), dim=-1)
+        q = F.normalize(self.project(learner(*step.view("strong"))).float(), dim=-1)
         with torch.no_grad():
-            k = F.normalize(self.key_project(self.key_learner(*step.seen())).float(), dim=-1)
+            k = F.normalize(self.key_project(self.key_learner(*step.view())).float(), dim=-1)
             self.keys[step.at] = k
         with torch.autocast(q.device.type, enabled=False):
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], 1) / self.temperature

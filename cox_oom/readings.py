@@ -121,7 +121,7 @@ def choose(file: dict[str, Any], rows: Tensor, y: Tensor, judge: Callable[[Tenso
     return facts
 
 
-def seen(names: Sequence[str], file: dict[str, Any], rows: Tensor) -> Tensor:
+def raw_views(names: Sequence[str], file: dict[str, Any], rows: Tensor) -> Tensor:
     """Views (M, F) of rows (M,) side by side, for the model of the readings."""
     return side_by_side([vectors(n, file, rows) for n in names])
 

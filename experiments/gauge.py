@@ -22,7 +22,7 @@ from cox_oom import files, labels
 from cox_oom.connect import Bridge
 from cox_oom.correspond import components_of, known_items, whiten
 from cox_oom.gauge import gauge
-from cox_oom.readings import seen
+from cox_oom.readings import raw_views
 from cox_oom.report.plots import grid
 from cox_oom.seed import load_seed
 
@@ -45,7 +45,7 @@ def of_seed(place):
     if source is None:
         return {}
     components = components_of(len(items.rows))
-    raw = whiten(seen(seed.connect["views"]["chosen"], seed.oom, items.rows), 2 * components)
+    raw = whiten(raw_views(seed.connect["views"]["chosen"], seed.oom, items.rows), 2 * components)
     own = (source.partner >= 0) & (source.partner < len(bridge.common))
     found = gauge(raw[own, :components], source.x[source.partner[own]], y[own])
     return {name: found[name]["value"] for name in ("cka", "neighbours", "left_out")}

@@ -119,25 +119,25 @@ def test_without_im_data_it_is_classes_with_a_common_covariance(freedom):
     torch.testing.assert_close(posterior[25:], expected, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("held", [1.0, 0.4, 0.0])
-def test_class_posteriors_have_the_labels_and_the_class_frequencies(held):
+@pytest.mark.parametrize("coverage", [1.0, 0.4, 0.0])
+def test_class_posteriors_have_the_labels_and_the_class_frequencies(coverage):
     z, x, y, _ = shared_world(7)
     y_z, partner = given(y, 25)
     skewed = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1])
-    source = Source(partner, x, y, skewed, held)
+    source = Source(partner, x, y, skewed, coverage)
     q, expected = class_posteriors([z, z[:, :4]], y_z, source, temper=0.5)
     (one, told), (two, also_told) = correspond(z, y_z, **vars(source)), correspond(z[:, :4], y_z, **vars(source))
     torch.testing.assert_close(expected, (told + also_told) / 2)
     assert torch.equal(q[:25], F.one_hot(y[:25], 5).float())
     plain = (one.clamp(min=1e-6) * two.clamp(min=1e-6)).sqrt()  # the geometric mean of the two views
     by_hand = plain[25:].sqrt()  # tempered by 0.5
-    if held:
+    if coverage:
         bias = (q[25:] / by_hand).log()  # one a class, up to each item's own normalisation
         bias = bias - bias.mean(1, keepdim=True)
         torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-3, rtol=0)
         mean = torch.softmax(plain[25:].log() + 2 * bias[0], 1).mean(0)  # before the temper
         own = (plain[25:] / plain[25:].sum(1, keepdim=True)).mean(0)
-        torch.testing.assert_close(mean, held * skewed + (1 - held) * own, atol=0.02, rtol=0)
+        torch.testing.assert_close(mean, coverage * skewed + (1 - coverage) * own, atol=0.02, rtol=0)
     else:
         torch.testing.assert_close(q[25:], by_hand / by_hand.sum(1, keepdim=True))
 
@@ -304,10 +304,10 @@ def test_classes_that_the_sensor_does_not_record():
     shown = (y < 3).nonzero().squeeze(1)
     y_z, partner = given(y, 30)
 
-    def guess(shares, **held):
-        return correspond(z[shown], y_z[shown], partner[shown], x, y, shares, **held)[0].argmax(1)
+    def guess(shares, **more):
+        return correspond(z[shown], y_z[shown], partner[shown], x, y, shares, **more)[0].argmax(1)
 
-    forced, free, known = guess(equal), guess(equal, held=0.0), guess(class_frequencies(y, y_z[shown][:18], 5)[0])
+    forced, free, known = guess(equal), guess(equal, coverage=0.0), guess(class_frequencies(y, y_z[shown][:18], 5)[0])
 
     def other(g):
         return (g > 2).float().mean().item()

@@ -142,9 +142,9 @@ def test_match_shares_holds_a_part_and_leaves_the_rest_as_it_is():
     logits = 2 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2))
     shares, own = torch.tensor([0.6, 0.2, 0.2, 0.0]), logits.softmax(-1).mean(0)
     own = own * torch.tensor([1, 1, 1, 0]) / own[:3].sum()
-    for held in (0.0, 0.25, 1.0):
-        mean = (logits + match_shares(logits, shares, held, rounds=100)).softmax(-1).mean(0)
-        torch.testing.assert_close(mean, held * shares + (1 - held) * own, atol=2e-3, rtol=0)
+    for coverage in (0.0, 0.25, 1.0):
+        mean = (logits + match_shares(logits, shares, coverage, rounds=100)).softmax(-1).mean(0)
+        torch.testing.assert_close(mean, coverage * shares + (1 - coverage) * own, atol=2e-3, rtol=0)
     other = (logits + match_shares(logits, shares, 0.5, torch.tensor([0.0, 0.5, 1, 0]), rounds=100)).softmax(-1).mean(0)
     own = (logits + torch.tensor([0.0, 0.5, 1, 0])).softmax(-1).mean(0) * torch.tensor([1, 1, 1, 0])
     torch.testing.assert_close(other, (shares + own / own.sum()) / 2, atol=2e-3, rtol=0)

@@ -7,7 +7,7 @@ import torch
 
 from cox_oom.correspond import held_out, labels_alone, whiten
 from cox_oom.data.inputs import learner_inputs
-from cox_oom.readings import choose, coarse_and_fine, plain_vectors, seen, side_by_side, vectors, view, words
+from cox_oom.readings import choose, coarse_and_fine, plain_vectors, raw_views, side_by_side, vectors, view, words
 from cox_oom.views import statistics
 
 
@@ -106,7 +106,7 @@ def test_echoes_are_seen_by_their_bands_and_steps_of_a_level_by_their_course():
     file = learner_inputs("series", [one.astype(np.float32) for one in level], [True] * n)
     facts = choose(file, torch.arange(n), y, judged(y, shares))
     assert facts["chosen"] == ["plain"]
-    assert torch.equal(seen(["plain"], file, torch.arange(n)), plain_vectors(file, torch.arange(n)))
+    assert torch.equal(raw_views(["plain"], file, torch.arange(n)), plain_vectors(file, torch.arange(n)))
     assert set(facts["likelihood"]) > {"plain", "spectrum"}
 
 
@@ -125,5 +125,5 @@ def test_a_choice_weighs_some_of_many_items_and_sees_all(monkeypatch):
     facts = choose(file, torch.arange(150), y, judge)
     assert max(weighed) <= 60 and facts["chosen"] == ["spectrum"]
     torch.testing.assert_close(
-        seen(["spectrum"], file, torch.arange(150)), view("spectrum", file, torch.arange(150), 40)
+        raw_views(["spectrum"], file, torch.arange(150)), view("spectrum", file, torch.arange(150), 40)
     )
