@@ -26,7 +26,8 @@ from cox_oom.correspond import explain, teacher_of
 from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.learner import load_learner
-from cox_oom.methods import METHODS, Model
+from cox_oom.methods import METHODS
+from cox_oom.objectives import Model
 from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_seed, state_of
 

@@ -16,7 +16,7 @@ from argparse import Namespace
 import torch
 import torch.nn.functional as F
 
-from cox_oom import anchors, loader, methods
+from cox_oom import anchors, loader, methods, objectives
 from cox_oom.descent import Descent
 from cox_oom.labels import Items
 from cox_oom.learner import Learner
@@ -58,7 +58,7 @@ def measure(name, fast, repeats):
     items = Items(file, places, [], y, labelled, unlabelled, {}, none, none, frequencies, frequencies == 0)
     learner = Learner(**arch)
     head, predict = torch.nn.Linear(learner.width, CLASSES), torch.nn.Linear(learner.width, IM)
-    model = methods.Model(learner, head, predict)
+    model = objectives.Model(learner, head, predict)
     args = Namespace(method="cox", lr=1e-3, weight_decay=1e-5, seed=0, device="cpu", fast=fast, compile=None)
     vars(args).update(batch=batch, labelled_batch=labelled_batch, w_im=3.0, w_agree=1.0, w_disagree=1.0, kl="expected")
     u = len(unlabelled)

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_explore
-from cox_oom import files, labels, methods, run, seed
+from cox_oom import files, labels, methods, objectives, run, seed
 
 
 def get_args(argv=None):
@@ -34,7 +34,7 @@ def get_args(argv=None):
 
 def watch(args, k):
     """[(confidence (B,), right (B,) bool) of every step] of a run."""
-    found, now, row, plain = [], [], methods.METHODS[args.method], methods.posteriors_of
+    found, now, row, plain = [], [], methods.METHODS[args.method], objectives.posteriors_of
     items = labels.items(seed.load_seed(files.Place(args.runs, args.data, args.perceptor, args.oom, "semi", k)))
     truth = items.oom["labels"][items.rows][items.unlabelled]
 
@@ -48,13 +48,13 @@ def watch(args, k):
         found.append((confidence.cpu(), guess.cpu() == now[0]))
         return posteriors
 
-    methods.METHODS[args.method], methods.posteriors_of = dataclasses.replace(row, learn=learn), watched
+    methods.METHODS[args.method], objectives.posteriors_of = dataclasses.replace(row, learn=learn), watched
     where = ["--data", args.data, "--oom", args.oom, "--runs", args.runs, "--perceptor", args.perceptor]
     which = ["--seed", str(k), "--method", args.method, "--tag", "watched", "--force"]
     try:
         train_explore.main([*where, *which, *args.flags])
     finally:
-        methods.METHODS[args.method], methods.posteriors_of = row, plain
+        methods.METHODS[args.method], objectives.posteriors_of = row, plain
     return found
 
 

@@ -17,7 +17,7 @@ from cox_oom.augment import embed
 from cox_oom.data.inputs import learner_inputs
 from cox_oom.heads import Head
 from cox_oom.learner import Learner
-from cox_oom.methods import SharedHead
+from cox_oom.objectives import SharedHead
 
 
 def moons(n, seed):

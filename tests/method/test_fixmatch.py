@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import cox_oom.methods as methods
-from cox_oom.methods import METHODS, Model, Step, fixmatch
+from cox_oom.methods import METHODS
+from cox_oom.objectives import Model, Step, fixmatch
 
 
 class Pixels(torch.nn.Module):

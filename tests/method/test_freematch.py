@@ -5,7 +5,8 @@ from argparse import Namespace
 import numpy as np
 import torch
 
-from cox_oom.methods import METHODS, FreeThresholds, Model, Step, freematch
+from cox_oom.methods import METHODS
+from cox_oom.objectives import FreeThresholds, Model, Step, freematch
 
 
 def posteriors(seed, items=40, classes=5):

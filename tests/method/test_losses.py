@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.distributions import Categorical, kl_divergence
 
 from cox_oom.anchors import kl_literal, kl_matched, matched_target
-from cox_oom.methods import entropy
+from cox_oom.objectives import entropy
 from cox_oom.perceptors.bind import info_nce
 
 
