@@ -130,12 +130,12 @@ def retrieval_means(records, columns, metrics):
     keys = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "median rank": "median_rank"}
     lines = []
     for name, metric in metrics.items():
-        for key in row_keys(records):
+        for key, of_row in cells(records).items():
             by_column = {
                 k: [
                     mean_sd(v)[0]
                     for c in columns
-                    if (v := [x for r in cell(records, key, c) if (x := score(r, f"{metric}.{k}")) is not None])
+                    if (v := [x for r in of_row[c] if (x := score(r, f"{metric}.{k}")) is not None])
                 ]
                 for k in keys.values()
             }
@@ -175,41 +175,41 @@ def names(columns):
     return [" ".join(c) for c in columns] if len({d for d, _ in columns}) > 1 else [c[1] for c in columns]
 
 
-def row_keys(records):
-    """(condition, method) of each row, in the paper's order."""
-    return sorted({(condition(r), r["method"]) for r in records}, key=lambda k: (k[0], order(k[1])))
-
-
-def cell(records, row, column):
-    """The records, one per seed, that a cell averages."""
-    mine = [r for r in records if (r["method"], r["data"], r["oom"]) == (row[1], *column)]
-    return [r for r in mine if condition(r) == row[0]]
+def cells(records):
+    """{(condition, method): {(data, oom): [a record for each seed]}}: a table's rows, in the paper's order."""
+    found: Any = collections.defaultdict(lambda: collections.defaultdict(list))
+    for r in records:
+        found[condition(r), r["method"]][r["data"], r["oom"]].append(r)
+    return {row: found[row] for row in sorted(found, key=lambda k: (k[0], order(k[1])))}
 
 
 def most_seeds(records, columns):
-    return max(len(cell(records, row, c)) for row in row_keys(records) for c in columns)
+    return max(len(row[c]) for row in cells(records).values() for c in columns)
 
 
 def score_table(records, columns, metrics, title, notes):
     """Mean ± sd of metrics {heading: name} in every column. Bold: of accuracy the method whose distance to every
     other is more than noise, where records say which test items were right; else the best. Of a column and condition,
     of the methods that do not see all labels and have as many seeds as any."""
-    n, lines = most_seeds(records, columns), []
-    values = lambda row, c, m: [v for r in cell(records, row, c) if (v := score(r, m)) is not None]
-    mean = lambda row, c, m: round(100 * mean_sd(values(row, c, m))[0], 1)
-    for row in row_keys(records):
-        texts = []
-        for c, m in ((c, m) for c in columns for m in metrics.values()):
-            text = percent(values(row, c, m), n)
-            seeds = {
-                k: len(v) for k in row_keys(records) if k[0] == row[0] and k[1] != "aligned" and (v := values(k, c, m))
-            }
+    table, n, lines = cells(records), most_seeds(records, columns), []
+    places = [(c, m) for c in columns for m in metrics.values()]
+    values = {
+        (row, c, m): [v for r in of_row[c] if (v := score(r, m)) is not None]
+        for row, of_row in table.items()
+        for c, m in places
+    }
+    mean = lambda row, c, m: round(100 * mean_sd(values[row, c, m])[0], 1)
+    for row, of_row in table.items():
+        texts, alike = [], [k for k in table if k[0] == row[0]]
+        for c, m in places:
+            text = percent(values[row, c, m], n)
+            seeds = {k: len(values[k, c, m]) for k in alike if k[1] != "aligned" and values[k, c, m]}
             rivals = [k for k, n_seeds in seeds.items() if n_seeds == max(seeds.values())]
             bold = row in rivals and len(seeds) > 1 and mean(row, c, m) >= max(mean(k, c, m) for k in rivals)
-            mine = [r for r in records if (r["data"], r["oom"], condition(r)) == (*c, row[0])]
+            mine = [r for k in alike for r in table[k][c]]
             if bold and m == "accuracy" and all(r.get("correct") for r in mine):
                 bold = clear_best(mine) == row[1]
-            mark = " ↑" if m == "accuracy" and any(rising(r.get("history", [])) for r in cell(records, row, c)) else ""
+            mark = " ↑" if m == "accuracy" and any(rising(r.get("history", [])) for r in of_row[c]) else ""
             texts.append((f"**{text}**" if bold else text) + mark)
         if set(texts) != {"–"}:
             lines.append([*row, *texts])
@@ -220,21 +220,22 @@ def score_table(records, columns, metrics, title, notes):
 def unsup_table(records):
     """Accuracy, Hungarian-matched accuracy and NMI side by side, and whether COX is above chance."""
     columns = sorted({(r["data"], r["oom"]) for r in records})
-    n = most_seeds(records, columns)
+    table, n = cells(records), most_seeds(records, columns)
     lines = [
         [
             *row,
             *(
-                percent([r["metrics"][k] for r in cell(records, row, c)], n)
+                percent([r["metrics"][k] for r in of_row[c]], n)
                 for c in columns
                 for k in ("accuracy", "hungarian_accuracy", "nmi")
             ),
         ]
-        for row in row_keys(records)
+        for row, of_row in table.items()
     ]
     said = [
-        at_chance(cell(records, (k, "cox"), c), name + k.removeprefix("unsup"))
-        for k in sorted({condition(r) for r in records})
+        at_chance(of_row[c], name + row[0].removeprefix("unsup"))
+        for row, of_row in table.items()
+        if row[1] == "cox"
         for c, name in zip(columns, names(columns))
     ]
     return {
@@ -253,8 +254,8 @@ def agreement_table(records, columns):
     """Fig. 6 in figures."""
     lines = []
     for c, name in zip(columns, names(columns)):
-        for row in row_keys(records):
-            a = [r["metrics"]["agreement"] for r in cell(records, row, c) if r["metrics"]["agreement"]]
+        for row, of_row in cells(records).items():
+            a = [r["metrics"]["agreement"] for r in of_row[c] if r["metrics"]["agreement"]]
             take = lambda part, *keys: [percent([x[part][k] for x in a]) for k in keys]
             if a:
                 lines.append(
@@ -298,8 +299,8 @@ def trust_table(records, columns):
     """What the IM items tell of raw readings that the labels alone do not: stage 3's check on held-out pairs."""
     lines = []
     for c, name in zip(columns, names(columns)):
-        for row in row_keys(records):
-            t = [r["metrics"]["trust"] for r in cell(records, row, c) if r["metrics"].get("trust")]
+        for row, of_row in cells(records).items():
+            t = [r["metrics"]["trust"] for r in of_row[c] if r["metrics"].get("trust")]
             if t:
                 lines.append(
                     [
@@ -420,8 +421,8 @@ def gaps_left(records, columns):
     found = 0
     left: dict[str, list[float]] = {}
     for c in columns:
-        for k in sorted({condition(r) for r in records}):
-            a = [r["metrics"]["agreement"] for r in cell(records, (k, "cox"), c) if r["metrics"]["agreement"]]
+        for of_row in (of_row for row, of_row in cells(records).items() if row[1] == "cox"):
+            a = [r["metrics"]["agreement"] for r in of_row[c] if r["metrics"]["agreement"]]
             gaps = [[x[when]["gap"] for x in a if x[when]["gap"] is not None] for when in ("before", "after")]
             if all(gaps):
                 found, (first, last) = found + 1, (mean_sd(g)[0] for g in gaps)
