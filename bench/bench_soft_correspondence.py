@@ -1,5 +1,5 @@
-"""soft_correspondence beside eager torch with whole rows of the M x N matrix, tiles of it with torch.compile, and the
-products alone that it cannot do without.
+"""soft_correspondence beside eager torch with whole rows of the M x N matrix, tiles of it with torch.compile, KeOps where
+it is installed, and the products alone that it cannot do without.
 
 Nanoseconds a pair: the median / (M N). Readings are few, so that a row of N items can be timed at any N."""
 
@@ -102,6 +102,21 @@ def compiled(*args):
     return tiled(*args, compiled_first, compiled_second)
 
 
+def keops(z, means, x, classes, bias):
+    """A reduction for each result; KeOps compiles each for itself, half a minute apiece."""
+    from pykeops.torch import LazyTensor
+
+    half, of_class = (FREEDOM + z.shape[1]) / 2, F.one_hot(classes, len(bias)).to(z)
+    reading, mean, item = LazyTensor(z[:, None]), LazyTensor(means[None]), LazyTensor(x[None])
+    far = reading.sqdist(mean)
+    logits = LazyTensor(bias[classes].view(1, -1, 1)) - half * (1 + far / FREEDOM).log()
+    evidence = logits.logsumexp(1)
+    q = (logits - LazyTensor(evidence[:, None])).exp()
+    w = q * (2 * half) / (FREEDOM + far)
+    posterior, expected = (q * LazyTensor(of_class[None])).sum(1), (q * item).sum(1)
+    return finished([posterior], [expected], [evidence[:, 0]], w.sum(0)[:, 0], (w * reading).sum(0))
+
+
 def products_alone(z, means, x, classes, bias, rows=256, cols=1024):
     """Distances twice, total, expected: in tiles, on data that stay in cache."""
     pull, part = means[:cols].T.contiguous(), x[:cols]
@@ -115,7 +130,7 @@ def products_alone(z, means, x, classes, bias, rows=256, cols=1024):
             torch.mm(here.T, r, out=total)
 
 
-METHODS = [kernel, eager, tiled, compiled, products_alone]
+METHODS = [kernel, eager, tiled, compiled, keops, products_alone]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda f: f.__name__)
@@ -124,6 +139,10 @@ METHODS = [kernel, eager, tiled, compiled, products_alone]
 def bench_round(timed, device, pick, method, M, N, C, d):
     M, N = pick(40, M, 8 * M), pick(200, N)
     args = setting(M, N, C, d, device)
+    if method is keops:
+        pytest.importorskip("pykeops")
+        if device == "cpu" and N * C > 1e6:
+            pytest.skip("minutes on a CPU")
     if method is compiled:
         try:
             compiled(args[0][:8], *args[1:])

@@ -16,7 +16,7 @@ from worlds import ROOT, argv, command, digests, no_leftovers, write_folder
 
 from cox_oom.files import Place
 
-SECONDS = float(os.environ.get("COX_KILL_SECONDS", "30"))  # that the kills may take
+SECONDS = float(os.environ.get("COX_KILL_SECONDS", "10"))  # that the kills may take
 # Stages 1 to 3 in a process forked from one that has imported them, killed after so many seconds; a line each.
 CHAIN = """
 import contextlib, io, json, os, signal, sys, time

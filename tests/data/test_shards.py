@@ -80,7 +80,7 @@ def test_every_item_is_decoded_once(world, tmp_path, few, decoded):
 
 
 def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(world, tmp_path, few):
-    """SIGKILL in a process of its own, at 4 moments."""
+    """SIGKILL in a process of its own, at two moments."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     folder, rng = world[0], random.Random(seed)
@@ -104,7 +104,7 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(world, tmp_p
     done, took = child(tmp_path / "sound")
     assert not done
     known, runs = as_bytes(tmp_path / "sound"), tmp_path / "killed"
-    for _ in range(4):
+    for _ in range(2):
         child(runs, rng.uniform(0, took))
     assert child(runs)[0] == 0
     assert as_bytes(runs).keys() == known.keys()
