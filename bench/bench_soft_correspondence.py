@@ -1,5 +1,5 @@
-"""soft_correspondence beside eager torch with whole rows of the M x N matrix, tiles of it with torch.compile, KeOps where
-it is installed, and the products alone that it cannot do without.
+"""soft_correspondence beside eager torch with whole rows of the M x N matrix, tiles of it with torch.compile, KeOps
+where it is installed, and the products alone that it cannot do without.
 
 Nanoseconds a pair: the median / (M N). Readings are few, so that a row of N items can be timed at any N."""
 
