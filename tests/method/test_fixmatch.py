@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import cox_oom.methods as methods
+import cox_oom.objectives as objectives
 from cox_oom.methods import METHODS
 from cox_oom.objectives import Model, Step, fixmatch
 
@@ -46,7 +46,7 @@ def views(monkeypatch):
     generator = torch.Generator().manual_seed(3)
     found = {strength: 2 * torch.randn(32, 1, 6, generator=generator) for strength in ("weak", "strong")}
     monkeypatch.setattr(
-        methods, "augment", lambda kind, x, lengths, strength="weak", views=(): (found[strength], lengths)
+        objectives, "augment", lambda kind, x, lengths, strength="weak", views=(): (found[strength], lengths)
     )
     return found
 

@@ -68,7 +68,7 @@ def test_only_confident_items_teach_and_each_class_has_its_threshold():
     q = x[:, :, 0].softmax(-1)
     taken = [q[i].max() >= [0.8, 0.4, 0.8 / 6][q[i].argmax()] for i in range(5)]
     step = Step("series", x, None, torch.arange(5), True, slice(0, 5), z=x[:, :, 0], logits=x[:, :, 0])
-    import cox_oom.methods as module
+    import cox_oom.objectives as module
 
     real, module.augment = module.augment, lambda kind, x, lengths, strength="weak", views=(): (x, lengths)
     try:
