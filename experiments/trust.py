@@ -4,29 +4,35 @@
     python experiments/trust.py --leave-out eight nine --data ../shared/data/handwritten --write /tmp/without
 
 Reads   every METHOD.pt and METHOD.json of the data sets under --runs (stages 1 to 4)
-Writes  OUT/table.md: mean ± sd over seeds of the expected calibration error before and after the temperature, of what
-        confidence 0.8 leaves, and of the AUROC of novelty: test items against noise, silence, another sensor's items,
-        and against classes that no training item had (the unlabelled test rows of a folder that --leave-out wrote)
+Writes  OUT/records.csv, a line a run, and from it table.md, mean ± sd over seeds: the expected calibration error before
+        and after the temperature, what confidence 0.8 leaves, and the AUROC of novelty: test items against noise,
+        silence, another sensor's items, and against classes that no training item had (the unlabelled test rows of a
+        folder that --leave-out wrote)
 --leave-out writes the folder: a copy of the files, a manifest without the training rows of these classes.
 """
 
 import argparse
 import csv
+import io
 import os
 import shutil
-import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
+import collect
 import torch
 import torch.nn.functional as F
 
 from cox_oom import confidence, files
 from cox_oom.augment import model_of
-from cox_oom.report.records import read_record
+from cox_oom.report.records import read_record, write_text
 from cox_oom.report.scores import percent
+from cox_oom.report.tables import markdown
 from cox_oom.seed import split_rows
+
+RUN = ("data", "oom", "method", "seed")
+CALIBRATION = ("accuracy", "ECE before", "ECE after", "sure (≥ 0.8)", "sure ones right")
+NOVELTY = ("false alarms", "noise", "silence", "another sensor", "unseen classes")
 
 
 def auroc(own, other):
@@ -77,6 +83,19 @@ def of_run(path):
     return found
 
 
+def tables(records):
+    """The blocks of table.md: a row for each world, sensor and method."""
+    rows, blocks = defaultdict(list), []
+    for r in records:
+        rows[tuple(r[k] for k in RUN[:3])].append(r)
+    seeds = "Mean ± sd over the seeds " + ", ".join(sorted({r["seed"] for r in records})) + "."
+    for title, names in (("Calibration, %", CALIBRATION), ("Novelty, %", NOVELTY)):
+        cells = lambda some, names: [percent([r[c] for r in some if r.get(c) is not None], len(some)) for c in names]
+        lines = [[*key, *cells(some, names)] for key, some in rows.items()]
+        blocks.append({"title": title, "header": [*RUN[:3], *names], "rows": lines, "notes": [seeds]})
+    return blocks
+
+
 def leave_out(data, classes, out):
     """A folder without the training rows of some classes, whose test rows lose their label."""
     os.makedirs(out, exist_ok=True)
@@ -105,21 +124,21 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.leave_out:
         return leave_out(args.data[0], args.leave_out, args.write)
-    table: dict[tuple[str, ...], dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    records = []
     for data in args.data:
         for path in sorted((Path(args.runs) / files.data_name(data)).glob("*/oom-*/semi/seed*/*.json")):
             if path.with_suffix(".pt").exists():
-                for name, value in of_run(path.with_suffix(".pt")).items():
-                    table[files.data_name(data), path.parts[-4][4:], path.stem][name].append(value)
-    names = list(dict.fromkeys(n for row in table.values() for n in row))
-    lines = [f"| world | sensor | method | seeds | {' | '.join(names)} |", "|:--|:--|:--|--:|" + "--:|" * len(names)]
-    for key, row in table.items():
-        n = max(map(len, row.values()))
-        lines.append(f"| {' | '.join(key)} | {n} | {' | '.join(percent(row[c]) for c in names)} |")
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    (Path(args.out) / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    print(f"wrote {args.out}/table.md", file=sys.stderr)
+                run = (files.data_name(data), path.parts[-4][4:], path.stem, path.parts[-2][4:])
+                records.append(dict(zip(RUN, run)) | of_run(path.with_suffix(".pt")))
+    out = Path(args.out)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [*RUN, *CALIBRATION, *NOVELTY], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in records)
+    write_text(out / "records.csv", table.getvalue())
+    write_text(out / "table.md", markdown(tables(records)))
+    write_text(out / "COMMAND", f"{collect.provenance()}, {len(records)} runs\n")
+    print(f"wrote {out}/records.csv and table.md")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ settings() {  # settings DATA OOM: sets EXTRACT, CONNECT and EXPLORE of a column
     */digits) EXTRACT="--image-size 28 --series-length 128 --bind-epochs 10" EXPLORE="--epochs 6"
         CONNECT="--width 64 --depth 3 --patch 7 --slice 4" ;;
     */emoji) EXTRACT="--image-size 32 --series-length 512" CONNECT="--width 64 --depth 3 --patch 8 --slice 8" EXPLORE="--epochs 20" ;;
-    */handwritten) EXTRACT="--image-size 16" CONNECT="--width 64 --depth 3 --patch 4" EXPLORE="--epochs 20" ;;
+    */handwritten*) EXTRACT="--image-size 16" CONNECT="--width 64 --depth 3 --patch 4" EXPLORE="--epochs 20" ;;
     */robot_*) CONNECT="--width 128 --depth 2 --batch 32 --labelled-batch 32" EXPLORE="--batch 32 --labelled-batch 32 --epochs 20" ;;
     *) EXTRACT="--image-size 32" CONNECT="--width 64 --depth 4 --patch 8" ;;
     esac
