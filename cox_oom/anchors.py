@@ -90,15 +90,14 @@ class Anchors:
     """What one refresh chose among the U unlabelled items.
 
     agreement {agree, label, confidence, prediction: (U,)} on the CPU, as METHOD.pt keeps it (Fig. 6); mask (U,) of
-    the anchors A, label (U,) of every item, posteriors (K, U, C) or (1, U, C); class_posteriors (C, C), the anchors'
-    mean posterior by their class (NaN rows: no anchor); mean_anchor_logp (C,); expected (U, p), the IM vectors that a
-    teacher expects; emergent {item, im, label: (S,)}: places of items, their common IM items, labels."""
+    the anchors A, label (U,) of every item, posteriors (K, U, C) or (1, U, C); mean_anchor_logp (C,), the anchors' mean
+    of the learner's log-posteriors; expected (U, p), the IM vectors that a teacher expects; emergent {item, im, label:
+    (S,)}: places of items, their common IM items, labels."""
 
     agreement: dict[str, Tensor]
     mask: Tensor
     label: Tensor
     posteriors: Tensor | None = None
-    class_posteriors: Tensor | None = None
     mean_anchor_logp: Tensor | None = None
     expected: Tensor | None = None
     emergent: dict[str, Tensor] = field(default_factory=no_pairs)
@@ -170,16 +169,8 @@ def choose(
         chosen.posteriors = posteriors_of(z, *chosen.heads)
     if teacher or args.method == "selftrain":
         chosen.mask, chosen.label = surest_classes(chosen.posteriors[0], int(chosen.mask.sum()))
-    chosen.class_posteriors, chosen.mean_anchor_logp = statistics(head(z), chosen.mask, chosen.label)
+    chosen.mean_anchor_logp = head(z).detach().softmax(-1).clamp(min=1e-12).log()[chosen.mask].mean(0)
     return chosen
-
-
-def statistics(logits: Tensor, mask: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """What Eq. 13 matches to, of the learner's logits (U, C): class_posteriors (C, C), the anchors' mean posterior by
-    their class (NaN rows: no anchor), and mean_anchor_logp (C,)."""
-    p = logits.softmax(-1).detach()
-    of_class = F.one_hot(label.clamp(min=0), p.shape[1]).float() * mask[:, None]  # (U, C)
-    return (of_class.T @ p) / of_class.sum(0)[:, None], p.clamp(min=1e-12).log()[mask].mean(0)
 
 
 # ------------------------------------------------------------------------------------ losses on A and D (Eq. 13)
@@ -189,46 +180,19 @@ def losses(logits: Tensor, anchors: Anchors, j: Tensor, kl: str) -> tuple[Tensor
     """Eqs. 13-15 on a batch, logits (B, C) of the items j (B,): the anchors' labels on A, and what the rest is drawn
     to on D.
 
-    kl: "expected", an item's own class posterior; "matched", the mean posterior of the anchors of the classes that
-    its heads name; "literal", every anchor's posterior, as Eq. 13 is printed. The second is None where there are no
-    anchors at all."""
+    kl: "expected", an item's own class posterior, the mean over its heads where there are several; "literal", every
+    anchor's posterior, as Eq. 13 is printed. The second is None where there are no anchors at all."""
     a = anchors.mask[j]
     agree, disagree = (F.cross_entropy(logits, anchors.label[j].clamp(min=0), reduction="none") * a).mean(), None
     if anchors.some:
         if kl == "expected":
-            assert anchors.posteriors is not None  # as of the other parts below: `choose` leaves them all
+            assert anchors.posteriors is not None  # as of the other part below: `choose` leaves both
             each = F.cross_entropy(logits, anchors.posteriors[:, j].mean(0), reduction="none")
-        elif kl == "matched":
-            assert anchors.posteriors is not None and anchors.class_posteriors is not None
-            each = kl_matched(logits, matched_target(anchors.posteriors[:, j], anchors.class_posteriors))
         else:
             assert anchors.mean_anchor_logp is not None
             each = kl_literal(logits, anchors.mean_anchor_logp)
         disagree = (each * ~a).mean()  # a mask as weights: a GPU's host need not know how many there are
     return agree, disagree
-
-
-def matched_target(head_posteriors: Tensor, class_posteriors: Tensor, smooth: float = 0.01) -> Tensor:
-    """The anchor posterior that a disagreement item is matched to, through the classes its heads name (Eqs. 13, 15).
-
-    head_posteriors (K, B, C): h*_k(c | x_d); class_posteriors (C, C): row c is the mean posterior of the anchors of
-    class c (NaN rows, classes without anchors, take no part). Returns (B, C): sum_c w_c row_c with w_c ∝ mean_k
-    h*_k(c | x_d) on the named classes, smoothed by `smooth`; an item all of whose named classes lack anchors gets its
-    heads' mean."""
-    named = torch.zeros_like(head_posteriors[0]).scatter_(1, head_posteriors.argmax(-1).T, 1.0)  # (B, C)
-    have = ~class_posteriors.isnan().any(-1)  # (C,)
-    mean = head_posteriors.mean(0)
-    weight = mean * named * have
-    total = weight.sum(-1, keepdim=True)
-    target = (weight / total.clamp(min=1e-12)) @ class_posteriors.nan_to_num(0.0)
-    target = torch.where(total > 1e-12, target, mean)
-    return (1 - smooth) * target + smooth / target.shape[-1]
-
-
-def kl_matched(logits: Tensor, target: Tensor) -> Tensor:
-    """KL(h(x_d) ‖ target) (B,) of each item, gradient through h alone. logits, target (B, C)."""
-    logp = logits.log_softmax(-1)
-    return (logp.exp() * (logp - target.clamp(min=1e-12).log())).sum(-1)
 
 
 def kl_literal(logits: Tensor, mean_anchor_logp: Tensor) -> Tensor:

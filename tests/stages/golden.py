@@ -124,8 +124,7 @@ def make(base):
         semi.explore("cox", f"no-{part}", f"--without {part}")
     semi.explore("cox", "no-two", "--without connection,emergent")
     for method in ("cox", "selftrain"):
-        for kl in ("matched", "literal"):
-            semi.explore(method, kl, f"--kl {kl}")
+        semi.explore(method, "literal", "--kl literal")
         semi.explore(method, "rounds-0", "--rounds 0")
         semi.explore(method, "free", "--shares free")
         semi.explore(method, "refit-0", "--refit 0")
@@ -168,7 +167,6 @@ def make(base):
             tree.explore(method)
         for part in ("connection", "exploration", "emergent"):
             tree.explore("cox", f"no-{part}", f"--without {part}")
-        tree.explore("cox", "matched", "--kl matched")
         tree.evaluate("--task", "retrieval", "--table")
     tree = Tree(base / "runs" / "no-warmup-unsup", world, "imu", connect="--without warmup", setting="unsup")
     tree.explore("cox", flags="--without warmup")
