@@ -46,7 +46,7 @@ RARE = (
     ("--weight-decay", 1e-5, number(float, 0, run.LARGE), "Adam's weight decay"),
     ("--connect-steps", 50, number(int, 0, run.STEPS), "cox: steps of each connection at a refresh"),
     ("--w-agree", 1.0, number(float, 0, run.LARGE), "cox, selftrain: weight of the anchors' labels on A"),
-    ("--w-disagree", 1.0, number(float, 0, run.LARGE), "the same of D's term"),
+    ("--w-disagree", None, number(float, 0, run.LARGE), "the same of D's term; left out: 1, in unsup 0.2"),
     ("--kl", "expected", ("expected", "literal"), "what an item of D is drawn to (docs/method.md, Eq. 13)"),
     ("--rounds", 6, number(int, 0, 10**4), "of the soft correspondence; 0: the heads' agreement chooses anchors"),
     ("--fit-items", 20000, number(int, 0, run.LARGE), "readings and items that its rounds but the last take; 0: all"),

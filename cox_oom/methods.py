@@ -300,7 +300,7 @@ def settle_epochs(args: Namespace, seed: Seed) -> None:
 
 
 def plan(args: Namespace, seed: Seed) -> Plan:
-    """The Plan of a run on a Seed; args.epochs is settled by it."""
+    """The Plan of a run on a Seed; args.epochs and args.w_disagree are settled by it."""
     settle_epochs(args, seed)
     row, at_stage_2 = METHODS[args.method], seed.connect["meta"]["args"]["without"]
     args.without = sorted(set(args.without))
@@ -311,6 +311,7 @@ def plan(args: Namespace, seed: Seed) -> Plan:
         )
     without = {*args.without, *at_stage_2} if args.method == "cox" else set()
     soft = args.setting == "semi" and bool(args.rounds) and not without & {"connection", "emergent"}
+    args.w_disagree = (1.0 if args.setting == "semi" else 0.2) if args.w_disagree is None else args.w_disagree
     idle = not row.trains or not row.steps or args.setting == "unsup" and "exploration" in without
     return Plan(
         row.explores,
