@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from cox_oom import confidence, files
 from cox_oom.augment import model_of
 from cox_oom.report.records import read_record, write_text
-from cox_oom.report.scores import percent
+from cox_oom.report.scores import order, percent
 from cox_oom.report.tables import markdown
 from cox_oom.seed import split_rows
 
@@ -126,7 +126,8 @@ def main(argv=None):
         return leave_out(args.data[0], args.leave_out, args.write)
     records = []
     for data in args.data:
-        for path in sorted((Path(args.runs) / files.data_name(data)).glob("*/oom-*/semi/seed*/*.json")):
+        found = (Path(args.runs) / files.data_name(data)).glob("*/oom-*/semi/seed*/*.json")
+        for path in sorted(found, key=lambda p: (p.parts[-4], order(p.stem), p)):
             if path.with_suffix(".pt").exists():
                 run = (files.data_name(data), path.parts[-4][4:], path.stem, path.parts[-2][4:])
                 records.append(dict(zip(RUN, run)) | of_run(path.with_suffix(".pt")))
