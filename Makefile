@@ -101,7 +101,7 @@ wheel: $(READY)  ## build the wheel and the source distribution: dist/
 	@ls -l dist
 
 wheel-check: wheel  ## install the wheel in an empty environment without a compiler and run the operators' tests on it
-	$(PYTHON) tests/wheel_check.py
+	$(PYTHON) tests/wheel_check.py $(if $(TESTS),--tests "$(TESTS)")
 
 # A build of its own under build/sanitize. Leaks are not looked for: Python and torch keep what they allocate. Left out are the
 # tests that measure memory, of which the sanitizer takes a multiple.
@@ -114,8 +114,8 @@ sanitize: $(READY)  ## the operators' tests under AddressSanitizer and Undefined
 		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 		PYTHONPATH=build/sanitize/lib $(PYTHON) -m pytest -o pythonpath=build/sanitize/lib $(or $(TESTS),$(OP_TESTS)) -q -k "not memory"
 
-nvcc-check: $(READY)  ## compile every CUDA kernel for sm_80, sm_90 and sm_100; no GPU needed
-	$(PYTHON) csrc/nvcc_check.py
+nvcc-check: $(READY)  ## compile every CUDA kernel for sm_80, sm_90 and sm_100 (ARCHS="80 90 100"); no GPU needed
+	$(PYTHON) csrc/nvcc_check.py $(ARCHS)
 
 # nearest_anchor once more with the screen that is off by default. The cases are fewer than on the CPU: a block's threads take turns.
 emulate: export OMP_WAIT_POLICY ?= passive

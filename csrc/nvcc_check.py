@@ -1,5 +1,5 @@
-"""Compiles every csrc/cuda/*.cu and csrc/dev/*.cu for sm_80, sm_90 and sm_100 against any torch, without a GPU and
-without linking.
+"""Compiles every csrc/cuda/*.cu and csrc/dev/*.cu for sm_80, sm_90 and sm_100, or for the kinds that are given
+("90 100"), against any torch, without a GPU and without linking.
 
 Prints registers, shared memory and spills of each kernel as ptxas reports them; a hot kernel (HOT) that spills is a
 failure. Without nvcc: says so and succeeds, unless COX_REQUIRE_NVCC=1. nvcc is that of CUDA_HOME, of PATH, or of
@@ -20,7 +20,7 @@ from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 CUDA_DIR = Path(__file__).resolve().parent / "cuda"
 DEV_DIR = CUDA_DIR.parent / "dev"
-ARCHS = [80, 90, 100]
+ARCHS = sys.argv[1:] or [80, 90, 100]
 # The kernels in which an operator's time goes.
 HOT = ["screen", "direct", "exact", "nearest_parts", "agreement", "distances", "one_side", "kernel_sums", "add_pulls"]
 HOT += ["masses", "by_readings", "by_items"]  # of soft_correspondence
