@@ -137,12 +137,17 @@ def tables(records):
         seeds = sorted({r["seed"] for by_round in world.values() for by in by_round.values() for r in by.values()})
         accuracies = lambda s, n: [r["accuracy"] for r in world[s].get(n, {}).values()]
         cells = {s: [percent(accuracies(s, n), len(seeds)) for n in sorted(labels)] for s in world}
+        won = [
+            f"Gain of {s} over labels drawn at random: {percent(found)} points."
+            for s in names[1:]
+            if (found := gains({(data, oom, method): world}, s))
+        ]
         out.append(
             {
                 "title": f"{data}, {oom}, {method}: test accuracy in %",
                 "header": ["labels chosen by", *(f"{labels[n]} labels" for n in sorted(labels))],
                 "rows": [[s, *cells[s]] for s in names if s in cells],
-                "notes": [f"Mean ± sd over the seeds {', '.join(map(str, seeds))}."],
+                "notes": [f"Mean ± sd over the seeds {', '.join(map(str, seeds))}.", *won],
             }
         )
     rows = []

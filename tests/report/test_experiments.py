@@ -123,6 +123,23 @@ def test_table4_gives_every_ablation_a_row_of_its_own(sh, tmp_path):
     assert f"/runs {tmp_path}/runs/without-warmup " in lines[-1]
 
 
+def test_trust_gives_every_column_its_own_flags_and_stops_where_one_fails(sh, tmp_path):
+    done, lines = sh("trust", COX_TEST_DATA="some")
+    assert done.returncode == 0, done.stderr
+    assert lines[0].endswith(
+        f"--leave-out eight nine --data some/handwritten --write {tmp_path}/runs/data/handwritten_open"
+    )
+    for world, oom, flags in (("some/digits", "pen", "--folds 2"), ("some/robot_push", "vibration", "--folds 3")):
+        runs = of(lines, "train_explore.py", f"--data {world}", f"--oom {oom}")
+        assert len(runs) == 3 * 2 and all(f"{flags} " in f"{line} " for line in runs)
+    assert "--folds" not in "".join(of(lines, "train_explore.py", "--data synth"))
+    assert "--patch 4" in of(lines, "train_connect.py", f"--data {tmp_path}/runs/data/handwritten_open")[0]
+    assert lines[-1].startswith("experiments/trust.py --data synth some/handwritten some/robot_push some/digits ")
+    done, lines = sh("trust", COX_TEST_DATA="some", fails="--data some/robot_push")
+    assert done.returncode == 1 and "not finished: some/robot_push vibration" in done.stderr
+    assert not of(lines, "experiments/trust.py", "--runs")
+
+
 def test_commonality_takes_a_tree_each_and_stage_1_once_a_world(sh, tmp_path):
     done, lines = sh("commonality", COMMONALITY="0 1", PAIRS="2 8", CONNECT="--width 8")
     assert done.returncode == 0, done.stderr
