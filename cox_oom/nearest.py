@@ -1,7 +1,9 @@
 """The nearest item of a bank to each reading: readings shared out among the processes, or a bank beyond memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,13 +22,15 @@ def nearest_anchor(z: Tensor, mapped: Tensor) -> tuple[Tensor, Tensor]:
     return ranks.gather(score), ranks.gather(index)
 
 
-def nearest_of_shards(z: Tensor, banks: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
+def nearest_of_shards(z: Tensor, banks: Sequence[Any], size: int) -> tuple[Tensor, Tensor]:
     """The same, with K banks (N, d) of which `size` items at a time are read and searched, shared out among the
     processes: of a bank that a file holds (torch.load with mmap, numpy.load with mmap_mode) no more is in memory. The
     least score wins, of equal ones the lowest index, so the result is that of the whole bank."""
     score, index = z.new_full((len(z),), torch.inf), torch.full((len(z),), -1, device=z.device)
     for own in ranks.share(len(banks[0]), size):
-        found, place = cox_ops.nearest_anchor(z, torch.stack([torch.as_tensor(bank[own]).to(z) for bank in banks]))
+        parts = (bank[own] for bank in banks)  # a copy of NumPy's, which may be read-only
+        parts = [p if isinstance(p, Tensor) else torch.from_numpy(np.array(p)) for p in parts]
+        found, place = cox_ops.nearest_anchor(z, torch.stack([p.to(z) for p in parts]))
         better = found < score  # shards come in order: of equal scores the earlier stays
         score, index = torch.where(better, found, score), torch.where(better, place + own.start, index)
     if ranks.world > 1:

@@ -270,6 +270,7 @@ def test_a_bank_is_searched_by_shards_as_a_whole(seed, size):
     assert torch.equal(score, expected[0]) and torch.equal(index, expected[1])
 
 
+@pytest.mark.filterwarnings("error")
 def test_of_a_bank_in_a_file_a_shard_at_a_time_is_read(tmp_path):
     """A bank that numpy maps: every row is asked for once, `size` of them at a time."""
     rng, asked = np.random.default_rng(0), []
@@ -285,7 +286,7 @@ def test_of_a_bank_in_a_file_a_shard_at_a_time_is_read(tmp_path):
 
         def __getitem__(self, rows):
             asked.append(rows)
-            return np.array(self.rows[rows])
+            return self.rows[rows]  # read-only
 
     banks = [Mapped(tmp_path / f"{k}.npy") for k in range(2)]
     z = torch.randn(50, 8)
