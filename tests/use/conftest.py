@@ -1,11 +1,14 @@
 """A folder with every kind of recording, and a learner of each kind, trained once for all files here."""
 
 import csv
+import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import worlds
+from filelock import FileLock
 from PIL import Image
 from scipy.io import wavfile
 from small_media import write_clip
@@ -48,18 +51,34 @@ def write_folder(path, n=(24, 6, 8)):
     return path
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """(folder, {modality: METHOD.pt}): erm of every modality of the folder, judged by stage 4."""
-    folder, runs = write_folder(tmp_path_factory.mktemp("use") / "many"), tmp_path_factory.mktemp("runs")
-    found = {}
+def once(tmp_path_factory, name, make):
+    """A folder that make(folder) fills, once for all processes of a test run (pytest-xdist), which only read it."""
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
+    with FileLock(f"{place}.lock"):
+        if not (place / "made").exists():
+            place.mkdir()
+            make(place)
+            (place / "made").touch()
+    return place
+
+
+def train(place):
+    folder = write_folder(place / "many")
     with worlds.quickly():
         for m in MODALITIES:
-            worlds.stage("extract_features", folder, runs, "--im rgb --frames 2 --series-length 16 --workers 0", oom=m)
-            worlds.stage("train_connect", folder, runs, "--labels 0.5", oom=m)
-            worlds.stage("train_explore", folder, runs, "--method erm --epochs 3", oom=m)
-            found[m] = worlds.run_dir(runs, data="many", oom=m) / "erm.pt"
-    return folder, found
+            extract = "--im rgb --frames 2 --series-length 16 --workers 0"
+            worlds.stage("extract_features", folder, place / "runs", extract, oom=m)
+            worlds.stage("train_connect", folder, place / "runs", "--labels 0.5", oom=m)
+            worlds.stage("train_explore", folder, place / "runs", "--method erm --epochs 3", oom=m)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """(folder, {modality: METHOD.pt}): erm of every modality of the folder, in a copy for this process."""
+    place = once(tmp_path_factory, "use", train)
+    runs = shutil.copytree(place / "runs", tmp_path_factory.mktemp("own") / "runs")
+    return place / "many", {m: worlds.run_dir(runs, data="many", oom=m) / "erm.pt" for m in MODALITIES}
 
 
 def changed(path, out, seed):
@@ -73,23 +92,33 @@ def changed(path, out, seed):
     return out
 
 
+def learner_of(place, modality):
+    return cox_oom.load(sorted(place.glob(f"{modality}[12].pt")))
+
+
 @pytest.fixture(scope="session")
 def exported(trained, tmp_path_factory):
     """{modality: (Trained, recordings, arguments of the exported file)} of the test rows, and the folder in which
     MODALITY.onnx and MODALITY.pt2 lie. Learners of pose are the average of two runs."""
-    (folder, paths), out, found = trained, tmp_path_factory.mktemp("exported"), {}
+    (folder, paths), found = trained, {}
+
+    def export_all(place):
+        for m in MODALITIES:
+            for seed in (1, 2) if m == "pose" else (1,):
+                changed(paths[m], place / f"{m}{seed}.pt", seed)
+            for ending in (".onnx", ".pt2"):
+                export.export(learner_of(place, m), place / (m + ending))
+
+    out = once(tmp_path_factory, "exported", export_all)
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as f:
         rows = [row for row in csv.DictReader(f) if row["split"] == "test"]
     for m in MODALITIES:
-        seeds = (1, 2) if m == "pose" else (1,)
-        learner = cox_oom.load([changed(paths[m], out / f"{m}{seed}.pt", seed) for seed in seeds])
+        learner = learner_of(out, m)
         recordings = [row[m] if m == "language" else folder / row[m] for row in rows]
         items = [learner.prepared(learner.data(recordings).load(m, i)) for i in range(len(recordings))]
         args = (torch.stack([torch.as_tensor(item["x"]) for item in items]),)
         if learner.preparation["lengths"]:
             args += (torch.tensor([item["steps"] for item in items]),)
-        for ending in (".onnx", ".pt2"):
-            export.export(learner, out / (m + ending))
         found[m] = learner, recordings, args
     return found, out
 
