@@ -123,7 +123,7 @@ emulate: export COX_ADVERSARIAL ?= 10
 emulate: export COX_EMULATED = 1
 emulate: $(READY)  ## run the CUDA kernels' source on the CPU and test it; no GPU, no nvcc needed
 	$(PYTHON) -m pytest $(filter-out %/test_arguments.py %/test_transforms.py %/test_autocast.py,$(OP_TESTS)) -q \
-		-m "not cuda and not slow" -k "not memory and not threads and not isa and not (larger_banks and equal)"
+		-m "not cuda and not slow" -k "not memory and not threads and not isa and not build and not instruction_set and not (larger_banks and equal)"
 	COX_CUDA_SCREEN=1 $(PYTHON) -m pytest tests/ops/test_nearest_anchor*.py -q -m "not cuda and not slow" -k "not memory and not split and not (larger_banks and equal)"
 
 gpu-check: $(READY)  ## on a GPU machine, no network, under 10 minutes: build, test, time and sanitize the CUDA operators

@@ -45,8 +45,8 @@ def search(path, queries):
     if ranks.rank == 0:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"{ranks.world} processes: {queries} queries in {len(bank):,} items, {(index == own).sum()} found, {seconds:.1f} s, "
-            f"{bank.nbytes / 2**30 / seconds:.2f} GiB/s, peak of a process {peak:.2f} GiB"
+            f"{ranks.world} processes: {queries} queries in {len(bank):,} items, {(index == own).sum()} found, "
+            f"{seconds:.1f} s, {bank.nbytes / 2**30 / seconds:.2f} GiB/s, peak of a process {peak:.2f} GiB"
         )
 
 

@@ -28,9 +28,7 @@ def nearest_of_shards(z: Tensor, banks: Sequence[Any], size: int) -> tuple[Tenso
     least score wins, of equal ones the lowest index, so the result is that of the whole bank."""
     score, index = z.new_full((len(z),), torch.inf), torch.full((len(z),), -1, device=z.device)
     for own in ranks.share(len(banks[0]), size):
-        parts = (bank[own] for bank in banks)  # a copy of NumPy's, which may be read-only
-        parts = [p if isinstance(p, Tensor) else torch.from_numpy(np.array(p)) for p in parts]
-        found, place = cox_ops.nearest_anchor(z, torch.stack([p.to(z) for p in parts]))
+        found, place = cox_ops.nearest_anchor(z, torch.stack([tensor(bank[own]).to(z) for bank in banks]))
         better = found < score  # shards come in order: of equal scores the earlier stays
         score, index = torch.where(better, found, score), torch.where(better, place + own.start, index)
     if ranks.world > 1:
@@ -40,3 +38,8 @@ def nearest_of_shards(z: Tensor, banks: Sequence[Any], size: int) -> tuple[Tenso
         dist.all_reduce(index, op=dist.ReduceOp.MIN)
         score, index = least, torch.where(index == len(banks[0]), -1, index)
     return score, index
+
+
+def tensor(x: Any) -> Tensor:
+    """A tensor as it is; an array of NumPy, which may be a file that one can only read, as a copy."""
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))

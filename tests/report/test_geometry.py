@@ -1,4 +1,4 @@
-"""experiments/geometry.py and gauge.py: maps of two sides, how partners are found by them, and R² over columns."""
+"""experiments/geometry.py, without_labels.py, gauge.py: maps of two sides, partners found by them, R² over columns."""
 
 import importlib.util
 
@@ -61,3 +61,39 @@ def test_r2_of_a_gauge_has_an_interval_around_it():
     r2, low, high, r, p = experiment("gauge").fit(x, 2 * x + rng.standard_normal(25))
     assert low < r2 < high <= 1 and r > 0 and p < 0.01
     assert r2 == pytest.approx(np.corrcoef(x, 2 * x + np.random.default_rng(0).standard_normal(50)[25:])[0, 1] ** 2)
+
+
+def test_a_map_without_pairs_is_found_twice_where_the_geometry_is_shared_and_the_gate_says_so():
+    """And not where the other side has a geometry of its own."""
+    blind, g = experiment("without_labels"), torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=g).exp() * torch.linspace(2, 0.5, 6)
+    x = x - x.mean(0)
+    y = (x[:, 0] > 0).long()
+    turn, order = torch.linalg.qr(torch.randn(6, 6, generator=g))[0], torch.randperm(400, generator=g)
+    z = (x @ turn + 0.1 * torch.randn(400, 6, generator=g))[order]
+    own, agreement = blind.agreed([blind.search(x, z, k) for k in range(3)], x)
+    assert agreement > blind.AGREE
+    assert blind.found(x[order] @ own, z)[0] < 0.001
+    assert (blind.names(x, y, z, own, 2) == y[order]).float().mean() > 0.9
+    other = torch.randn(400, 6, generator=g) * torch.linspace(2, 0.3, 6)
+    assert blind.agreed([blind.search(x, other, k) for k in range(3)], x)[1] < blind.AGREE
+
+
+def test_of_several_maps_one_is_taken_that_another_is_like():
+    blind = experiment("without_labels")
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    turn = torch.eye(4)[[1, 0, 3, 2]]
+    found, agreement = blind.agreed([torch.eye(4), turn, -torch.eye(4), turn], x)
+    assert torch.equal(found, turn) and agreement == pytest.approx(1)
+
+
+def test_a_camera_gives_pictures_of_the_same_size_and_the_pen_draws_only_where_it_is_down():
+    blind, rng = experiment("without_labels"), np.random.default_rng(0)
+    picture = rng.integers(0, 256, (3, 136, 136), dtype=np.uint8)
+    strokes = np.array([[0.1, 0.9, 0.9, 0.1], [0.2, 0.2, 0.8, 0.8], [1, 0, 1, 0]])
+    for name in blind.CAMERAS:
+        seen = blind.camera(name, picture, strokes, rng)
+        assert seen.shape == (3, 136, 136) and seen.dtype == np.uint8 and (seen[0] == seen[2]).all()
+    pen = blind.camera("pen", picture, strokes, rng)[0]
+    assert pen[27, 68] < 50 and pen[109, 68] < 50 and pen[68, 122] == 255 and pen[68, 68] == 255
+    assert (blind.camera("negative", picture, strokes, rng) == 255 - blind.camera("grey", picture, strokes, rng)).all()
