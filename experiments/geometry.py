@@ -168,15 +168,17 @@ def table(records):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--data", nargs="+", required=True)
+    p.add_argument("--perceptor", default="bind", help="as in stage 1")
     p.add_argument("--runs", default="runs/experiments-small")
     p.add_argument("--out", default="experiments/results/geometry")
     args = p.parse_args(argv)
     records = []
     for data in args.data:
-        for path in sorted((Path(args.runs) / files.data_name(data)).glob("bind/oom-*/semi/seed*/connect.pt")):
+        where = Path(args.runs) / files.data_name(data) / files.perceptor_name(args.perceptor)
+        for path in sorted(where.glob("oom-*/semi/seed*/connect.pt")):
             oom, k = path.parts[-4][4:], int(path.parts[-2][4:])
             place = files.Place.of(
-                Namespace(runs=args.runs, data=data, perceptor="bind", oom=oom, setting="semi", seed=k)
+                Namespace(runs=args.runs, data=data, perceptor=args.perceptor, oom=oom, setting="semi", seed=k)
             )
             for line in of_seed(place):
                 records.append({"world": files.data_name(data), "oom": oom, "seed": k, **line})

@@ -1,12 +1,12 @@
 """Names without any label or pair: does the geometry of a generic encoder's features carry them to a new sensor?
 
     python experiments/without_labels.py --encoder runs/models/efficientnet-lite0 \\
-        --banks rgb-to-audio=R/digits/P/banks/rgb.pt,R/digits/P/banks/audio.pt
+        --banks "pictures of digits" R/digits/P/banks/audio.pt R/digits/P/banks/rgb.pt
 
 Known   the colour pictures of --data emoji, through the image encoder of a folder for --perceptor onnx:FOLDER
 Sensors other cameras on the same signs, through the same encoder: it knows images, not these sensors. No label, no pair
         and no order is used; in `half` the camera has seen other signs than the pictures show
---banks NAME=KNOWN,SENSOR: feature banks of stage 1 as a further case
+--banks NAME KNOWN SENSOR: two feature banks of stage 1 as a further case
 Writes  OUT/records.csv, a line a case and seed of the draw, and OUT/table.md
 
 The map is that of geometry.py without pairs: centres of k-means, quadratic assignment from many starts, Procrustes,
@@ -167,9 +167,8 @@ def cases(args):
         known = embedded(model, pictures)
         for name in CAMERAS:
             yield name, known, embedded(model, [camera(name, *both, rng) for both in zip(pictures, strokes)]), y
-    for case in args.banks:
-        name, _, paths = case.partition("=")
-        known, sensor = (files.load(path, keys=("features", "ids", "labels")) for path in paths.split(","))
+    for name, *paths in args.banks:
+        known, sensor = (files.load(path, keys=("features", "ids", "labels")) for path in paths)
         at = {i: r for r, i in enumerate(known["ids"])}
         both = [(at[i], r) for r, i in enumerate(sensor["ids"]) if i in at and sensor["labels"][r] >= 0]
         own, other = torch.tensor(both).T
@@ -179,7 +178,7 @@ def cases(args):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--encoder", help="a folder for --perceptor onnx:FOLDER that takes images")
-    p.add_argument("--banks", nargs="*", default=[], metavar="NAME=KNOWN,SENSOR")
+    p.add_argument("--banks", nargs=3, action="append", default=[], metavar=("NAME", "KNOWN", "SENSOR"))
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--out", default="experiments/results/without_labels")
     args = p.parse_args(argv)

@@ -19,7 +19,8 @@ from cox_oom.report.tests import tests
 
 HERE = Path(__file__).resolve().parent
 DRAWN = {"digits"}  # its rows are drawn within a class: no instance is to be found
-OWN = ("search", "suggest", "gauge", "geometry", "trust")  # folders whose records.csv have a form of their own
+# Folders whose records.csv have a form of their own.
+OWN = ("search", "suggest", "gauge", "geometry", "trust", "without_labels")
 SMALL = ("erm", "fixmatch", "selftrain", "cox", "aligned")  # README's columns
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
