@@ -165,6 +165,17 @@ def table(records):
     return lines
 
 
+def write(records, lines, out):
+    """records.csv and table.md in the folder `out`; the table is printed as well."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "records.csv", "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--data", nargs="+", required=True)
@@ -183,14 +194,7 @@ def main(argv=None):
             for line in of_seed(place):
                 records.append({"world": files.data_name(data), "oom": oom, "seed": k, **line})
                 print(records[-1], file=sys.stderr, flush=True)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    with open(Path(args.out) / "records.csv", "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
-    lines = table(records)
-    (Path(args.out) / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    write(records, table(records), Path(args.out))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ then Hungarian matching and Procrustes in turns. It is searched five times. The 
 end at the same map (mean cosine of the mapped items at least 0.8), else the names are a guess."""
 
 import argparse
-import csv
 import itertools
 import sys
 from collections import defaultdict
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from geometry import assignment, found, procrustes
+from geometry import assignment, found, procrustes, write
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
@@ -182,22 +181,15 @@ def main(argv=None):
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--out", default="experiments/results/without_labels")
     args = p.parse_args(argv)
+    if not (args.encoder or args.banks):
+        p.error("nothing to do; give --encoder or --banks")
     records = []
     for sensor, known, features, y in cases(args):
         for half, seed in itertools.product((False, True), args.seeds):
             facts = judge(known, features, y, half, seed)
             records.append({"sensor": sensor, "instances": "others" if half else "the same", "seed": seed, **facts})
             print(records[-1], file=sys.stderr, flush=True)
-    if not records:
-        raise SystemExit("error: nothing to do; give --encoder or --banks")
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    with open(Path(args.out) / "records.csv", "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
-    lines = table(records)
-    (Path(args.out) / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    write(records, table(records), Path(args.out))
 
 
 if __name__ == "__main__":
