@@ -5,7 +5,7 @@
 
 Known   the colour pictures of --data emoji, through the image encoder of a folder for --perceptor onnx:FOLDER
 Sensors other cameras on the same signs, through the same encoder: it knows images, not these sensors. No label, no pair
-        and no order is used; in `half` the camera has seen other signs than the pictures show
+        and no order is used; with `others` the camera has seen other signs than the pictures show
 --banks NAME KNOWN SENSOR: two feature banks of stage 1 as a further case
 Writes  OUT/records.csv, a line a case and seed of the draw, and OUT/table.md
 
