@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from collect import write_plot
 from scipy import stats
 
 from cox_oom import files, labels
@@ -111,7 +112,7 @@ def write(lines, out):
         r2, low, high, r, chance = fit(np.array([line[name] for line in lines]), y)
         text.append(f"| {words} | {r2:.2f} | {low:.2f} to {high:.2f} | {r:+.2f} | {chance:.3f} |")
     (Path(out) / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    draw(lines).savefig(Path(out) / "plot-gain.png", dpi=110)
+    write_plot(Path(out) / "plot-gain.png", draw(lines))
     print("\n".join(text))
 
 

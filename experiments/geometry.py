@@ -169,9 +169,9 @@ def write(records, lines, out):
     """records.csv and table.md in the folder `out`; the table is printed as well."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "records.csv", "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(records[0]))
+        writer = csv.DictWriter(f, list(records[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in r.items()} for r in records)
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 

@@ -8,6 +8,7 @@ import csv
 import io
 import multiprocessing
 import os
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -86,6 +87,7 @@ def decoded(dataset, modality, rows, then, *, workers, ahead=64, sample=None):
     chunks: Any = ([work[i] for i in chunk_places] for chunk_places in places)
     if workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or transformers' tokenizers complain of the fork
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         chunks = DataLoader(
             work,
             batch_sampler=places,

@@ -204,7 +204,7 @@ def test_the_results_are_small_and_of_one_form():
     kinds = {"records.csv", "table.md", "COMMAND", "search.md", "chosen.sh"}
     paths = [p for p in RESULTS.rglob("*") if p.is_file()]
     assert all(p.name in kinds or (p.name.startswith("plot-") and p.suffix == ".png") for p in paths)
-    assert sum(p.stat().st_size for p in paths) <= 2_200_000
+    assert sum(p.stat().st_size for p in paths) <= 2_000_000
     for folder in RESULTS.iterdir():
         assert (
             (folder / "records.csv").exists() and (folder / "COMMAND").exists() and len(list(folder.glob("*.png"))) <= 2

@@ -131,7 +131,7 @@ def alone(tmp_path_factory):
         "judge": stage("evaluate.py"),
         "table": stage("evaluate.py", "--table"),
         "clusters": stage("train_connect.py", *small, "--setting", "unsup", "--init", "spectral"),
-        "image": extract("rgb", "--workers", "1"),
+        "image": extract("rgb", "--workers", "2"),
         "image, broken files skipped": extract("rgb", "--workers", "0", "--on-error", "skip"),
         "sound": extract("audio"),
         "video": extract("video"),
