@@ -21,13 +21,13 @@ from tqdm import tqdm
 from cox_oom import labels, loader, naming, readings, run
 from cox_oom.augment import augment, embed
 from cox_oom.connect import connect, known_side, pairs_of
-from cox_oom.correspond import views_of
 from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.heads import fit_head
 from cox_oom.learner import new_learner
 from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_inputs, load_sources, split_rows, state_of
+from cox_oom.teacher import views_of
 
 EVERYDAY = (
     ("--labels", None, number(float, 0, 1, "(]"), "semi: share kept labelled; left out: 1 if some lack it, else 0.1"),

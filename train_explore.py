@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from cox_oom import anchors, confidence, labels, loader, methods, run
 from cox_oom.connect import Bridge
-from cox_oom.correspond import explain, teacher_of
 from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.learner import load_learner
@@ -30,6 +29,7 @@ from cox_oom.methods import METHODS
 from cox_oom.objectives import Model
 from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_seed, state_of
+from cox_oom.teacher import explain, teacher_of
 
 WITHOUT = {"action": "extend", "metavar": "PART,…"}
 EVERYDAY = (

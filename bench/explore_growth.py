@@ -21,18 +21,18 @@ import torch.nn.functional as F
 
 import train_connect
 import train_explore
-from cox_oom import anchors, augment, connect, correspond, files, heads, labels, loader
+from cox_oom import anchors, augment, connect, correspond, files, heads, labels, loader, teacher
 from cox_oom.files import Place
 
 WIDTH, OWN, TEST, EPOCHS, REFRESHES = 1024, 24, 500, 50, 5
 PARTS = {  # name: functions, in whichever module their callers find them
-    "check": [(correspond, "held_out_gain")],  # correspond's part of the whole: this one and the next
-    "correspond": [(correspond, "class_posteriors")],
+    "check": [(teacher, "held_out_gain")],  # correspond's part of the whole: this one and the next
+    "correspond": [(teacher, "class_posteriors")],
     "nearest items": [(anchors, "nearest_anchor")],
     "features": [(labels, "embed"), (augment, "embed")],
     "connections": [(connect.Bridge, "follow")],
-    "readings": [(correspond, "raw_views"), (correspond, "whiten"), (correspond, "shared_vectors")],
-    "heads": [(heads, "fit_head"), (correspond, "fit_head"), (connect, "fit_head")],
+    "readings": [(teacher, "raw_views"), (teacher, "whiten"), (correspond, "shared_vectors")],
+    "heads": [(heads, "fit_head"), (teacher, "fit_head"), (connect, "fit_head")],
     "epochs": [(loader, "steps"), (labels.Items, "validate")],
 }
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import cox_ops
 from cox_oom.connect import Bridge
-from cox_oom.correspond import Teacher
 from cox_oom.heads import match_shares
 from cox_oom.labels import Items
 from cox_oom.nearest import nearest_anchor
+from cox_oom.teacher import Teacher
 
 if TYPE_CHECKING:
     from cox_oom.methods import Plan  # it imports this module

@@ -18,7 +18,6 @@ from cox_oom import classical, controls, ensemble, ranks
 from cox_oom.anchors import Anchors
 from cox_oom.augment import augment
 from cox_oom.connect import Bridge
-from cox_oom.correspond import Teacher
 from cox_oom.files import UserError
 from cox_oom.labels import Items, steps_of
 from cox_oom.learner import Learner
@@ -44,6 +43,7 @@ from cox_oom.objectives import (
 )
 from cox_oom.run import LARGE, MIN_STEPS, enough, number
 from cox_oom.seed import Seed, split_rows
+from cox_oom.teacher import Teacher
 
 
 def raw(seed: Seed, items: Items) -> dict[str, Any]:

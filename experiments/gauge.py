@@ -21,11 +21,12 @@ from scipy import stats
 
 from cox_oom import files, labels
 from cox_oom.connect import Bridge
-from cox_oom.correspond import components_of, known_items, whiten
+from cox_oom.correspond import known_items, whiten
 from cox_oom.gauge import gauge
 from cox_oom.readings import raw_views
 from cox_oom.report.plots import grid
 from cox_oom.seed import load_seed
+from cox_oom.teacher import components_of
 
 MEASURES = {
     "cka": "CKA above chance",

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 DRAWN = {"digits"}  # its rows are drawn within a class: no instance is to be found
 # Folders whose records.csv have a form of their own.
 OWN = ("search", "suggest", "gauge", "geometry", "trust", "without_labels")
-IN_TEXT = "emoji"  # its tables are long, and docs/experiments.md has what they say
+IN_TEXT = ("emoji", "controls")  # their tables are long, and docs/experiments.md has what they say
 SMALL = ("erm", "fixmatch", "selftrain", "cox", "aligned")  # README's columns
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -89,10 +89,11 @@ def rank(level, k):
     return lambda r: scores.score(r, f"retrieval.out.{level}.{k}")
 
 
-def tested(records, *metrics):
+def tested(records, *metrics, **rivals):
     """The paired tests of one metric or several, without those against tagged runs but selftrain-plain."""
     perceptors = sorted({r["perceptor"] for r in records})
-    found = [t for p in perceptors for m in metrics for t in tests([r for r in records if r["perceptor"] == p], m)]
+    of = {p: [r for r in records if r["perceptor"] == p] for p in perceptors}
+    found = [t for p in perceptors for m in metrics for t in tests(of[p], m, **rivals)]
     return [t for t in found if "-" not in t["against"] or t["against"] == "selftrain-plain"]
 
 
@@ -132,9 +133,9 @@ def accuracy_lines(records, methods=None, gaps=True):
     return table(["world", "new sensors", "labels", *methods, *(f"gap {when}" for when in whens)], 3, lines)
 
 
-def test_lines(records, *metrics):
+def test_lines(records, *metrics, **rivals):
     """The paired tests: on test accuracy, or on several metrics, by data set as well."""
-    found = tested(records, *(metrics or ("accuracy",)))
+    found = tested(records, *(metrics or ("accuracy",)), **rivals)
     datas = sorted({d for t in found for d in t["by_data"]}) if metrics else []
     on = {"accuracy": "test", "unlabelled": "unlabelled items"}
     rows = [
@@ -165,6 +166,14 @@ def test_lines(records, *metrics):
         *datas,
     ]
     return table(heads, 3 if metrics else 2, rows)
+
+
+def control_lines(records):
+    """The controls by world, and the tests of COX against each and against the best."""
+    order = sorted({r["method"] for r in records}, key=scores.order)
+    rivals = tuple(m for m in order if m != "cox")
+    by_world, paired = accuracy_lines(records, order, gaps=False), test_lines(records, "accuracy", rivals=rivals)
+    return [*by_world, "", *(line.replace(f"best of {', '.join(rivals)}", "best of these") for line in paired)]
 
 
 def retrieval_lines(records):
@@ -420,12 +429,19 @@ def put(page, lines, begin=BEGIN, end=END):
 def main(root=HERE.parent, folder=HERE / "results"):
     for p in sorted(folder.glob("*/records.csv")):
         experiment = p.parent.name.partition("_")[0]
-        if experiment in collect.TITLES and experiment != IN_TEXT:
+        if experiment in collect.TITLES and experiment not in IN_TEXT:
             write_text(p.with_name("table.md"), tables.markdown(collect.blocks(experiment, read_records(p))))
     write_text(root / "docs" / "results.md", results_page(folder))
     put(root / "README.md", readme_lines(read(folder / "table2")))
     if "<!-- methods:begin -->" in (method := root / "docs" / "method.md").read_text():
         put(method, [methods.table()], "<!-- methods:begin -->", "<!-- methods:end -->")
+    if controls := read(folder / "controls"):
+        put(
+            root / "docs" / "experiments.md",
+            control_lines(controls),
+            "<!-- controls:begin -->",
+            "<!-- controls:end -->",
+        )
     if paired := read(folder / "table2_paired"):
         put(root / "docs" / "method.md", test_lines(paired, "accuracy", "unlabelled"))
 

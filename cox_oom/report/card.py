@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cox_oom.correspond import explain
 from cox_oom.files import escaped
 from cox_oom.report.scores import condition
 from cox_oom.report.tables import plain
+from cox_oom.teacher import explain
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:

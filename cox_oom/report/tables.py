@@ -10,7 +10,6 @@ import math
 import re
 from typing import Any
 
-from cox_oom.correspond import explain
 from cox_oom.files import escaped
 from cox_oom.methods import METHODS
 from cox_oom.report.learning import learning_tables
@@ -18,6 +17,7 @@ from cox_oom.report.scores import classes, condition, flags, mean_sd, order, pai
 from cox_oom.report.tests import tests_table
 from cox_oom.report.verdict import clear_best
 from cox_oom.run import rising
+from cox_oom.teacher import explain
 
 SHARED = (
     "epochs",
@@ -483,47 +483,54 @@ def column_notes(records, columns):
         f"Mean ± sd (n − 1) over {n} seeds, (n = …) where there are fewer." if n > 1 else "One seed: no sd.",
         "Bold: the best method that does not see all labels" + (", of those with the most seeds." if n > 1 else "."),
     ]
+    said = []
     for c in columns:
         some = [r for r in records if (r["data"], r["oom"]) == c]
         m = next((r["metrics"] for r in some if classes(r["metrics"])), None) or some[0]["metrics"]
         by_class = sorted({i for r in some for i in r.get("perceptor_paired_by_class", [])})
-        notes.append(
-            "; ".join(
-                [
-                    f"{c[0]} {c[1]}: perceptor {some[0]['perceptor']}",
-                    f"{m['n_test']} test items",
-                    *([f"{n_classes} classes", f"chance {100 / n_classes:.1f}%"] if (n_classes := classes(m)) else []),
-                    *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else []),
-                ]
-            )
-            + "."
-        )
+        facts = [
+            f"perceptor {some[0]['perceptor']}",
+            f"{m['n_test']} test items",
+            *([f"{n_classes} classes", f"chance {100 / n_classes:.1f}%"] if (n_classes := classes(m)) else []),
+            *([f"perceptor's pairs drawn by class: {', '.join(by_class)}"] if by_class else []),
+        ]
+        said.append(("", c, "", "; ".join(facts) + "."))
         for k in conditions:
             rows = [r for r in some if condition(r) == k]
             if not rows:
                 continue
             labelled = sorted({r["n_labelled"] for r in rows if r["method"] != "aligned"}) or ["all"]
-            notes.append(
-                f"{c[0]} {c[1]}, {k}: {' or '.join(map(str, labelled))} items labelled; pairs: "
-                f"{', '.join(sorted({pairing(r) for r in rows}))}; "
+            words = [
+                f"{' or '.join(map(str, labelled))} items labelled; "
+                f"pairs: {', '.join(sorted({pairing(r) for r in rows}))}; "
                 f"seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}."
-            )
+            ]
             for method in sorted({r["method"] for r in rows if r["method"].partition("-")[0] == "cox"}):
                 mine = [r["metrics"] for r in rows if r["method"] == method]
                 why = collections.Counter(filter(None, map(fallback, mine)))
                 if why:
-                    notes.append(
-                        f"{c[0]} {c[1]}, {k}: {method} without correspondences in {sum(why.values())} of {len(mine)} "
-                        f"runs: "
-                        f"{'; '.join(f'{reason} ({n})' if len(why) > 1 else reason for reason, n in why.items())}."
+                    reasons = "; ".join(f"{reason} ({n})" if len(why) > 1 else reason for reason, n in why.items())
+                    words.append(
+                        f"{method} without correspondences in {sum(why.values())} of {len(mine)} runs: {reasons}."
                     )
-            notes += [f"{said[0]}{c[0]} {c[1]}, {k}: {said[1]}" for said in [*added_notes(rows), *unlike_notes(rows)]]
+            said += [("", c, k, w) for w in words]
+            said += [(before, c, k, w) for before, w in [*added_notes(rows), *unlike_notes(rows)]]
+    notes += together(said)
     semi = [k for k in conditions if not k.startswith("unsup")]
     if len(semi) > 1:
         notes.append(
             f"Runs with different labels or pairing are not averaged, they have rows of their own: {'; '.join(semi)}."
         )
     return notes
+
+
+def together(said):
+    """Lines of [(before, column, condition or "", words)]; the columns of which the same is said stand in one."""
+    lines: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for before, column, k, words in said:
+        lines.setdefault((before, k, words), {}).setdefault(column[0], []).append(column[1])
+    who = lambda by: "; ".join(f"{data} {', '.join(ooms)}" for data, ooms in by.items())
+    return [f"{before}{who(by)}{k and f', {k}'}: {words}" for (before, k, words), by in lines.items()]
 
 
 def added_notes(rows):

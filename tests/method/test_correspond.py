@@ -13,7 +13,6 @@ from cox_oom.correspond import (
     class_posteriors,
     correspond,
     drawn,
-    explain,
     held_out_gain,
     known_items,
     labels_alone,
@@ -22,6 +21,7 @@ from cox_oom.correspond import (
     whiten,
 )
 from cox_oom.labels import class_frequencies
+from cox_oom.teacher import explain
 
 
 def shared_world(seed=0, m=300, classes=5, p=12, d=8, noise=0.3):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from worlds import STAGES, argv, assert_same, command, no_leftovers, refused, run_dir, stage, tensors
 
-from cox_oom import correspond, files, run
+from cox_oom import files, run, teacher
 from cox_oom.files import Place, UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -119,7 +119,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(runs, folder, monkeypatch, metho
     monkeypatch.undo()
     assert written == [checkpoint.name] * 2 and not path.exists()
     for name in ("held_out", "held_out_gain"):  # views and trust were settled when the run began
-        monkeypatch.setattr(correspond, name, None)
+        monkeypatch.setattr(teacher, name, None)
     assert "going on from epoch 2" in stage("train_explore", folder, runs, flags.replace("--force", ""))
     again = files.load(path)
     for k in whole:

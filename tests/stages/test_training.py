@@ -8,7 +8,7 @@ import torch
 from worlds import CLASSES, assert_same, differ, read_manifest, refused, run_dir, stage, write_folder, write_manifest
 
 import train_connect
-from cox_oom import augment, connect, correspond, files
+from cox_oom import augment, connect, files, teacher
 from cox_oom.files import Place
 from cox_oom.heads import Head
 from cox_oom.learner import Learner
@@ -59,7 +59,7 @@ def test_few_items_have_none_to_hold_out(tmp_path, monkeypatch):
 
 def test_the_last_validation_is_of_the_saved_model(folder, runs, monkeypatch):
     """selftrain's head moves after the last epoch: here to one that names the first class alone."""
-    monkeypatch.setattr(correspond, "move_head", lambda head, *_: head.bias.data[0].add_(1e4))
+    monkeypatch.setattr(teacher, "move_head", lambda head, *_: head.bias.data[0].add_(1e4))
     stage("train_connect", folder, runs, "--force --holdout 0.4 --per-class 10")
     stage("train_explore", folder, runs, "--force --method selftrain --epochs 2 --refit 1")
     connect, saved = files.load(run_dir(runs) / "connect.pt"), files.load(run_dir(runs) / "selftrain.pt")
