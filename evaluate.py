@@ -19,13 +19,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cox_oom import export, files, predict, recordings, run, shapes, suggest
+from cox_oom import cli, export, files, predict, recordings, run, shapes, suggest
+from cox_oom.cli import Parser
 from cox_oom.files import Place, UserError
 from cox_oom.report import card, compare, tables, verdict
 from cox_oom.report.judge import features, judge_connections, labelled_rows, record, words
 from cox_oom.report.records import check_once, find, read_record, what_first, write_tables, write_text
 from cox_oom.report.scores import condition, order
-from cox_oom.run import Parser
 from cox_oom.seed import load_seed, split_rows
 from cox_oom.watch import progress
 
@@ -36,17 +36,17 @@ EVERYDAY = (
     ("--perceptor", None, str, "these perceptors; left out: all", MANY),
     ("--setting", None, ("semi", "unsup"), "left out: both", MANY),
     ("--method", None, str, "these methods, METHOD-TAG for a run with --tag; left out: all", MANY),
-    ("--seed", None, run.SEED, "left out: all", MANY),
+    ("--seed", None, cli.SEED, "left out: all", MANY),
     ("--task", "classification", ("classification", "retrieval"), "retrieval: of IM test items by OOM ones, and back"),
     ("--table", False, None, "all runs that match in a table and a report"),
-    ("--out", None, run.folder, "folder to write; left out: RUNS/DATA/report, for --new and --suggest RUNS/DATA"),
+    ("--out", None, cli.folder, "folder to write; left out: RUNS/DATA/report, for --new and --suggest RUNS/DATA"),
     ("--new", None, str, "name new recordings: a file, a folder, - for a path a line; several seeds are averaged"),
     ("--export", None, str, "write the learner to this file, .onnx or .pt2, with learner.json beside it"),
     ("--int8", False, None, "with --export: the same in int8 beside it, NAME.int8.onnx"),
-    ("--suggest", None, run.number(int, 1, 1000), "so many recordings to label next, in OUT/suggest.csv"),
-    ("--abstain", 0.0, run.number(float, 0, 1), "with --new: no class for what is less sure than this"),
+    ("--suggest", None, cli.number(int, 1, 1000), "so many recordings to label next, in OUT/suggest.csv"),
+    ("--abstain", 0.0, cli.number(float, 0, 1), "with --new: no class for what is less sure than this"),
     ("--compare", None, str, "two METHOD.pt, METHOD.json or folders of runs", {"nargs": 2, "metavar": ("A", "B")}),
-    ("--runs", ["runs"], run.folder, "folders under which all stages write; several are put together", MANY),
+    ("--runs", ["runs"], cli.folder, "folders under which all stages write; several are put together", MANY),
 )
 
 

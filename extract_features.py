@@ -17,12 +17,12 @@ import sys
 import time
 from dataclasses import replace
 
+from cox_oom import cli, files, labels, perceptors, ranks, run
 from cox_oom import data as datasets
-from cox_oom import files, labels, perceptors, ranks, run
+from cox_oom.cli import Parser, key_values, number
 from cox_oom.data import rows
 from cox_oom.files import Place, UserError
 from cox_oom.perceptors import banks
-from cox_oom.run import Parser, key_values, number
 
 KEY = {"action": "append", "metavar": "KEY=VALUE"}
 EVERYDAY = (
@@ -64,17 +64,17 @@ RARE = (
         tuple(banks.DTYPES),
         "of a pretrained perceptor's weights; its features are float32 in any case",
     ),
-    ("--batch-size", 32, number(int, 1, run.LARGE), "items that a pretrained perceptor takes at once"),
+    ("--batch-size", 32, number(int, 1, cli.LARGE), "items that a pretrained perceptor takes at once"),
     (
         "--pair-by-class",
         False,
         None,
         "pair labelled items within a class where the data have no pairs; told in results",
     ),
-    ("--bind-epochs", 40, number(int, 0, run.EPOCHS), "epochs of the encoders trained here"),
-    ("--bind-width", 64, number(int, 0, run.SIZE), "their width, a multiple of 8"),
-    ("--bind-dim", 64, number(int, 1, run.SIZE), "dimension of bind's joint space"),
-    ("--seed", 0, run.SEED, "seed of the encoders trained here"),
+    ("--bind-epochs", 40, number(int, 0, cli.EPOCHS), "epochs of the encoders trained here"),
+    ("--bind-width", 64, number(int, 0, cli.SIZE), "their width, a multiple of 8"),
+    ("--bind-dim", 64, number(int, 1, cli.SIZE), "dimension of bind's joint space"),
+    ("--seed", 0, cli.SEED, "seed of the encoders trained here"),
     ("--share", None, labels.share, "K/N: embed part K of N of the pretrained perceptor's banks alone, one of N jobs"),
 )
 

@@ -18,34 +18,34 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cox_oom import labels, loader, naming, readings, run
+from cox_oom import cli, labels, loader, naming, readings, run
 from cox_oom.augment import augment, embed
+from cox_oom.cli import PARTS, Parser, leave_out, number
 from cox_oom.connect import connect, known_side, pairs_of
 from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.heads import fit_head
 from cox_oom.learner import new_learner
-from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_inputs, load_sources, split_rows, state_of
 from cox_oom.teacher import views_of
 
 EVERYDAY = (
     ("--labels", None, number(float, 0, 1, "(]"), "semi: share kept labelled; left out: 1 if some lack it, else 0.1"),
-    ("--per-class", 0, number(int, 0, run.ITEMS), "semi: this many per class instead of a share"),
+    ("--per-class", 0, number(int, 0, cli.ITEMS), "semi: this many per class instead of a share"),
     (
         "--pair-by-class",
         False,
         None,
         "pair labelled items within a class where the data have no pairs; told in results",
     ),
-    ("--width", 192, number(int, 1, run.SIZE), "learner: width (192, 12, 16 make ViT-T/16)"),
+    ("--width", 192, number(int, 1, cli.SIZE), "learner: width (192, 12, 16 make ViT-T/16)"),
     ("--depth", 12, number(int, 1, 1000), "learner: blocks"),
     ("--patch", 16, number(int, 1, 4096), "learner: side of an image patch or video tubelet"),
     (
         "--warmup-epochs",
         None,
-        number(int, 0, run.EPOCHS),
-        f"epochs on the labelled items, or anchors (unsup); left out: 10, or more for {run.WARM_STEPS} steps",
+        number(int, 0, cli.EPOCHS),
+        f"epochs on the labelled items, or anchors (unsup); left out: 10, or more for {cli.WARM_STEPS} steps",
     ),
 )
 RARE = (
@@ -53,12 +53,12 @@ RARE = (
     ("--fold", None, labels.fold, "semi: hold out part K of N, K/N, of the labelled items (stage 3's --folds does it)"),
     ("--labelled-ids", None, str, "semi: a file with an id a line; these items keep their labels, in place of a draw"),
     ("--slice", 0, number(int, 0, 10**7), "learner: steps of a time slice; 0: by the series' length (docs/method.md)"),
-    ("--batch", 128, number(int, 1, run.LARGE), "items of a step; an epoch is M / batch steps for every method"),
-    ("--labelled-batch", 64, number(int, 1, run.LARGE), "labelled items of a step"),
-    ("--lr", 1e-3, number(float, 0, run.LARGE), "Adam's learning rate"),
-    ("--weight-decay", 1e-5, number(float, 0, run.LARGE), "Adam's weight decay"),
+    ("--batch", 128, number(int, 1, cli.LARGE), "items of a step; an epoch is M / batch steps for every method"),
+    ("--labelled-batch", 64, number(int, 1, cli.LARGE), "labelled items of a step"),
+    ("--lr", 1e-3, number(float, 0, cli.LARGE), "Adam's learning rate"),
+    ("--weight-decay", 1e-5, number(float, 0, cli.LARGE), "Adam's weight decay"),
     ("--init", "literal", ("literal", "spectral"), "unsup: class names by IM heads (Eq. 14), or by clusters' geometry"),
-    ("--name-with", 0, number(int, 0, run.ITEMS), "unsup, spectral: this many labelled items per class give the names"),
+    ("--name-with", 0, number(int, 0, cli.ITEMS), "unsup, spectral: this many labelled items per class give the names"),
     (
         "--without",
         [],
@@ -66,10 +66,10 @@ RARE = (
         f"ablation: leave out some of {', '.join(PARTS)}",
         {"action": "extend", "metavar": "PART,…"},
     ),
-    ("--connect-steps", 300, number(int, 0, run.STEPS), "steps of each connection"),
-    ("--beta", 1e-4, number(float, 0, run.LARGE), "weight of KL(v, N(0, I)); the paper has no prior"),
-    ("--w-ce", 0.0, number(float, 0, run.LARGE), "weight of the head's cross-entropy on the reconstruction (Eq. 9)"),
-    ("--w-kl", 0.0, number(float, 0, run.LARGE), "weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up"),
+    ("--connect-steps", 300, number(int, 0, cli.STEPS), "steps of each connection"),
+    ("--beta", 1e-4, number(float, 0, cli.LARGE), "weight of KL(v, N(0, I)); the paper has no prior"),
+    ("--w-ce", 0.0, number(float, 0, cli.LARGE), "weight of the head's cross-entropy on the reconstruction (Eq. 9)"),
+    ("--w-kl", 0.0, number(float, 0, cli.LARGE), "weight of KL(p(y|x_im), h(y|x)) on the pairs in the warm-up"),
 )
 
 
@@ -78,7 +78,7 @@ def get_args(argv=None):
     p.common("--data", "--oom", "--perceptor", "--setting")
     p.rows(EVERYDAY)
     p.common("--seed", "--runs", "--device", "--force")
-    p.rows((*RARE, *FAST, run.LOG), rare=True)
+    p.rows((*RARE, *FAST, cli.LOG), rare=True)
     args = p.parse_args(argv)
     args.without = sorted(set(args.without))
     return args
@@ -142,7 +142,7 @@ def main(argv=None):
     check(args, oom, train)
     labels.settle_share(args, oom, train)
     epoch = labels.steps_of(len(train), args.batch)  # steps of one, the same for every method
-    args.warmup_epochs = run.enough(args.warmup_epochs, 10, run.WARM_STEPS, epoch)
+    args.warmup_epochs = run.enough(args.warmup_epochs, 10, cli.WARM_STEPS, epoch)
     work = run.Work("train_connect", place.connect, args, oom, made_from | labels.ids_read(args))
     if work.done():
         return

@@ -20,14 +20,14 @@ import cox_oom  # noqa: F401  before torch, whose threads it tells to sleep
 import torch
 from tqdm import tqdm
 
-from cox_oom import anchors, confidence, labels, loader, methods, run
+from cox_oom import anchors, cli, confidence, labels, loader, methods, run
+from cox_oom.cli import PARTS, Parser, leave_out, number
 from cox_oom.connect import Bridge
 from cox_oom.descent import FAST, Descent
 from cox_oom.files import Place, UserError
 from cox_oom.learner import load_learner
 from cox_oom.methods import METHODS
 from cox_oom.objectives import Model
-from cox_oom.run import PARTS, Parser, leave_out, number
 from cox_oom.seed import load_seed, state_of
 from cox_oom.teacher import explain, teacher_of
 
@@ -35,24 +35,24 @@ WITHOUT = {"action": "extend", "metavar": "PART,…"}
 EVERYDAY = (
     ("--method", "cox", tuple(METHODS), "COX or a baseline (docs/method.md)"),
     ("--tag", "", str, "write METHOD-TAG.pt: a run with other flags beside the first, in a row of its own"),
-    ("--epochs", None, number(int, 0, run.EPOCHS), "epochs of M / batch steps; left out: 50, or more for --min-steps"),
-    ("--min-steps", None, number(int, 0, run.STEPS), f"steps at least; left out: {run.MIN_STEPS} without --epochs"),
-    ("--batch", 128, number(int, 1, run.LARGE), "unlabelled items of a step"),
-    ("--lr", 1e-3, number(float, 0, run.LARGE), "Adam's learning rate, which a cosine takes down to 0"),
-    ("--refreshes", 5, number(int, 1, run.EPOCHS), "cox, selftrain: how often anchors are chosen anew"),
+    ("--epochs", None, number(int, 0, cli.EPOCHS), "epochs of M / batch steps; left out: 50, or more for --min-steps"),
+    ("--min-steps", None, number(int, 0, cli.STEPS), f"steps at least; left out: {cli.MIN_STEPS} without --epochs"),
+    ("--batch", 128, number(int, 1, cli.LARGE), "unlabelled items of a step"),
+    ("--lr", 1e-3, number(float, 0, cli.LARGE), "Adam's learning rate, which a cosine takes down to 0"),
+    ("--refreshes", 5, number(int, 1, cli.EPOCHS), "cox, selftrain: how often anchors are chosen anew"),
 )
 RARE = (
-    ("--labelled-batch", 64, number(int, 1, run.LARGE), "labelled items of a step"),
-    ("--weight-decay", 1e-5, number(float, 0, run.LARGE), "Adam's weight decay"),
-    ("--connect-steps", 50, number(int, 0, run.STEPS), "cox: steps of each connection at a refresh"),
-    ("--w-agree", 1.0, number(float, 0, run.LARGE), "cox, selftrain: weight of the anchors' labels on A"),
-    ("--w-disagree", None, number(float, 0, run.LARGE), "the same of D's term; left out: 1, in unsup 0.2"),
+    ("--labelled-batch", 64, number(int, 1, cli.LARGE), "labelled items of a step"),
+    ("--weight-decay", 1e-5, number(float, 0, cli.LARGE), "Adam's weight decay"),
+    ("--connect-steps", 50, number(int, 0, cli.STEPS), "cox: steps of each connection at a refresh"),
+    ("--w-agree", 1.0, number(float, 0, cli.LARGE), "cox, selftrain: weight of the anchors' labels on A"),
+    ("--w-disagree", None, number(float, 0, cli.LARGE), "the same of D's term; left out: 1, in unsup 0.2"),
     ("--kl", "expected", ("expected", "literal"), "what an item of D is drawn to (docs/method.md, Eq. 13)"),
     ("--rounds", 6, number(int, 0, 10**4), "of the soft correspondence; 0: the heads' agreement chooses anchors"),
-    ("--fit-items", 20000, number(int, 0, run.LARGE), "readings and items that its rounds but the last take; 0: all"),
-    ("--temper", 0.4, number(float, 0, run.LARGE, ends="(]"), "exponent of its posteriors, which are too confident"),
+    ("--fit-items", 20000, number(int, 0, cli.LARGE), "readings and items that its rounds but the last take; 0: all"),
+    ("--temper", 0.4, number(float, 0, cli.LARGE, ends="(]"), "exponent of its posteriors, which are too confident"),
     ("--refit", 0.5, number(float, 0, 1), "how far the head moves, at the end, to the classifier of its posteriors"),
-    ("--w-im", 3.0, number(float, 0, run.LARGE), "cox: weight of predicting IM features"),
+    ("--w-im", 3.0, number(float, 0, cli.LARGE), "cox: weight of predicting IM features"),
     ("--shares", "known", ("known", "free"), "known: classes are as frequent as among the IM items; free: not so"),
     ("--folds", None, number(int, 2, 100), "calibrate by this many further runs, each without a part of the labels"),
     ("--without", [], leave_out, f"ablation: leave out some of {', '.join(PARTS)}", WITHOUT),
@@ -64,7 +64,7 @@ def get_args(argv=None):
     p.common("--data", "--oom", "--perceptor", "--setting")
     p.rows(EVERYDAY)
     p.common("--seed", "--runs", "--device", "--force")
-    p.rows((*RARE, *FAST, run.LOG, *methods.flags()), rare=True)
+    p.rows((*RARE, *FAST, cli.LOG, *methods.flags()), rare=True)
     args = p.parse_args(argv)
     if args.tag and not re.fullmatch(r"[\w-]{1,80}", args.tag):
         raise UserError(f"--tag {args.tag}: it names a file; use letters, digits, - and _ alone, 80 at most")

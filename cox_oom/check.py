@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from cox_oom import methods, run
+from cox_oom import cli, methods, run
+from cox_oom.cli import Parser, key_values, number
 from cox_oom.data import SPLITS, folder, make, media, survey
 from cox_oom.data.survey import Facts, Folder, Found
 from cox_oom.files import UserError, escaped
-from cox_oom.run import Parser, key_values, number
 
 CLASSES = 40  # of more, the smallest are shown
 EVERYDAY: tuple[tuple[Any, ...], ...] = (
-    ("folder", None, run.folder, "the folder of recordings"),
+    ("folder", None, cli.folder, "the folder of recordings"),
     ("--oom", None, str, "the new sensor; left out: the last column whose name COX does not know"),
     ("--im", None, str, "the other modalities, comma-separated; left out: every other column"),
     (
@@ -47,8 +47,8 @@ EVERYDAY: tuple[tuple[Any, ...], ...] = (
     ("--on-error", "fatal", ("fatal", "skip"), "as in stage 1: are broken and missing files faults"),
     ("--on-silence", "warn", ("warn", "skip", "fatal"), "as in stage 1: are silent recordings faults"),
     ("--make", False, None, "write a first manifest.csv from folders of files named by class"),
-    ("--seed", 0, run.SEED, "--make: which rows become test rows"),
-    ("--list", 10, number(int, 1, run.ITEMS), "of faults or warnings of one kind, how many are printed"),
+    ("--seed", 0, cli.SEED, "--make: which rows become test rows"),
+    ("--list", 10, number(int, 1, cli.ITEMS), "of faults or warnings of one kind, how many are printed"),
     ("--workers", run.CORES, number(int, 0, 1024), "processes that decode; 0: none besides this one"),
 )
 

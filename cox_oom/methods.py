@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cox_oom import classical, controls, ensemble, ranks
 from cox_oom.anchors import Anchors
 from cox_oom.augment import augment
+from cox_oom.cli import LARGE, MIN_STEPS, number
 from cox_oom.connect import Bridge
 from cox_oom.files import UserError
 from cox_oom.labels import Items, steps_of
@@ -41,7 +42,7 @@ from cox_oom.objectives import (
     unseen,
     weak,
 )
-from cox_oom.run import LARGE, MIN_STEPS, enough, number
+from cox_oom.run import enough
 from cox_oom.seed import Seed, split_rows
 from cox_oom.teacher import Teacher
 
@@ -255,7 +256,7 @@ def table() -> str:
 
 
 def flags() -> list[tuple[Any, ...]]:
-    """Every method's flags as rows of a run.Parser: (name, default, type, help)."""
+    """Every method's flags as rows of a cli.Parser: (name, default, type, help)."""
     return list(dict.fromkeys(flag for row in METHODS.values() for flag in row.flags))
 
 

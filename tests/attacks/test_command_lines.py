@@ -10,7 +10,7 @@ import pytest
 import worlds
 
 import evaluate
-from cox_oom import run
+from cox_oom import cli, run
 
 pytestmark = pytest.mark.usefixtures("quick")
 MAINS = {**{name: module.main for name, module in worlds.STAGES.items()}, "evaluate": evaluate.main}
@@ -200,7 +200,7 @@ def generated(rng, n):
         "'",
         '"',
     ]
-    common = list(run.COMMON)
+    common = list(cli.COMMON)
     for _ in range(n):
         script = rng.choice([STAGE1, STAGE2, STAGE3, "evaluate"])
         flags = []

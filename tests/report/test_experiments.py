@@ -73,6 +73,16 @@ def test_table2_runs_every_column_method_and_seed_with_the_worlds_settings(sh):
     assert lines[-1] == last and "table2 --data some/digits synth --seed 0 1 --perceptor bind" in last
 
 
+def test_controls_are_all_methods_that_see_few_labels(sh):
+    done, lines = sh("controls", DATA="synth", OOM="rgb", SEEDS="0")
+    assert done.returncode == 0, done.stderr
+    ran = [line.split("--method ")[1].split()[0] for line in of(lines, "train_explore.py")]
+    assert sorted(ran) == sorted(set(names()) - {"random", "aligned", "ensemble"})
+    assert of(lines, "experiments/collect.py")[0].split("--method ")[1].split() == ran
+    _, lines = sh("controls", DATA="synth", OOM="rgb", SEEDS="0", METHODS="ensemble cox")
+    assert len(of(lines, "train_explore.py")) == 2
+
+
 def test_full_size_and_other_flags(sh):
     which = dict(DATA="digits", OOM="pen", SIZE="full", METHODS="erm cox", PERCEPTOR="hf", SETTING="semi unsup")
     done, lines = sh("table3", **which, CONNECT="--patch 4", EXPLORE="--epochs 3", EXPLORE_cox="--w-agree 2")

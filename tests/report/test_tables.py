@@ -31,6 +31,15 @@ def test_several_data_sets_and_modalities_are_columns():
     assert row(blocks[0], "semi, 10% labels", "cox") == ["70.0", "60.0", "50.0"]
 
 
+def test_a_note_names_all_columns_of_which_it_holds():
+    columns = [record(0.5), record(0.6, oom="pen"), record(0.7, data="other"), record(0.5, oom="imu", seed=3)]
+    notes = tables.tables(columns)[0]["notes"]
+    assert "other sonar; toy imu, pen, sonar: perceptor bind; " in " ".join(notes)
+    of_seeds = [n for n in notes if "; seeds " in n]
+    assert len(of_seeds) == 2 and of_seeds[0].startswith("other sonar; toy pen, sonar, semi, 10% labels: ")
+    assert of_seeds[1].startswith("toy imu, semi, 10% labels: ") and of_seeds[1].endswith("seeds 3.")
+
+
 @pytest.mark.parametrize(
     "other, name",
     [

@@ -11,7 +11,7 @@ from worlds import STAGES
 
 import train_explore
 from cox_oom import methods
-from cox_oom.run import number
+from cox_oom.cli import number
 
 BAD = [
     ("extract_features", "--batch-size 0", "from 1"),

@@ -10,7 +10,7 @@ from worlds import argv, read_manifest, refused, run_dir, stage, write_folder, w
 
 import extract_features
 import train_connect
-from cox_oom import files, labels, methods, run
+from cox_oom import cli, files, labels, methods, run
 from cox_oom.augment import model_of
 from cox_oom.seed import split_rows
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "epochs, least, expected",
     [
-        (None, None, -(-run.MIN_STEPS // 2)),
+        (None, None, -(-cli.MIN_STEPS // 2)),
         (None, 0, 50),
         (None, 300, 150),
         (None, 7, 50),
