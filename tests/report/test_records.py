@@ -215,7 +215,7 @@ def test_the_results_are_small_and_of_one_form():
 def test_pages_and_tables_are_what_the_records_say(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results")
     (tmp_path / "docs").mkdir()
-    pages = [Path("README.md"), Path("docs/method.md"), Path("docs/results.md")]
+    pages = [Path("README.md"), *(Path(f"docs/{name}.md") for name in ("method", "results", "experiments"))]
     for p in pages:
         shutil.copy(ROOT / p, tmp_path / p)
     write_results.main(tmp_path, tmp_path / "results")
