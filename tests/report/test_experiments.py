@@ -186,8 +186,8 @@ def test_unsup_runs_three_starts_in_trees_of_their_own(sh, tmp_path):
 
 
 @pytest.mark.slow
-def test_table3_from_nothing(tmp_path):
-    """The real stages on a toy folder."""
+def test_table3_from_nothing_and_again(tmp_path):
+    """The real stages on a toy folder; the second call finds everything done and writes the same table."""
     folder = write_folder(tmp_path / "toy", n=(36, 0, 15))
     keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
     environment = {
@@ -206,9 +206,12 @@ def test_table3_from_nothing(tmp_path):
         "CONNECT": "--width 16 --depth 1 --patch 4 --per-class 4 --warmup-epochs 2 --connect-steps 20",
     }
 
-    done = subprocess.run(
-        ["bash", str(ROOT / "experiments/table3.sh")], capture_output=True, text=True, env=environment
-    )
+    def call():
+        return subprocess.run(
+            ["bash", str(ROOT / "experiments/table3.sh")], capture_output=True, text=True, env=environment
+        )
+
+    done = call()
     assert done.returncode == 0, done.stderr + done.stdout
     out = tmp_path / "out"
     table = (out / "table.md").read_text()
@@ -220,6 +223,11 @@ def test_table3_from_nothing(tmp_path):
     assert "bash experiments/table3.sh`, commit" in (out / "COMMAND").read_text()
     assert len(list(out.glob("plot-*.png"))) == 1 and len(found) == 2
     assert (tmp_path / "runs" / "report-table3" / "report.html").read_text().count("<img") == 2
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.suffix in (".pt", ".json")}
+    again = call()
+    assert again.returncode == 0 and again.stdout.count("already done") > 5 and "already evaluated" in again.stdout
+    assert (out / "table.md").read_text() == table
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
 
 
 @pytest.mark.parametrize(("data", "columns"), [("synth", 7), ("nowhere", 0)])
