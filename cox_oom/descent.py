@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cox_oom import ranks
+from cox_oom import optimizers, ranks
 from cox_oom.augment import reseed
 from cox_oom.loader import Part, parts_of
 
@@ -24,7 +24,7 @@ FAST = (  # flags of stages 2 and 3; None: left out, as in files that are older 
 
 def adam(parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.Adam:
     """The optimizer of everything that is trained in steps."""
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    return optimizers.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 class Descent:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cox_oom import optimizers
+
 
 class Head(nn.Module):
     """A linear classifier on standardised features: h_k on z_im[k], h*_k on mapped items, h on z (Section 4.1)."""
@@ -72,12 +74,12 @@ def fit_head(
 
     with torch.enable_grad():
         if len(x) <= whole:  # convex and whole: L-BFGS needs a fifth of the passes
-            opt = torch.optim.LBFGS(
+            opt = optimizers.LBFGS(
                 head.linear.parameters(), max_iter=steps // 5, history_size=10, line_search_fn="strong_wolfe"
             )
             opt.step(lambda: step(slice(None)))
         else:
-            opt = torch.optim.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
+            opt = optimizers.AdamW(head.linear.parameters(), lr=lr, weight_decay=0.0)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
             for _ in range(steps):
                 step(torch.randint(len(x), (batch,), generator=generator).to(x.device))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from cox_oom import optimizers
 from cox_oom.augment import augment, batch
 from cox_oom.files import UserError
 from cox_oom.seed import split_rows
@@ -101,7 +102,7 @@ def train(
     }
     log_scale = nn.Parameter(torch.tensor(math.log(10.0), device=device))
     parameters = [log_scale, *(p for e in encoders.values() for p in e.parameters())]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3)
+    optimizer = optimizers.AdamW(parameters, lr=lr, weight_decay=1e-3)
     table = usable_rows(table)
     batch_size = min(batch_size, max(32, len(table) // 8))  # some steps an epoch for a small folder, too
     steps = max(1, len(table) // batch_size)

@@ -32,9 +32,11 @@ def write_table(root, rows=ROWS):
 
 
 def write_csd(root, rows=ROWS):
+    videos = {}
+    for r in rows:
+        videos.setdefault(r[0], []).append(r)
     with h5py.File(root / "CMU_MOSEI_Labels.csd", "w") as f:
-        for video in dict.fromkeys(r[0] for r in rows):
-            mine = [r for r in rows if r[0] == video]
+        for video, mine in videos.items():
             f[f"All Labels/data/{video}/features"] = np.array([r[7] for r in mine], np.float32)
             f[f"All Labels/data/{video}/intervals"] = np.array([r[2:4] for r in mine])
 
