@@ -16,5 +16,6 @@ pretrained=rgb=onnx:$MODELS/efficientnet-lite0,language=hf:$MODELS/minilm
 methods=${METHODS:-raw erm fixmatch selftrain cox}
 for PERCEPTOR in bind "$pretrained"; do every_column semi $methods; done
 PERCEPTOR=bind
-"$PYTHON" experiments/collect.py emoji --data $DATA --oom $OOM --seed $SEEDS --runs "$RUNS" --out "$OUT" --method $methods
+"$PYTHON" experiments/collect.py emoji --data $DATA --oom $OOM --seed $SEEDS --runs "$RUNS" --out "$OUT" ${ADD:+--add $ADD} \
+    --method $methods
 [ -z "$failed" ] || { echo "error: not finished:$failed; the same command goes on from there" >&2; exit 1; }
