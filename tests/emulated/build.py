@@ -25,7 +25,7 @@ def build():
     newest = max(h.stat().st_mtime for h in headers)
     torch_dir = Path(torch.__file__).parent
     more = os.environ.get("COX_EMULATED_FLAGS", "").split()
-    flags = "-std=c++17 -O2 -fPIC -ffp-contract=off -fno-math-errno -fno-gnu-unique -Wall -Wno-unknown-pragmas".split()
+    flags = "-std=c++17 -O1 -fPIC -ffp-contract=off -fno-math-errno -fno-gnu-unique -Wall -Wno-unknown-pragmas".split()
     flags += ["-DCOX_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += [f"-I{HERE}", f"-I{torch_dir / 'include'}", *more]
     compiler = os.environ.get("CXX", "c++")
