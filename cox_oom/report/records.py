@@ -56,7 +56,6 @@ EXACT = {
     "share",
     "warm_accuracy",
     "oom_accuracy",
-    "label_accuracy",
     "right",
     "right_alone",
     "r1",
