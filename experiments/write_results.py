@@ -168,6 +168,19 @@ def test_lines(records, *metrics, **rivals):
     return table(heads, 3 if metrics else 2, rows)
 
 
+def control_tables(records):
+    """control_lines of the methods that have all seeds; then, where others lack some, of the seeds that all have."""
+    methods_of = {seed: {r["method"] for r in records if r["seed"] == seed} for seed in {r["seed"] for r in records}}
+    common, every = set.intersection(*methods_of.values()), set.union(*methods_of.values())
+    lines = control_lines([r for r in records if r["method"] in common])
+    whole = sorted(seed for seed, methods in methods_of.items() if methods == every)
+    if common == every or not whole:
+        return lines
+    more = ", ".join(f"`{m}`" for m in sorted(every - common, key=scores.order))
+    said = f"The same with {more}, which ran with {'seed' if len(whole) == 1 else 'seeds'} {', '.join(map(str, whole))}:"
+    return [*lines, "", said, "", *control_lines([r for r in records if r["seed"] in whole])]
+
+
 def control_lines(records):
     """The controls by world, and the tests of COX against each and against the best."""
     order = sorted({r["method"] for r in records}, key=scores.order)
@@ -438,7 +451,7 @@ def main(root=HERE.parent, folder=HERE / "results"):
     if controls := read(folder / "controls"):
         put(
             root / "docs" / "experiments.md",
-            control_lines(controls),
+            control_tables(controls),
             "<!-- controls:begin -->",
             "<!-- controls:end -->",
         )

@@ -276,6 +276,18 @@ def test_pages_are_made_from_the_records(tree):
     )
 
 
+def test_a_control_that_lacks_a_seed_has_a_table_of_the_seeds_that_all_have(tree):
+    root, write = tree
+    two = [record(v, method=m, seed=s) for m, v in (("erm", 0.6), ("selftrain", 0.7), ("cox", 0.8)) for s in range(2)]
+    (root / "docs" / "experiments.md").write_text("<!-- controls:begin -->\n<!-- controls:end -->\n")
+    write("controls", [*two, record(0.75, method="ensemble", seed=1)])
+    write_results.main(root, root / "results")
+    both, one = (root / "docs" / "experiments.md").read_text().split("which ran with seed 1:")
+    assert "| best of these | test | semi | 2 | 1 of 1 | +10.0 |" in both and "`ensemble`" in both
+    assert "| toy | sonar | 10% labels | 60.0 ± 0.0 | 70.0 ± 0.0 | **80.0 ± 0.0** |" in both
+    assert "| best of these | test | semi | 1 | 1 of 1 | +5.0 |" in one and "| 75.0 |" in one
+
+
 def test_retrieval_and_starts_without_labels_on_the_page(tree):
     root, write = tree
     write("table2", [record(0.5)])
