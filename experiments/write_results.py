@@ -177,7 +177,7 @@ def control_tables(records):
     if common == every or not whole:
         return lines
     more = ", ".join(f"`{m}`" for m in sorted(every - common, key=scores.order))
-    said = f"The same with {more}, which ran with {'seed' if len(whole) == 1 else 'seeds'} {', '.join(map(str, whole))}:"
+    said = f"The same with {more} as well, by seed {', '.join(map(str, whole))} alone:"
     return [*lines, "", said, "", *control_lines([r for r in records if r["seed"] in whole])]
 
 
@@ -187,6 +187,21 @@ def control_lines(records):
     rivals = tuple(m for m in order if m != "cox")
     by_world, paired = accuracy_lines(records, order, gaps=False), test_lines(records, "accuracy", rivals=rivals)
     return [*by_world, "", *(line.replace(f"best of {', '.join(rivals)}", "best of these") for line in paired)]
+
+
+def difference_lines(new, old):
+    """By how many points the same runs (column, method, seed) of two collections differ in test accuracy, new - old:
+    a row for each method, mean ± standard error over the runs."""
+    key = lambda r: (r["data"], r["oom"], scores.condition(r), r["method"], r["seed"])
+    before = {key(r): accuracy(r) for r in old}
+    found = [(r, accuracy(r) - before[key(r)]) for r in new if key(r) in before]
+    datas, rows = sorted({r["data"] for r, _ in found}), []
+    for m in sorted({r["method"] for r, _ in found}, key=scores.order):
+        of = lambda d: [v for r, v in found if r["method"] == m and d in ("", r["data"])]
+        means = [(*scores.mean_sd(of(d)), len(of(d))) for d in ("", *datas)]
+        cells = [points(mean) + (f" ± {100 * sd / n**0.5:.1f}" if sd is not None else "") for mean, sd, n in means]
+        rows.append([m, str(means[0][2]), *cells])
+    return table(["method", "runs", "all", *datas], 1, rows)
 
 
 def retrieval_lines(records):
@@ -455,7 +470,15 @@ def main(root=HERE.parent, folder=HERE / "results"):
             "<!-- controls:begin -->",
             "<!-- controls:end -->",
         )
-    if paired := read(folder / "table2_paired"):
+    paired = read(folder / "table2_paired")
+    if controls and paired:
+        put(
+            root / "docs" / "experiments.md",
+            difference_lines(controls, paired),
+            "<!-- differences:begin -->",
+            "<!-- differences:end -->",
+        )
+    if paired:
         put(root / "docs" / "method.md", test_lines(paired, "accuracy", "unlabelled"))
 
 

@@ -282,10 +282,18 @@ def test_a_control_that_lacks_a_seed_has_a_table_of_the_seeds_that_all_have(tree
     (root / "docs" / "experiments.md").write_text("<!-- controls:begin -->\n<!-- controls:end -->\n")
     write("controls", [*two, record(0.75, method="ensemble", seed=1)])
     write_results.main(root, root / "results")
-    both, one = (root / "docs" / "experiments.md").read_text().split("which ran with seed 1:")
+    page = (root / "docs" / "experiments.md").read_text()
+    both, one = page.split("The same with `ensemble` as well, by seed 1 alone:")
     assert "| best of these | test | semi | 2 | 1 of 1 | +10.0 |" in both and "`ensemble`" in both
     assert "| toy | sonar | 10% labels | 60.0 ± 0.0 | 70.0 ± 0.0 | **80.0 ± 0.0** |" in both
     assert "| best of these | test | semi | 1 | 1 of 1 | +5.0 |" in one and "| 75.0 |" in one
+
+
+def test_the_same_runs_of_two_collections_are_compared():
+    old = [record(0.5, seed=s) for s in range(3)] + [record(0.5, method="erm")]
+    new = [record(0.51, seed=0), record(0.53, seed=1), record(0.9, seed=7), record(0.9, method="erm", seed=1)]
+    lines = write_results.difference_lines(new, old)
+    assert lines[0] == "| method | runs | all | toy |" and lines[2:] == ["| cox | 2 | +2.0 ± 1.0 | +2.0 ± 1.0 |"]
 
 
 def test_retrieval_and_starts_without_labels_on_the_page(tree):
