@@ -105,6 +105,12 @@ def epochs(records):
 # ------------------------------------------------------------------------------------------------------- tables
 
 
+def apart(differences):
+    """Points of a mean ± its standard error; the mean alone where there is one difference."""
+    mean, sd = scores.mean_sd(differences)
+    return points(mean) + ("" if sd is None else f" ± {100 * sd / len(differences) ** 0.5:.1f}")
+
+
 def table(heads, words, rows):
     """The lines of a table whose first `words` columns are words, the others numbers; [] where there is no row."""
     rule = "|" + ":--|" * words + "--:|" * (len(heads) - words)
@@ -198,10 +204,23 @@ def difference_lines(new, old):
     datas, rows = sorted({r["data"] for r, _ in found}), []
     for m in sorted({r["method"] for r, _ in found}, key=scores.order):
         of = lambda d: [v for r, v in found if r["method"] == m and d in ("", r["data"])]
-        means = [(*scores.mean_sd(of(d)), len(of(d))) for d in ("", *datas)]
-        cells = [points(mean) + (f" ± {100 * sd / n**0.5:.1f}" if sd is not None else "") for mean, sd, n in means]
-        rows.append([m, str(means[0][2]), *cells])
+        rows.append([m, str(len(of(""))), *(apart(of(d)) for d in ("", *datas))])
     return table(["method", "runs", "all", *datas], 1, rows)
+
+
+def gain_lines(records):
+    """COX - selftrain in test accuracy, a row for each column: points, mean ± standard error over the seeds; then the
+    mean of the columns ± its standard error over them."""
+    of = {(r["data"], r["oom"], r["method"], r["seed"]): accuracy(r) for r in records if r["setting"] == "semi"}
+    rows, gains = [], []
+    for data, oom in sorted({k[:2] for k in of}):
+        seeds = sorted(s for d, o, m, s in of if (d, o, m) == (data, oom, "cox") and (d, o, "selftrain", s) in of)
+        ours, theirs = ([of[data, oom, m, s] for s in seeds] for m in ("cox", "selftrain"))
+        mine = [a - b for a, b in zip(ours, theirs)]
+        gains.append(scores.mean_sd(mine)[0])
+        rows.append([data, oom, str(len(seeds)), scores.percent(theirs), scores.percent(ours), apart(mine)])
+    rows.append(["all", *[""] * 4, apart(gains)])
+    return table(["world", "sensor", "seeds", "selftrain", "cox", "COX − selftrain"], 2, rows)
 
 
 def retrieval_lines(records):
@@ -478,6 +497,8 @@ def main(root=HERE.parent, folder=HERE / "results"):
             "<!-- differences:begin -->",
             "<!-- differences:end -->",
         )
+    if paired and (robots := [r for r in paired if r["data"].startswith("robot_")]):
+        put(root / "docs" / "experiments.md", gain_lines(robots), "<!-- robots:begin -->", "<!-- robots:end -->")
     if paired:
         put(root / "docs" / "method.md", test_lines(paired, "accuracy", "unlabelled"))
 

@@ -289,6 +289,12 @@ def test_a_control_that_lacks_a_seed_has_a_table_of_the_seeds_that_all_have(tree
     assert "| best of these | test | semi | 1 | 1 of 1 | +5.0 |" in one and "| 75.0 |" in one
 
 
+def test_the_gain_of_each_column_has_its_error_over_the_seeds():
+    of = lambda method, *values: [record(v, method=method, seed=s) for s, v in enumerate(values)]
+    lines = write_results.gain_lines([*of("cox", 0.51, 0.53, 0.9), *of("selftrain", 0.5, 0.5), *of("erm", 0.1)])
+    assert lines[2:] == ["| toy | sonar | 2 | 50.0 ± 0.0 | 52.0 ± 1.4 | +2.0 ± 1.0 |", "| all |  |  |  |  | +2.0 |"]
+
+
 def test_the_same_runs_of_two_collections_are_compared():
     old = [record(0.5, seed=s) for s in range(3)] + [record(0.5, method="erm")]
     new = [record(0.51, seed=0), record(0.53, seed=1), record(0.9, seed=7), record(0.9, method="erm", seed=1)]
