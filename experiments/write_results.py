@@ -223,6 +223,36 @@ def gain_lines(records):
     return table(["world", "sensor", "seeds", "selftrain", "cox", "COX − selftrain"], 2, rows)
 
 
+RANKS = [(k, way) for k in ("category.r1", "instance.r1", "instance.r10") for way in ("out", "back")]
+
+
+def perceptor_lines(records):
+    """Accuracy and retrieval of the methods with each perceptor: mean ± sd over the seeds, of retrieval the mean alone.
+    Then COX - each method, and each method with pretrained encoders - with bind: points, mean ± standard error."""
+    scored = [accuracy, *((lambda r, at=f"retrieval.{way}.{k}": scores.score(r, at)) for k, way in RANKS)]
+    of = {}  # {(data, perceptor, method): {seed: scores}}
+    for r in records:
+        which = "bind" if r["perceptor"] == "bind" else "pretrained"
+        of.setdefault((r["data"], which, r["method"]), {})[r["seed"]] = [score(r) for score in scored]
+    order = sorted(of, key=lambda k: (k[0], k[1], scores.order(k[2])))
+
+    def difference(a, b):
+        seeds = sorted(set(of[a]) & set(of[b]))
+        both = zip(zip(*(of[a][s] for s in seeds)), zip(*(of[b][s] for s in seeds)))
+        return ["–" if None in (*x, *y) else apart([v - w for v, w in zip(x, y)]) for x, y in both]
+
+    means = [(k, [*zip(*of[k].values())]) for k in order if k[1:] != ("pretrained", "raw")]  # raw knows no perceptor
+    mean = lambda values: "–" if None in values else f"{100 * scores.mean_sd(values)[0]:.1f}"
+    rows = [[*k, str(len(v[0])), scores.percent(v[0]), *map(mean, v[1:])] for k, v in means]
+    ours = [(k, (*k[:2], "cox")) for k in order if k[2] != "cox"]
+    rows_of = [[*k[:2], f"cox − {k[2]}", *difference(cox, k)] for k, cox in ours if cox in of]
+    better = [(k, (k[0], "pretrained", k[2])) for k in order if k[1] == "bind" and k[2] != "raw"]
+    rows_of += [[k[0], "pretrained − bind", k[2], *difference(other, k)] for k, other in better if other in of]
+    heads = ["accuracy", *(f"{k.replace('.r', ' R@')}, {way}" for k, way in RANKS)]
+    first = table(["data", "perceptor", "method", "seeds", *heads], 3, rows)
+    return [*first, "", *table(["data", "perceptor", "method", *heads], 3, rows_of)]
+
+
 def retrieval_lines(records):
     """R@1 and R@5, OOM -> IM, a row for each method: mean over its columns ± sd over the seeds that have all of them;
     COX - it with p over the runs and over the columns."""
@@ -489,6 +519,8 @@ def main(root=HERE.parent, folder=HERE / "results"):
             "<!-- controls:begin -->",
             "<!-- controls:end -->",
         )
+    if emoji := read(folder / "emoji") + read(folder / "emoji_digits"):
+        put(root / "docs" / "experiments.md", perceptor_lines(emoji), "<!-- emoji:begin -->", "<!-- emoji:end -->")
     paired = read(folder / "table2_paired")
     if controls and paired:
         put(

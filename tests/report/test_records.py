@@ -289,6 +289,33 @@ def test_a_control_that_lacks_a_seed_has_a_table_of_the_seeds_that_all_have(tree
     assert "| best of these | test | semi | 1 | 1 of 1 | +5.0 |" in one and "| 75.0 |" in one
 
 
+def test_perceptors_are_compared_by_the_seeds_that_both_have():
+    def of(perceptor, method, seed, value, r1=None):
+        r = {**record(value, method=method, seed=seed), "perceptor": perceptor}
+        at = {"r1": r1, "r10": 1.0}
+        if r1 is not None:
+            r["metrics"]["retrieval"] = {"rgb": {way: {"category": at, "instance": at} for way in ("out", "back")}}
+        return r
+
+    real = "rgb=onnx:models/a"
+    records = [of("bind", "raw", s, 0.4) for s in (0, 1)] + [of(real, "raw", s, 0.4) for s in (0, 1)]
+    records += [of("bind", "cox", 0, 0.5, 0.1), of("bind", "cox", 1, 0.6, 0.2), of("bind", "erm", 0, 0.3, 0.1)]
+    records += [of(real, "cox", 0, 0.53, 0.3), of(real, "cox", 1, 0.61, 0.4), of(real, "cox", 2, 0.9, 0.4)]
+    lines = write_results.perceptor_lines(records)
+    assert [line.split(" | ")[1:5] for line in lines[2:6]] == [
+        ["bind", "raw", "2", "40.0 ± 0.0"],
+        ["bind", "erm", "1", "30.0"],
+        ["bind", "cox", "2", "55.0 ± 7.1"],
+        ["pretrained", "cox", "3", f"68.0 ± {np.std([53, 61, 90], ddof=1):.1f}"],
+    ]
+    assert [line.split(" | ")[1:5] for line in lines[9:]] == [
+        ["bind", "cox − raw", "+15.0 ± 5.0", "–"],
+        ["bind", "cox − erm", "+20.0", "+0.0"],
+        ["pretrained", "cox − raw", "+17.0 ± 4.0", "–"],
+        ["pretrained − bind", "cox", "+2.0 ± 1.0", "+20.0 ± 0.0"],
+    ]
+
+
 def test_the_gain_of_each_column_has_its_error_over_the_seeds():
     of = lambda method, *values: [record(v, method=method, seed=s) for s, v in enumerate(values)]
     lines = write_results.gain_lines([*of("cox", 0.51, 0.53, 0.9), *of("selftrain", 0.5, 0.5), *of("erm", 0.1)])
