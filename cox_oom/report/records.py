@@ -53,7 +53,6 @@ FLAGS = ("connect_args", "args")
 WORDS = ("data", "perceptor", "oom", "setting", "method", "paired", "condition", "fingerprint", "added")
 EXACT = {
     "accuracy",
-    "share",
     "warm_accuracy",
     "oom_accuracy",
     "right",
