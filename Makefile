@@ -33,7 +33,7 @@ help:  ## this list
 
 install: $(READY)  ## set up .venv: torch, the other dependencies, the compiled operators
 
-# One line says what this machine lacks. TORCH_STAMP: torch and what compiles are there.
+# First torch and the build tools (TORCH_STAMP). One line says what this machine lacks.
 $(TORCH_STAMP): setup.py pyproject.toml
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "error: $(PYTHON3) is not Python >= 3.10; install one and name it: make PYTHON3=python3.11 ..." >&2; exit 1; }

@@ -89,7 +89,7 @@ class Learner(nn.Module):
         if set(views) - set(OF[kind]):
             raise ValueError(f"views {list(views)} of {kind}: there are {', '.join(OF[kind]) or 'none'}")
         pieces = math.prod(math.ceil(s / p) for s, p in zip(size, self.step))  # of an item
-        self.position = nn.Parameter(torch.randn(1, pieces, width).mul_(0.02))  # in place: "*" loads a compiler
+        self.position = nn.Parameter(torch.randn(1, pieces, width).mul_(0.02))  # in place: see optimizers.py
         none = torch.zeros(1, *shape), torch.full((1,), shape[-1])
         sizes = {v: view_of(kind, v, *none, self.longest).shape[1] for v in views}
         self.view_tokens = nn.ModuleDict({v: ViewToken(numbers, width) for v, numbers in sizes.items()})

@@ -1,7 +1,8 @@
 """Optimizers of torch without the front end of torch.compile.
 
-torch loads that front end (`torch._dynamo`, two to four seconds of each process) as soon as an optimizer is made, for
-optimizers that are compiled. None is here, with --compile either: that compiles the learner.
+torch loads that front end (`torch._dynamo`) as soon as an optimizer is made, in case someone compiles it. This takes
+two to four seconds of each process. Here no optimizer is compiled: --compile is for the learner alone. Some operations
+on tensors of the device "meta", which have shapes and no numbers, load it as well. A learner of text still needs one.
 """
 
 import inspect
@@ -11,7 +12,8 @@ from torch.optim import Optimizer
 
 
 def eager(kind: type[Optimizer]) -> type:
-    """The same optimizer, whose methods are torch's own without what stops a compiler there."""
+    """The same optimizer without the wrappers by which torch's methods tell a compiler to stop. Its step takes no
+    gradient, as torch's own takes none without `differentiable`."""
     names = [name for name, method in inspect.getmembers(kind, inspect.isfunction) if hasattr(method, "__wrapped__")]
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in names if name != "step"}
     return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})

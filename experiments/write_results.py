@@ -512,25 +512,18 @@ def main(root=HERE.parent, folder=HERE / "results"):
     put(root / "README.md", readme_lines(read(folder / "table2")))
     if "<!-- methods:begin -->" in (method := root / "docs" / "method.md").read_text():
         put(method, [methods.table()], "<!-- methods:begin -->", "<!-- methods:end -->")
-    if controls := read(folder / "controls"):
-        put(
-            root / "docs" / "experiments.md",
-            control_tables(controls),
-            "<!-- controls:begin -->",
-            "<!-- controls:end -->",
-        )
-    if emoji := read(folder / "emoji") + read(folder / "emoji_digits"):
-        put(root / "docs" / "experiments.md", perceptor_lines(emoji), "<!-- emoji:begin -->", "<!-- emoji:end -->")
+    text = lambda name, lines: put(
+        root / "docs" / "experiments.md", lines, f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    )
     paired = read(folder / "table2_paired")
+    if controls := read(folder / "controls"):
+        text("controls", control_tables(controls))
     if controls and paired:
-        put(
-            root / "docs" / "experiments.md",
-            difference_lines(controls, paired),
-            "<!-- differences:begin -->",
-            "<!-- differences:end -->",
-        )
-    if paired and (robots := [r for r in paired if r["data"].startswith("robot_")]):
-        put(root / "docs" / "experiments.md", gain_lines(robots), "<!-- robots:begin -->", "<!-- robots:end -->")
+        text("differences", difference_lines(controls, paired))
+    if emoji := read(folder / "emoji") + read(folder / "emoji_digits"):
+        text("emoji", perceptor_lines(emoji))
+    if robots := [r for r in paired if r["data"].startswith("robot_")]:
+        text("robots", gain_lines(robots))
     if paired:
         put(root / "docs" / "method.md", test_lines(paired, "accuracy", "unlabelled"))
 

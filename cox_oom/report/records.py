@@ -13,7 +13,7 @@ records.csv, a line a run, is what an experiment keeps of its records. An empty 
     connection.MODALITY.KEY     the points of the connection's curve, a space between them
 
 balanced_accuracy stands where classes are skewed, hungarian_accuracy and nmi without labels, as in the tables.
-Numbers have six significant digits, those that EXACT names all their digits: equal shares have to stay equal in
+Numbers have six significant digits, those that EXACT names all their digits: equal accuracies have to stay equal in
 ranks, tests and means."""
 
 import csv
