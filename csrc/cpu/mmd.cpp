@@ -320,8 +320,9 @@ void one_side(const Centred& a, const Centred& b, double coeff_a, double coeff_b
             sums.get()[i] += coeff * weights_of_row(w + i * cols, a.norms[i0 + i], o.norms.data() + j0, cols, inverse);
           }
           mm_weights(buffer, rows, cols, o.rows, j0, pulled);
+          const float* pull = data<float>(pulled);
           for (int64_t e = 0; e < rows * D; ++e) {
-            total.get()[e] -= coeff * static_cast<double>(data<float>(pulled)[e]);
+            total.get()[e] -= coeff * static_cast<double>(pull[e]);
           }
         }
       }

@@ -220,9 +220,11 @@ class Search {
       if (D > (1 << 17)) mode = {false, true};  // 8 bits could overflow
       for (int64_t i = 0; i < N; i += chunk) screened(all, i, std::min(chunk, N - i), mode);
     }
+    float* scores = out<float>(score);
+    int64_t* places = out<int64_t>(index);
     for (int64_t j = 0; j < M; ++j) {
-      out<float>(score)[j] = best[j].score;
-      out<int64_t>(index)[j] = best[j].index;
+      scores[j] = best[j].score;
+      places[j] = best[j].index;
     }
   }
 

@@ -56,8 +56,9 @@ A margin_of(const double* posterior, int64_t n) {
 
 std::vector<int64_t> numbers(const Tensor& t, int64_t least, int64_t most, const char* name) {
   std::vector<int64_t> v(static_cast<size_t>(t.size(0)));
+  const int64_t *from = data<int64_t>(t), stride = t.stride(0);
   for (size_t i = 0; i < v.size(); ++i) {
-    v[i] = data<int64_t>(t)[static_cast<int64_t>(i) * t.stride(0)];
+    v[i] = from[static_cast<int64_t>(i) * stride];
     COX_CHECK(v[i] <= most && (v[i] >= least || least < 0), "soft_correspondence: expected ", name, " below C = ", most + 1,
               least < 0 ? "" : " and not negative", ", got ", v[i]);
   }
@@ -71,14 +72,25 @@ struct Given {  // a matrix, or a vector as one column, of any strides; finite
 
   Given(const Tensor& t, const char* name)
       : p(data<T>(t)), rows(t.size(0)), cols(t.dim() == 2 ? t.size(1) : 1), sr(t.stride(0)), sc(t.dim() == 2 ? t.stride(1) : 0) {
+    std::vector<double> row(static_cast<size_t>(cols));
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < cols; ++c) {
-        COX_CHECK(std::isfinite(at(r, c)), "soft_correspondence: ", name, " has NaN or Inf");
-      }
+      read(r, row.data());
+      bool finite = true;
+      for (const double v : row) finite &= std::abs(v) <= std::numeric_limits<double>::max();
+      COX_CHECK(finite, "soft_correspondence: ", name, " has NaN or Inf");
     }
   }
 
   double at(int64_t r, int64_t c = 0) const { return static_cast<double>(static_cast<acc_t<T>>(p[r * sr + c * sc])); }
+
+  void read(int64_t r, double* to) const {  // a row
+    const T* from = p + r * sr;
+    if (sc == 1) {
+      for (int64_t c = 0; c < cols; ++c) to[c] = static_cast<double>(static_cast<acc_t<T>>(from[c]));
+    } else {
+      for (int64_t c = 0; c < cols; ++c) to[c] = static_cast<double>(static_cast<acc_t<T>>(from[c * sc]));
+    }
+  }
 };
 
 // ---------------------------------------------------------------- float64: one reading after the other, directly
@@ -158,28 +170,42 @@ struct Items {  // sorted by class, centred, packed by tiles
     for (const int64_t c : classes) ++begin[static_cast<size_t>(c) + 1];
     for (int64_t c = 0; c < n.C; ++c) begin[c + 1] += begin[c];
     for (int64_t i = 0; i < n.N; ++i) order[static_cast<size_t>(begin[classes[i]]++)] = i;
+    std::vector<double> row(static_cast<size_t>(n.d));
     for (int64_t i = 0; i < n.N; ++i) {
-      for (int64_t e = 0; e < n.d; ++e) centre[e] += means.at(i, e) / static_cast<double>(n.N);
+      means.read(i, row.data());
+      for (int64_t e = 0; e < n.d; ++e) centre[e] += row[e] / static_cast<double>(n.N);
     }
-    std::fill(items.get(), items.get() + tiles * kItems * n.d, 0.0f);
-    std::fill(x.get(), x.get() + tiles * kItems * pp, 0.0f);
-    std::fill(norms.get(), norms.get() + tiles * kItems, 0.0f);
-    std::fill(bias.get(), bias.get() + tiles * kItems, kNone);
-    for (int64_t s = 0; s < n.N; ++s) {
-      const int64_t i = order[s], t = s / kItems, at = s % kItems;
-      double norm = 0;
-      for (int64_t e = 0; e < n.d; ++e) {
-        const float v = static_cast<float>(means.at(i, e) - centre[e]);
-        items.get()[(t * n.d + e) * kItems + at] = v;
-        norm += static_cast<double>(v) * static_cast<double>(v);
+    std::vector<double> farthest(static_cast<size_t>(tiles), 0.0);
+    torch::stable::parallel_for(0, tiles, ceil_div(kWorth, kItems * (n.d + n.p + 1)), [&](int64_t begin, int64_t end) {
+      std::vector<double> mean(static_cast<size_t>(n.d)), vector(static_cast<size_t>(n.p));
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t s0 = t * kItems;
+        std::fill(items.get() + s0 * n.d, items.get() + (s0 + kItems) * n.d, 0.0f);
+        std::fill(x.get() + s0 * pp, x.get() + (s0 + kItems) * pp, 0.0f);
+        std::fill(norms.get() + s0, norms.get() + s0 + kItems, 0.0f);
+        std::fill(bias.get() + s0, bias.get() + s0 + kItems, kNone);
+        for (int64_t s = s0; s < std::min(n.N, s0 + kItems); ++s) {
+          const int64_t i = order[s];
+          means.read(i, mean.data());
+          double norm = 0;
+          for (int64_t e = 0; e < n.d; ++e) {
+            const float v = static_cast<float>(mean[e] - centre[e]);
+            items.get()[s0 * n.d + e * kItems + s - s0] = v;
+            norm += static_cast<double>(v) * static_cast<double>(v);
+          }
+          farthest[t] = std::max(farthest[t], norm);
+          norms.get()[s] = static_cast<float>(scale * norm);
+          bias.get()[s] = static_cast<float>(kLog2e * (biases.at(classes[i]) - most));
+          label[s] = static_cast<int32_t>(classes[i]);
+          xs.read(i, vector.data());
+          for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(vector[e]);
+        }
       }
-      COX_CHECK(norm <= kFarthest, "soft_correspondence: means lie too far from each other, squared distance ", norm);
-      norms.get()[s] = static_cast<float>(scale * norm);
-      bias.get()[s] = static_cast<float>(kLog2e * (biases.at(classes[i]) - most));
-      COX_CHECK(bias.get()[s] >= -1e30f, "soft_correspondence: biases must lie within 5e29 of each other");
-      label[s] = static_cast<int32_t>(classes[i]);
-      for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(xs.at(i, e));
-    }
+    });
+    const double norm = tiles ? *std::max_element(farthest.begin(), farthest.end()) : 0;
+    COX_CHECK(norm <= kFarthest, "soft_correspondence: means lie too far from each other, squared distance ", norm);
+    COX_CHECK(!tiles || *std::min_element(bias.get(), bias.get() + n.N) >= -1e30f,
+              "soft_correspondence: biases must lie within 5e29 of each other");
     std::vector<size_t> first;
     for (int64_t t = 0; t < tiles; ++t) {
       first.push_back(segments.size());
@@ -295,6 +321,7 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
         items.each_tile(g, [&](const ItemTile& t) { second(b, t, s, scratch); });
       }
     });
+    float *posterior = out<float>(to.posterior), *margin = out<float>(to.margin), *mean = out<float>(to.expected);
     torch::stable::parallel_for(0, b.rows, b.rows * n.N < kWorth ? b.rows : 64, [&](int64_t begin, int64_t end) {
       std::vector<double> row(static_cast<size_t>(std::max(n.C, pp)));
       for (int64_t r = begin; r < end; ++r) {
@@ -311,13 +338,13 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
         for (int64_t c = 0; c < n.C; ++c) sum += row[c];
         const double unit = sum > 0 ? 1 / sum : 0;
         for (int64_t c = 0; c < n.C; ++c) row[c] *= unit;
-        for (int64_t c = 0; c < n.C; ++c) out<float>(to.posterior)[(j0 + r) * n.C + c] = static_cast<float>(row[c]);
-        out<float>(to.margin)[j0 + r] = margin_of<float>(row.data(), n.C);
+        for (int64_t c = 0; c < n.C; ++c) posterior[(j0 + r) * n.C + c] = static_cast<float>(row[c]);
+        margin[j0 + r] = margin_of<float>(row.data(), n.C);
         std::fill(row.begin(), row.end(), 0.0);
         for (const Sums& s : sums) {
           for (int64_t e = 0; e < n.p; ++e) row[e] += s.expected[r * pp + e];
         }
-        for (int64_t e = 0; e < n.p; ++e) out<float>(to.expected)[(j0 + r) * n.p + e] = static_cast<float>(unit * row[e]);
+        for (int64_t e = 0; e < n.p; ++e) mean[(j0 + r) * n.p + e] = static_cast<float>(unit * row[e]);
       }
     });
     add_scatter(b, weight.data(), weighted.get(), part.get(), scatter.data());
@@ -326,19 +353,21 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
   // Back to the coordinates and the order that were given.
   double all = 0;
   std::vector<double> sum(static_cast<size_t>(n.d), 0.0);
+  float *use = out<float>(to.use), *total = out<float>(to.total), *spread = out<float>(to.scatter);
   for (int64_t s = 0; s < n.N; ++s) {
     const int64_t i = items.order[s];
-    all += items.use[s];
-    out<float>(to.use)[i] = static_cast<float>(items.use[s]);
+    const double own = items.use[s], *from = items.total.data() + s * dp;
+    all += own;
+    use[i] = static_cast<float>(own);
     for (int64_t e = 0; e < n.d; ++e) {
-      sum[e] += items.total[s * dp + e];
-      out<float>(to.total)[i * n.d + e] = static_cast<float>(items.total[s * dp + e] + items.use[s] * items.centre[e]);
+      sum[e] += from[e];
+      total[i * n.d + e] = static_cast<float>(from[e] + own * items.centre[e]);
     }
   }
   for (int64_t a = 0; a < n.d; ++a) {
     for (int64_t e = 0; e < n.d; ++e) {
       const double moved = items.centre[a] * sum[e] + sum[a] * items.centre[e] + all * items.centre[a] * items.centre[e];
-      out<float>(to.scatter)[a * n.d + e] = static_cast<float>((scatter[a * dp + e] + scatter[e * dp + a]) / 2 + moved);
+      spread[a * n.d + e] = static_cast<float>((scatter[a * dp + e] + scatter[e * dp + a]) / 2 + moved);
     }
   }
 }

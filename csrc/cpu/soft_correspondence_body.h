@@ -2,21 +2,20 @@
 
 typedef int32_t VI __attribute__((vector_size(COX_BYTES)));
 
-// Rows x 16-wide groups of columns in registers at a time.
+// Rows x vectors of columns in registers at a time.
 #if COX_BYTES == 64
-constexpr int kA = 8, kE = 3;
+constexpr int kA = 8, kV = 3;
 #elif COX_BYTES == 32
-constexpr int kA = 4, kE = 1;
+constexpr int kA = 4, kV = 3;
 #else
-constexpr int kA = 2, kE = 1;
+constexpr int kA = 2, kV = 4;
 #endif
 
-// out[i][e] += sum_k a[i sa + k sk] b[k sb + e] for kA rows and E groups of columns, k ascending, n of them in blocks of `step`;
+// out[i][e] += sum_k a[i sa + k sk] b[k sb + e] for kA rows and V vectors of columns, k ascending, n of them in blocks of `step`;
 // with `some` only the blocks k for which some[k few] is not 0.
-template <int E>
+template <int V>
 COX_INLINE void product_part(const float* a, int64_t sa, int64_t sk, const float* b, int64_t sb, int64_t n, int64_t step,
                              const uint8_t* some, int64_t few, float* out, int64_t so) {
-  constexpr int V = E * kParts;
   VF acc[kA][V];
 #pragma GCC unroll 8
   for (int i = 0; i < kA; ++i) {
@@ -50,16 +49,14 @@ COX_INLINE void product_part(const float* a, int64_t sa, int64_t sk, const float
 COX_INLINE void product_rows(const float* a, int64_t sa, int64_t sk, const float* b, int64_t sb, int64_t n, int64_t step,
                              const uint8_t* some, int64_t few, int64_t columns, float* out, int64_t so) {
   int64_t e = 0;
-  for (; e + 16 * kE <= columns; e += 16 * kE) {
-    product_part<kE>(a, sa, sk, b + e, sb, n, step, some, few, out + e, so);
+  for (; e + kV * kWidth <= columns; e += kV * kWidth) {
+    product_part<kV>(a, sa, sk, b + e, sb, n, step, some, few, out + e, so);
   }
-#if COX_BYTES == 64
-  if (columns - e == 32) {
+  if (columns - e == 2 * kWidth) {
     product_part<2>(a, sa, sk, b + e, sb, n, step, some, few, out + e, so);
-  } else if (columns - e == 16) {
+  } else if (columns - e == kWidth) {
     product_part<1>(a, sa, sk, b + e, sb, n, step, some, few, out + e, so);
   }
-#endif
 }
 
 // Bit l: a < b in lane l.
