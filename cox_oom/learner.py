@@ -83,7 +83,9 @@ class Learner(nn.Module):
             self.embed = nn.Conv1d(c, width, self.step, self.step)
         elif kind == "text":
             size, self.step = list(shape), (1,)
-            self.embed = nn.Embedding(256, width, padding_idx=0)
+            first = torch.randn(256, width)  # nn.Embedding's own start, but see optimizers.py
+            first[0].zero_()
+            self.embed = nn.Embedding.from_pretrained(first, freeze=False, padding_idx=0)
         else:
             raise ValueError(f"kind {kind!r}: one of image, video, series, text")
         if set(views) - set(OF[kind]):

@@ -2,7 +2,7 @@
 
 torch loads that front end (`torch._dynamo`) as soon as an optimizer is made, in case someone compiles it. This takes
 two to four seconds of each process. Here no optimizer is compiled: --compile is for the learner alone. Some operations
-on tensors of the device "meta", which have shapes and no numbers, load it as well. A learner of text still needs one.
+on tensors of the device "meta", which have shapes and no numbers, load it as well, and are not used.
 """
 
 import inspect

@@ -110,6 +110,16 @@ def test_length_zero_gives_finite_features(kind):
     assert z.isfinite().all() and all(p.grad.isfinite().all() for p in learner.parameters())
 
 
+def test_bytes_start_as_torchs_own_embedding_and_padding_stays_zero():
+    torch.manual_seed(3)
+    learner = Learner(kind="text", shape=(20,), **SMALL)
+    torch.manual_seed(3)
+    own = torch.nn.Embedding(256, learner.embed.embedding_dim, padding_idx=0)
+    assert torch.equal(learner.embed.weight, own.weight)
+    learner(torch.zeros(2, 20, dtype=torch.uint8)).square().sum().backward()
+    assert not learner.embed.weight.grad[0].any()
+
+
 def test_default_learner_is_vit_t_16():
     learner = Learner(kind="image", shape=(3, 224, 224))
     assert learner.position.shape == (1, 196, 192) and len(learner.blocks) == 12

@@ -46,6 +46,17 @@ def test_no_stage_loads_the_front_end_of_torchs_compiler(folder, tmp_path):
     assert said.stdout.split() == ["['torch.optim.adam']"]
 
 
+def test_no_kind_of_learner_loads_it_when_its_file_is_checked():
+    code = (
+        "import sys, torch; from cox_oom.learner import Learner\n"
+        "with torch.device('meta'):\n"
+        "  for kind, shape in (('image', (3, 8, 8)), ('video', (3, 4, 8, 8)), ('series', (2, 40)), ('text', (20,))):\n"
+        "    Learner(kind=kind, shape=shape, width=8, depth=1, patch=4)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
 @pytest.mark.parametrize("name", ("Adam", "AdamW", "LBFGS"))
 def test_optimizers_make_the_steps_of_torchs(name):
     generator = torch.Generator().manual_seed(0)
