@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 DRAWN = {"digits"}  # its rows are drawn within a class: no instance is to be found
 # Folders whose records.csv have a form of their own.
 OWN = ("search", "suggest", "gauge", "geometry", "trust", "without_labels")
-IN_TEXT = ("emoji", "controls")  # their tables are long, and docs/experiments.md has what they say
+IN_TEXT = ("emoji", "controls", "present")  # their tables are long, and docs/experiments.md has what they say
 SMALL = ("erm", "fixmatch", "selftrain", "cox", "aligned")  # README's columns
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -85,8 +85,8 @@ def gap(when):
     return lambda r: (r["metrics"]["agreement"] or {}).get(when, {}).get("gap")
 
 
-def rank(level, k):
-    return lambda r: scores.score(r, f"retrieval.out.{level}.{k}")
+def rank(level, k, way="out"):
+    return lambda r: scores.score(r, f"retrieval.{way}.{level}.{k}")
 
 
 def tested(records, *metrics, **rivals):
@@ -195,17 +195,32 @@ def control_lines(records):
     return [*by_world, "", *(line.replace(f"best of {', '.join(rivals)}", "best of these") for line in paired)]
 
 
+def differences(new, old, value=accuracy):
+    """{method: [(record, new - old)]} of the same runs (column, method, seed) of two collections, in value(record)."""
+    key = lambda r: (*column(r), r["method"], r["seed"])
+    before, found = {key(r): value(r) for r in old}, {}
+    for k, r in {key(r): r for r in new}.items():  # a run that both collections of `new` have counts once
+        if None not in (value(r), before.get(k)):
+            found.setdefault(r["method"], []).append((r, value(r) - before[k]))
+    return {m: found[m] for m in sorted(found, key=scores.order)}
+
+
 def difference_lines(new, old):
-    """By how many points the same runs (column, method, seed) of two collections differ in test accuracy, new - old:
-    a row for each method, mean ± standard error over the runs."""
-    key = lambda r: (r["data"], r["oom"], scores.condition(r), r["method"], r["seed"])
-    before = {key(r): accuracy(r) for r in old}
-    found = [(r, accuracy(r) - before[key(r)]) for r in new if key(r) in before]
-    datas, rows = sorted({r["data"] for r, _ in found}), []
-    for m in sorted({r["method"] for r, _ in found}, key=scores.order):
-        of = lambda d: [v for r, v in found if r["method"] == m and d in ("", r["data"])]
-        rows.append([m, str(len(of(""))), *(apart(of(d)) for d in ("", *datas))])
+    """By how many points test accuracy differs, a row for each method: mean ± standard error over the runs."""
+    of = differences(new, old)
+    datas = sorted({r["data"] for runs in of.values() for r, _ in runs})
+    part = lambda runs, d: apart([v for r, v in runs if d in ("", r["data"])])
+    rows = [[m, str(len(runs)), *(part(runs, d) for d in ("", *datas))] for m, runs in of.items()]
     return table(["method", "runs", "all", *datas], 1, rows)
+
+
+def rank_difference_lines(new, old):
+    """The same of R@1 in retrieval."""
+    ways = [(level, way) for level in ("category", "instance") for way in ("out", "back")]
+    of = [differences(new, old, rank(level, "r1", way)) for level, way in ways]
+    cell = lambda m, found: apart([v for _, v in found[m]]) if m in found else "–"
+    rows = [[m, str(len(runs)), *(cell(m, found) for found in of)] for m, runs in of[0].items()]
+    return table(["method", "runs", *(f"{level} R@1, {way}" for level, way in ways)], 1, rows)
 
 
 def gain_lines(records):
@@ -515,11 +530,15 @@ def main(root=HERE.parent, folder=HERE / "results"):
     text = lambda name, lines: put(
         root / "docs" / "experiments.md", lines, f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     )
-    paired = read(folder / "table2_paired")
+    paired = read(folder / "table2_paired")  # two methods with more seeds than table2 has
+    have = [{k(r) for r in paired} for k in (column, lambda r: r["method"])]
+    paired += [r for r in read(folder / "table2") if column(r) in have[0] and r["method"] not in have[1]]
     if controls := read(folder / "controls"):
         text("controls", control_tables(controls))
-    if controls and paired:
-        text("differences", difference_lines(controls, paired))
+    new, old = controls + read(folder / "present"), read(folder / "table4") + read(folder / "table2") + paired
+    if new and old:
+        ranks = rank_difference_lines(new, read(folder / "table3"))
+        text("differences", [*difference_lines(new, old), *([""] if ranks else []), *ranks])
     if emoji := read(folder / "emoji") + read(folder / "emoji_digits"):
         text("emoji", perceptor_lines(emoji))
     if robots := [r for r in paired if r["data"].startswith("robot_")]:

@@ -325,8 +325,21 @@ def test_the_gain_of_each_column_has_its_error_over_the_seeds():
 def test_the_same_runs_of_two_collections_are_compared():
     old = [record(0.5, seed=s) for s in range(3)] + [record(0.5, method="erm")]
     new = [record(0.51, seed=0), record(0.53, seed=1), record(0.9, seed=7), record(0.9, method="erm", seed=1)]
-    lines = write_results.difference_lines(new, old)
+    lines = write_results.difference_lines([*new, record(0.53, seed=1)], old)  # the run of seed 1 counts once
     assert lines[0] == "| method | runs | all | toy |" and lines[2:] == ["| cox | 2 | +2.0 ± 1.0 | +2.0 ± 1.0 |"]
+
+
+def test_retrieval_of_two_collections_is_compared_both_ways():
+    def of(seed, out, back):
+        r = record(0.5, seed=seed)
+        ways = {way: {"category": v and {"r1": v}, "instance": None} for way, v in (("out", out), ("back", back))}
+        r["metrics"]["retrieval"] = {"rgb": ways}
+        return r
+
+    lines = write_results.rank_difference_lines([of(0, 0.3, 0.5), of(1, 0.5, None)], [of(0, 0.2, 0.7), of(1, 0.2, 0.1)])
+    assert lines[0].startswith("| method | runs | category R@1, out | category R@1, back | instance R@1, out |")
+    assert lines[2:] == ["| cox | 2 | +20.0 ± 10.0 | -20.0 | – | – |"]
+    assert write_results.rank_difference_lines([record(0.5)], [record(0.4)]) == []
 
 
 def test_retrieval_and_starts_without_labels_on_the_page(tree):
