@@ -4,8 +4,9 @@
 
 Reads   inputs, banks and connect.pt of the data sets under --runs (stages 1 and 2), and the gains of --gains, a
         records.csv
-Writes  OUT/records.csv, a line a column: the gauge, mean over its seeds under --runs, the gain and its standard error;
-        OUT/table.md: R² of each measure with a 95% interval over draws of columns; OUT/plot-gain.png"""
+Writes  OUT/records.csv, a line a column: the gauge and its p, means over its seeds under --runs, the gain and its
+        standard error; OUT/table.md: R² of each measure with a 95% interval over draws of columns, then a line a column
+        with the regime that the gauge names and the truth; OUT/plot-gain.png"""
 
 import argparse
 import csv
@@ -50,7 +51,8 @@ def of_seed(place):
     raw = whiten(raw_views(seed.connect["views"]["chosen"], seed.oom, items.rows), 2 * components)
     own = (source.partner >= 0) & (source.partner < len(bridge.common))
     found = gauge(raw[own, :components], source.x[source.partner[own]], y[own])
-    return {name: found[name]["value"] for name in ("cka", "neighbours", "left_out")}
+    names = ("cka", "neighbours", "left_out")
+    return {name: found[name]["value"] for name in names} | {f"p.{name}": found[name]["p"] for name in names}
 
 
 def gains(path):
@@ -84,6 +86,36 @@ def fit(x, y):
     return r**2, *np.quantile(drawn, [0.025, 0.975]), r, p
 
 
+def regime(line):
+    """What a column's gauge says of its instances beyond their classes: `left_out` is above chance, or it is not."""
+    return "shared" if line["p.left_out"] < 0.05 else "not shared"
+
+
+def truth(line):
+    """What the gain says: beyond two standard errors, or not."""
+    return "neither" if abs(line["gain"]) <= 2 * line["error"] else "gains" if line["gain"] > 0 else "loses"
+
+
+def of_columns(lines):
+    """A row a column: measures (bold where p < 0.05), regime, gain, truth; and how often the regimes gain or lose."""
+    names = list(MEASURES)[:3]
+    cell = lambda line, k: f"**{line[k]:.3f}**" if line[f"p.{k}"] < 0.05 else f"{line[k]:.3f}"
+    rows = ["| world | sensor | CKA | neighbours | left-out | nat | regime | COX − selftrain | truth |"]
+    rows.append("|:--|:--|--:|--:|--:|--:|:--|--:|:--|")
+    for line in sorted(lines, key=lambda line: (line["world"], line["oom"])):
+        measures = " | ".join(cell(line, k) for k in names)
+        gain = f"{line['gain']:+.1f} ± {line['error']:.1f}"
+        start = f"| {line['world']} | {line['oom']} | {measures} | {line['trust']:+.3f} "
+        rows.append(f"{start}| {regime(line)} | {gain} | {truth(line)} |")
+    ends = [""]
+    for name in ("shared", "not shared"):
+        of = [line for line in lines if regime(line) == name]
+        counts = ", ".join(f"{sum(truth(line) == t for line in of)} {t}" for t in ("gains", "neither", "loses"))
+        mean = f", on the mean {np.mean([line['gain'] for line in of]):+.1f} points" if of else ""
+        ends.append(f"{name}: {len(of)} columns, {counts}{mean}.  ")
+    return [*rows, *ends]
+
+
 def draw(lines):
     """A panel a measure: a point a column, with the standard error of its gain."""
     figure, axes = grid(len(MEASURES), width=3.6, height=3.0)
@@ -112,6 +144,7 @@ def write(lines, out):
     for name, words in MEASURES.items():
         r2, low, high, r, chance = fit(np.array([line[name] for line in lines]), y)
         text.append(f"| {words} | {r2:.2f} | {low:.2f} to {high:.2f} | {r:+.2f} | {chance:.3f} |")
+    text += ["", *of_columns(lines)]
     (Path(out) / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     write_plot(Path(out) / "plot-gain.png", draw(lines))
     print("\n".join(text))

@@ -63,6 +63,20 @@ def test_r2_of_a_gauge_has_an_interval_around_it():
     assert r2 == pytest.approx(np.corrcoef(x, 2 * x + np.random.default_rng(0).standard_normal(50)[25:])[0, 1] ** 2)
 
 
+def test_each_column_has_the_regime_that_its_gauge_names_and_what_came_of_it():
+    def of(oom, p, gain):
+        values = {k: v for name in ("cka", "neighbours", "left_out") for k, v in ((name, 0.1), (f"p.{name}", p))}
+        return {"world": "toy", "oom": oom, **values, "trust": 0.2, "gain": gain, "error": 0.5}
+
+    lines = experiment("gauge").of_columns([of("touch", 0.2, -1.5), of("sonar", 0.01, 0.9), of("echo", 0.01, 1.1)])
+    assert lines[2] == "| toy | echo | **0.100** | **0.100** | **0.100** | +0.200 | shared | +1.1 ± 0.5 | gains |"
+    assert lines[4].endswith("| 0.100 | 0.100 | 0.100 | +0.200 | not shared | -1.5 ± 0.5 | loses |")
+    assert lines[6:] == [
+        "shared: 2 columns, 1 gains, 1 neither, 0 loses, on the mean +1.0 points.  ",
+        "not shared: 1 columns, 0 gains, 0 neither, 1 loses, on the mean -1.5 points.  ",
+    ]
+
+
 def test_a_map_without_pairs_is_found_twice_where_the_geometry_is_shared_and_the_gate_says_so():
     """And not where the other side has a geometry of its own."""
     blind, g = experiment("without_labels"), torch.Generator().manual_seed(0)
