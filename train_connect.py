@@ -52,7 +52,7 @@ RARE = (
     ("--holdout", 0.0, number(float, 0, 1, "[)"), "semi: share of a class's labelled items kept to validate alone"),
     ("--fold", None, labels.fold, "semi: hold out part K of N, K/N, of the labelled items (stage 3's --folds does it)"),
     ("--labelled-ids", None, str, "semi: a file with an id a line; these items keep their labels, in place of a draw"),
-    ("--slice", 0, number(int, 0, 10**7), "learner: steps of a time slice; 0: by the series' length (docs/method.md)"),
+    ("--slice", 0, number(int, 0, 10**7), "learner: steps of a time slice; 0: so long that a series has about 32"),
     ("--batch", 128, number(int, 1, cli.LARGE), "items of a step; an epoch is M / batch steps for every method"),
     ("--labelled-batch", 64, number(int, 1, cli.LARGE), "labelled items of a step"),
     ("--lr", 1e-3, number(float, 0, cli.LARGE), "Adam's learning rate"),

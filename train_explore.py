@@ -44,7 +44,7 @@ EVERYDAY = (
 RARE = (
     ("--labelled-batch", 64, number(int, 1, cli.LARGE), "labelled items of a step"),
     ("--weight-decay", 1e-5, number(float, 0, cli.LARGE), "Adam's weight decay"),
-    ("--connect-steps", 50, number(int, 0, cli.STEPS), "cox: steps of each connection at a refresh"),
+    ("--connect-steps", 50, number(int, 0, cli.STEPS), "cox, selftrain: steps of each connection at a refresh"),
     ("--w-agree", 1.0, number(float, 0, cli.LARGE), "cox, selftrain: weight of the anchors' labels on A"),
     ("--w-disagree", None, number(float, 0, cli.LARGE), "the same of D's term; left out: 1, in unsup 0.2"),
     ("--kl", "expected", ("expected", "literal"), "what an item of D is drawn to (docs/method.md, Eq. 13)"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Which recordings to label next? Rounds of labels that several strategies choose, against labels drawn at random.
 #
-#   PER_CLASS=2 labels per class at the start   COUNT=20 labels a round   ROUNDS=3   STRATEGIES="random entropy"
+#   PER_CLASS=2 labels per class at the start   COUNT=20 labels a round   ROUNDS=3   STRATEGIES: default all
 #
 # Other variables: worlds.sh; METHODS is the one method that is trained. Writes experiments/results/suggest/.
 . "$(dirname "$0")/worlds.sh"

@@ -1,4 +1,4 @@
-"""Write docs/results.md, README's table, the tests in docs/method.md and every table.md from the records.csv alone.
+"""Write docs/results.md, the tables between markers in README and docs, and most table.md, from records.csv alone.
 
     python experiments/write_results.py
 
