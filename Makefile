@@ -129,7 +129,7 @@ emulate: $(READY)  ## run the CUDA kernels' source on the CPU and test it; no GP
 		-m "not cuda and not slow" -k "not memory and not threads and not isa and not build and not instruction_set and not compiled and not (larger_banks and equal)"
 	COX_CUDA_SCREEN=1 $(PYTHON) -m pytest tests/ops/test_nearest_anchor_adversarial.py -q -m "not cuda and not slow"
 
-gpu-check: $(READY)  ## on a GPU machine, no network, under 10 minutes: build, test, time and sanitize the CUDA operators
+gpu-check: $(READY)  ## on a GPU machine, no network, under 10 minutes: build, test, time and sanitize the CUDA operators, run stage 3
 	$(PYTHON) bench/gpu_check.py --commit $(COMMIT)
 
 clean:  ## remove .venv and everything compiled; runs/ stays

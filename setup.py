@@ -62,9 +62,9 @@ def extensions():
         )
     cuda = decide_cuda()
     archs = arch_list() if cuda else "none"
-    # No fast-math on either side. fp-contract=off: where the kernels want an FMA they say so, so that a sum
-    # does not depend on what the compiler made of one loop. -fopenmp: without it torch's parallel_for is
-    # silently serial.
+    # No fast-math on either side. fp-contract=off: where the CPU kernels want an FMA they say so, so that a sum
+    # does not depend on what the compiler made of one loop; nvcc makes FMAs as it likes. -fopenmp: without it
+    # torch's parallel_for is silently serial.
     opt = ["-O0", "-g"] if debug else ["-O3"]
     cxx = [
         "-std=c++17",

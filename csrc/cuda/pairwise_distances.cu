@@ -132,6 +132,7 @@ std::tuple<Tensor, Tensor> pairwise_distances_backward(Tensor grad, Tensor x, Te
   std::swap(dt.sr, dt.sd);
   const cudaStream_t stream = current_stream(x);
   const auto grid = [](const Layout& l) {
+    COX_CHECK(ceil_div(l.d, kLane) <= 65535, "pairwise_distances: D = ", l.d, " is more than the gradient takes on CUDA");
     return dim3(grid_size(ceil_div(l.rows, kRows)), grid_size(ceil_div(l.d, kLane)), batches(l.batch));
   };
   for_dtype(x.scalar_type(), [&](auto t) {
