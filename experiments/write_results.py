@@ -106,7 +106,9 @@ def epochs(records):
 
 
 def apart(differences):
-    """Points of a mean ± its standard error; the mean alone where there is one difference."""
+    """Points of a mean ± its standard error; the mean alone where there is one difference, – where there is none."""
+    if not differences:
+        return "–"
     mean, sd = scores.mean_sd(differences)
     return points(mean) + ("" if sd is None else f" ± {100 * sd / len(differences) ** 0.5:.1f}")
 
@@ -218,7 +220,7 @@ def rank_difference_lines(new, old):
     """The same of R@1 in retrieval."""
     ways = [(level, way) for level in ("category", "instance") for way in ("out", "back")]
     of = [differences(new, old, rank(level, "r1", way)) for level, way in ways]
-    cell = lambda m, found: apart([v for _, v in found[m]]) if m in found else "–"
+    cell = lambda m, found: apart([v for _, v in found.get(m, [])])
     rows = [[m, str(len(runs)), *(cell(m, found) for found in of)] for m, runs in of[0].items()]
     return table(["method", "runs", *(f"{level} R@1, {way}" for level, way in ways)], 1, rows)
 

@@ -327,6 +327,9 @@ def test_the_same_runs_of_two_collections_are_compared():
     new = [record(0.51, seed=0), record(0.53, seed=1), record(0.9, seed=7), record(0.9, method="erm", seed=1)]
     lines = write_results.difference_lines([*new, record(0.53, seed=1)], old)  # the run of seed 1 counts once
     assert lines[0] == "| method | runs | all | toy |" and lines[2:] == ["| cox | 2 | +2.0 ± 1.0 | +2.0 ± 1.0 |"]
+    other = {**record(0.5, method="erm"), "data": "other"}
+    lines = write_results.difference_lines([*new, other], [*old, other])
+    assert lines[2:] == ["| erm | 1 | +0.0 | +0.0 | – |", "| cox | 2 | +2.0 ± 1.0 | – | +2.0 ± 1.0 |"]
 
 
 def test_retrieval_of_two_collections_is_compared_both_ways():
