@@ -62,7 +62,7 @@ def waits(call):
             call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in found)
+    return sum("called a synchronizing CUDA operation" in str(w.message) for w in found)
 
 
 def measure(name, fast, repeats, device="cpu"):

@@ -1,8 +1,10 @@
 """bench/gpu_check.py without a GPU: its commands name what is there, and its report tells what ran."""
 
+import importlib
 import importlib.util
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,15 @@ def test_the_sanitizer_gets_the_flags_that_it_knows(check):
     of = {name.split()[1]: command for name, command, *_ in check.steps("python", "abc") if "sanitizer" in name}
     assert of["memcheck"][1:6] == ["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode"]
     assert of["racecheck"][1:4] == ["--tool", "racecheck", "--error-exitcode"]
+
+
+def test_only_true_waits_for_the_gpu_are_counted(monkeypatch):
+    """torch also warns that the mode is a prototype, when it is set."""
+    warn = lambda text: warnings.warn(text, stacklevel=2)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda _: warn("does not yet detect all synchronizing ones"))
+    step = importlib.import_module("bench.training_step")
+    wait = lambda: warn("called a synchronizing CUDA operation (Triggered internally at ...)")
+    assert step.waits(lambda: [wait(), wait()]) == 2 and step.waits(lambda: None) == 0
 
 
 @pytest.mark.parametrize("least, status", [(0, 0), (100, 1)])
