@@ -105,12 +105,12 @@ def epochs(records):
 # ------------------------------------------------------------------------------------------------------- tables
 
 
-def apart(differences):
+def apart(values):
     """Points of a mean ± its standard error; the mean alone where there is one difference, – where there is none."""
-    if not differences:
+    if not values:
         return "–"
-    mean, sd = scores.mean_sd(differences)
-    return points(mean) + ("" if sd is None else f" ± {100 * sd / len(differences) ** 0.5:.1f}")
+    mean, sd = scores.mean_sd(values)
+    return points(mean) + ("" if sd is None else f" ± {100 * sd / len(values) ** 0.5:.1f}")
 
 
 def table(heads, words, rows):
@@ -533,8 +533,8 @@ def main(root=HERE.parent, folder=HERE / "results"):
         root / "docs" / "experiments.md", lines, f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     )
     paired = read(folder / "table2_paired")  # two methods with more seeds than table2 has
-    have = [{k(r) for r in paired} for k in (column, lambda r: r["method"])]
-    paired += [r for r in read(folder / "table2") if column(r) in have[0] and r["method"] not in have[1]]
+    columns, own = {column(r) for r in paired}, {r["method"] for r in paired}
+    paired += [r for r in read(folder / "table2") if column(r) in columns and r["method"] not in own]
     if controls := read(folder / "controls"):
         text("controls", control_tables(controls))
     new, old = controls + read(folder / "present"), read(folder / "table4") + read(folder / "table2") + paired
