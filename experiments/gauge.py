@@ -140,10 +140,16 @@ def write(lines, out):
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
     y = np.array([line["gain"] for line in lines])
-    text = [f"Over {len(lines)} columns.", "", "| measure | R² | 95% interval | r | p |", "|:--|--:|:--|--:|--:|"]
+    heads = "| measure | R² | 95% interval | r | p | r without the largest gain | r on robots |"
+    text = [f"Over {len(lines)} columns.", "", heads, "|:--|--:|:--|--:|--:|--:|--:|"]
+    parts = y < y.max(), np.array([line["world"].startswith("robot_") for line in lines])
     for name, words in MEASURES.items():
         r2, low, high, r, chance = fit(np.array([line[name] for line in lines]), y)
-        text.append(f"| {words} | {r2:.2f} | {low:.2f} to {high:.2f} | {r:+.2f} | {chance:.3f} |")
+        x = np.array([line[name] for line in lines])
+        of_parts = (f"{stats.pearsonr(x[part], y[part])[0]:+.2f}" if sum(part) > 2 else "–" for part in parts)
+        text.append(
+            f"| {words} | {r2:.2f} | {low:.2f} to {high:.2f} | {r:+.2f} | {chance:.3f} | {' | '.join(of_parts)} |"
+        )
     text += ["", *of_columns(lines)]
     (Path(out) / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     write_plot(Path(out) / "plot-gain.png", draw(lines))
