@@ -15,7 +15,7 @@ def report() -> str:
         (
             "instruction sets",
             f"{', '.join(info['isa_available'])} available, {info['isa_chosen']} chosen; "
-            f"needed: {info['isa_baseline']}",
+            f"needed: {info['isa_baseline']}; products of bfloat16: {info['bf16']}",
         ),
         ("OpenMP", info["openmp"] or "none: kernels run on one thread"),
         ("threads", info["threads"]),

@@ -334,11 +334,12 @@ def soft_correspondence(
         total (N, d)        sum_j w_ji z_j
         scatter (d, d)      sum_ji w_ji z_j z_j^T
     float32, for float64 inputs float64. A label that no item has: posterior, expected, margin 0, evidence -inf, and
-    the reading adds to no sum. A share below e^-40 counts as 0. Time O(M N (d + p)), memory O(M (d + C + p) + N (d +
-    p)). Products are in float32, sums beyond a block in float64; on the CPU a result is bitwise the same for any number
-    of threads. float64 inputs on the CPU: directly, by one thread. NaN, Inf, and squared distances beyond 1e30 are
-    refused on the CPU; on CUDA no value is looked at, and an item whose class is none counts as absent. Not
-    differentiable: inputs that require a gradient are taken as constants.
+    the reading adds to no sum. A share below e^-40 counts as 0. Time O(M N (d + p)), memory O(M (d + C + p) + N (d
+    + p)). Products are in float32, sums beyond a block in float64; on the CPU a result is bitwise the same for any
+    number of threads. bfloat16 inputs take a CPU's products of bfloat16 where it has them. float64 inputs on the
+    CPU: directly, by one thread. NaN, Inf, and squared distances beyond 1e30 are refused on the CPU; on CUDA no
+    value is looked at, and an item whose class is none counts as absent. Not differentiable: inputs that require a
+    gradient are taken as constants.
 
     >>> z, means = torch.tensor([[0.], [1.]]), torch.tensor([[0.], [2.]])
     >>> soft_correspondence(z, means, means, torch.tensor([0, 1]), torch.zeros(2)).posterior

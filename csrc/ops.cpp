@@ -61,6 +61,7 @@ pybind11::dict build_info() {
 #endif
   d["isa_available"] = cox::cpu::isa_available();
   d["isa_chosen"] = cox::cpu::isa_chosen();
+  d["bf16"] = cox::cpu::bf16_chosen();
   d["cuda_archs"] = COX_TEXT(COX_BUILD_CUDA);
 #ifdef _OPENMP
   d["openmp"] = _OPENMP;

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <limits>
 
-#include "soft_correspondence.h"
+#include "bf16.h"
 
 #define COX_BODY "soft_correspondence_body.h"
 #include "each_isa.h"
@@ -148,10 +148,11 @@ struct Items {  // sorted by class, centred, packed by tiles
   std::vector<ItemTile> tile;
   std::vector<int32_t> label;
   Buffer<float> items, x, norms, bias, top;
+  Buffer<uint32_t> pairs;
   std::vector<double> total, use;
 
   template <class T>
-  Items(const Shape& n, int64_t dp, int64_t pp, const Given<T>& means, const Given<T>& xs, const std::vector<int64_t>& classes,
+  Items(const Shape& n, int64_t dp, int64_t pp, int64_t units, const Given<T>& means, const Given<T>& xs, const std::vector<int64_t>& classes,
         const Given<T>& biases, double most, double scale)
       : tiles(ceil_div(n.N, kItems)),
         order(static_cast<size_t>(n.N)),
@@ -162,6 +163,7 @@ struct Items {  // sorted by class, centred, packed by tiles
         norms(tiles * kItems),
         bias(tiles * kItems),
         top(tiles * kReadings),
+        pairs(tiles * kItems * units),
         total(static_cast<size_t>(tiles * kItems * dp), 0.0),
         use(static_cast<size_t>(tiles * kItems), 0.0) {
     per_group = ceil_div(tiles, kGroups);
@@ -171,7 +173,7 @@ struct Items {  // sorted by class, centred, packed by tiles
     for (int64_t c = 0; c < n.C; ++c) begin[c + 1] += begin[c];
     for (int64_t i = 0; i < n.N; ++i) order[static_cast<size_t>(begin[classes[i]]++)] = i;
     std::vector<double> row(static_cast<size_t>(n.d));
-    for (int64_t i = 0; i < n.N; ++i) {
+    for (int64_t i = 0; i < n.N && units == 0; ++i) {  // bfloat16 holds what is given, but not what is centred
       means.read(i, row.data());
       for (int64_t e = 0; e < n.d; ++e) centre[e] += row[e] / static_cast<double>(n.N);
     }
@@ -200,6 +202,13 @@ struct Items {  // sorted by class, centred, packed by tiles
           xs.read(i, vector.data());
           for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(vector[e]);
         }
+        for (int64_t u = 0; u < units; ++u) {
+          const float *first = items.get() + s0 * n.d + 2 * u * kItems, *second = first + kItems;
+          for (int64_t s = 0; s < kItems; ++s) {
+            pairs.get()[s0 * units + u * kItems + s] =
+                bf16_pair(2 * u < n.d ? first[s] : 0.0f, 2 * u + 1 < n.d ? second[s] : 0.0f);
+          }
+        }
       }
     });
     const double norm = tiles ? *std::max_element(farthest.begin(), farthest.end()) : 0;
@@ -221,7 +230,7 @@ struct Items {  // sorted by class, centred, packed by tiles
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t s = t * kItems;
       tile.push_back({items.get() + s * n.d, x.get() + s * pp, norms.get() + s, bias.get() + s, label.data() + s,
-                      segments.data() + first[t], segments.data() + first[t + 1], round_up(std::min(kItems, n.N - s), 16),
+                      segments.data() + first[t], segments.data() + first[t + 1], round_up(std::min(kItems, n.N - s), 16), pairs.get() + s * units,
                       total.data() + s * dp, use.data() + s, top.get() + t * kReadings});
     }
   }
@@ -240,7 +249,9 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
   const int64_t dp = round_up(n.d, 16), pp = round_up(n.p, 16);
   double most = biases.at(0);
   for (int64_t c = 1; c < n.C; ++c) most = std::max(most, biases.at(c));
-  Items items(n, dp, pp, means, xs, classes, biases, most, scale);
+  const Bf16* bf16 = std::is_same_v<T, BFloat16> && n.d > 0 ? pick_bf16() : nullptr;
+  const int64_t units = bf16 ? round_up(ceil_div(n.d, 2), kBf16Units) : 0;
+  Items items(n, dp, pp, units, means, xs, classes, biases, most, scale);
   const int64_t G = items.groups, rows_most = std::min(kReadings, round_up(n.M, kStep));
   const auto first = COX_PICK(soft_first), second = COX_PICK(soft_second);
   const auto add_scatter = COX_PICK(soft_scatter);
@@ -249,6 +260,7 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
   Buffer<float> zb(rows_most * dp), weighted(rows_most * dp), part(dp * dp), zn(rows_most), high(rows_most), low(rows_most);
   std::vector<int32_t> label(static_cast<size_t>(rows_most));
   std::vector<double> scatter(static_cast<size_t>(dp * dp), 0.0), weight(static_cast<size_t>(rows_most));
+  Buffer<uint32_t> pairs(rows_most * units);
   Buffer<float> tops(G * rows_most);
   Buffer<double> masses(G * rows_most), weights(G * rows_most), expected(G * rows_most * pp);
   std::vector<Sums> sums;
@@ -269,7 +281,7 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
 
   const double shifted = student ? (freedom + d) / 2 * std::log1p(d / freedom) : 0;  // of the logits, by u's unit
   const std::vector<float> no_bias(kItems, 0.0f);
-  ReadingBlock b{0, n.d, dp, pp, zb.get(), zn.get(), label.data(), high.get(), low.get(), no_bias.data(), {}};
+  ReadingBlock b{0, n.d, dp, pp, zb.get(), zn.get(), label.data(), high.get(), low.get(), no_bias.data(), {}, bf16, pairs.get(), units};
   b.law = {student, static_cast<float>((student ? freedom + d : 0) / 2), static_cast<float>(scale),
            static_cast<float>(student ? freedom * scale : 0), static_cast<float>(student ? -d * scale : 0)};
   for (int64_t j0 = 0; j0 < n.M; j0 += kReadings) {
@@ -283,6 +295,10 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
         zb.get()[r * dp + e] = v;
         norm += static_cast<double>(v) * static_cast<double>(v);
       }
+      for (int64_t u = 0; u < units; ++u) {  // behind the row's dp there is none
+        const float* pair = zb.get() + r * dp + 2 * u;
+        pairs.get()[r * units + u] = 2 * u < dp ? bf16_pair(pair[0], pair[1]) : 0;
+      }
       COX_CHECK(norm <= kFarthest, "soft_correspondence: z lies too far from means, squared distance ", norm);
       zn.get()[r] = static_cast<float>(scale * norm);
       label[r] = r < rows && !labels.empty() ? static_cast<int32_t>(std::max<int64_t>(labels[j0 + r], -1)) : -1;
@@ -290,6 +306,7 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
     const int64_t grain = std::max<int64_t>(1, kWorth / (b.rows * items.per_group * kItems));
     torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
       Scratch scratch(dp, pp);
+      const Entered entered(bf16);
       for (int64_t g = begin; g < end; ++g) {
         std::fill(sums[g].top, sums[g].top + b.rows, kNone);
         std::fill(sums[g].mass, sums[g].mass + b.rows, 0.0);
@@ -313,6 +330,7 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
     }
     torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
       Scratch scratch(dp, pp);
+      const Entered entered(bf16);
       for (int64_t g = begin; g < end; ++g) {
         const Sums& s = sums[g];
         std::fill(s.weight, s.weight + b.rows, 0.0);

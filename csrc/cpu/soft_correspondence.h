@@ -12,6 +12,8 @@ constexpr int64_t kSome = 64;  // readings whose shares of a tile are in memory 
 constexpr int64_t kStep = 8;  // readings that are looked at together
 constexpr float kNone = -3e38f;  // the logit of what may not be
 
+struct Bf16;
+
 struct Segment {  // items [from, to) of a tile are of one class
   int32_t from, to, label;
 };
@@ -28,6 +30,7 @@ struct ItemTile {
   const int32_t* label;
   const Segment *segment, *last;
   int64_t cols;  // used, a multiple of 16
+  const uint32_t* pairs;  // (units, kItems), the items in bfloat16, where the block has them so
   double *total, *use;  // (kItems, dp), (kItems)
   float* top;           // of each reading of the block, the first pass's largest logit here
 };
@@ -40,6 +43,9 @@ struct ReadingBlock {
   const float *high, *low;  // log2 of the mass, in two parts
   const float* no_bias;     // kItems zeros
   Law law;
+  const Bf16* bf16;       // what makes products in bfloat16; null: they are in float32
+  const uint32_t* pairs;  // (rows, units), the readings in bfloat16
+  int64_t units;
 };
 
 struct Sums {  // of a group of tiles, per reading of the block

@@ -155,9 +155,13 @@ COX_INLINE void logits_of(const ReadingBlock& b, int64_t row, const ItemTile& t,
 
 template <bool keep>
 COX_INLINE void logits_of_step(const ReadingBlock& b, int64_t row, const ItemTile& t, float* logits, float* u) {
-  memset(logits, 0, sizeof(float) * kStep * kItems);
-  for (int64_t r = 0; r < kStep; r += kA) {
-    product_rows(b.z + (row + r) * b.dp, b.dp, 1, t.items, kItems, b.d, b.d, nullptr, 0, t.cols, logits + r * kItems, kItems);
+  if (b.bf16) {
+    b.bf16->products(b.pairs + row * b.units, t.pairs, b.units, t.cols, logits);
+  } else {
+    memset(logits, 0, sizeof(float) * kStep * kItems);
+    for (int64_t r = 0; r < kStep; r += kA) {
+      product_rows(b.z + (row + r) * b.dp, b.dp, 1, t.items, kItems, b.d, b.d, nullptr, 0, t.cols, logits + r * kItems, kItems);
+    }
   }
   if (b.law.student) {
     logits_of<true, keep>(b, row, t, logits, u);

@@ -44,6 +44,7 @@ tile_fn<A> pick_tile();  // for the chosen instruction set
 // Instruction sets this machine can run, best last; the one in use; force one by name (tests) or by COX_ISA.
 std::vector<std::string> isa_available();
 std::string isa_chosen();
+std::string bf16_chosen();  // what makes products of bfloat16 there (bf16.cpp), or "none"
 int isa_level();  // its place in the list of all: plain 0, avx2 1, avx512 2, avx512_vnni 3, amx_int8 4
 int simd_level();  // plain 0, avx2 1, avx512 and beyond 2
 constexpr int kEmulatedTiles = 5;  // amx_emulated, for tests: not in the list of those available

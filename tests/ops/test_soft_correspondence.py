@@ -1,6 +1,7 @@
 """soft_correspondence: shares and sums of the definition in float64, extremes, the same bits for any threads."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,6 +26,20 @@ def world(M, N, C, d, p, *, seed=0, spread=0.4, device="cpu"):
     labels = torch.where(torch.rand(M, generator=g) < 0.3, classes[own], -1)
     bias = torch.randn(C, generator=g)
     return [t.to(device) for t in (z, means, x, classes, bias, labels)]
+
+
+@contextmanager
+def instructions(name):
+    before = cox_ops._C.build_info()["isa_chosen"]
+    cox_ops._C.force_isa(name)
+    try:
+        yield
+    finally:
+        cox_ops._C.force_isa(before)
+
+
+def bfloat16(*args):
+    return [a.bfloat16() if a.is_floating_point() else a for a in args]
 
 
 def check(*args, freedom, tolerance=1e-5):
@@ -146,15 +161,67 @@ def test_bitwise_for_any_number_of_threads(threads, freedom):
 @pytest.mark.parametrize("freedom", [5.0, INF])
 def test_every_isa(freedom):
     """To rounding; AVX2 and AVX-512 bit for bit."""
-    info, results = cox_ops._C.build_info(), {}
-    try:
-        for isa in info["isa_available"]:
-            cox_ops._C.force_isa(isa)
+    results = {}
+    for isa in cox_ops._C.build_info()["isa_available"]:
+        with instructions(isa):
             results[isa] = check(*world(70, 300, 7, 20, 18), freedom=freedom)
-    finally:
-        cox_ops._C.force_isa(info["isa_chosen"])
     with_fma = [r for isa, r in results.items() if isa != "plain"]
     assert all(torch.equal(a, b) for r in with_fma[1:] for a, b in zip(r, with_fma[0]))
+
+
+ON_CPU = pytest.mark.skipif(os.environ.get("COX_EMULATED") == "1", reason="instruction sets are the CPU's")
+
+
+@ON_CPU
+@given(
+    M=st.integers(0, 40),
+    N=st.integers(1, 420),
+    d=st.sampled_from([0, 1, 2, 9, 32, 33, 64, 65, 120]),
+    p=st.integers(0, 20),
+    isa=st.sampled_from([*cox_ops._C.build_info()["isa_available"], "amx_emulated"]),
+    freedom=st.sampled_from([5.0, INF]),
+    seed=st.integers(0, 99),
+)
+def test_bfloat16_equals_reference_on_every_isa(M, N, d, p, isa, freedom, seed):
+    """Of the rounded numbers it is as exact as of others, in AMX's tiles (here or emulated) too."""
+    with instructions(isa):
+        check(*bfloat16(*world(M, N, 4, d, p, seed=seed)), freedom=freedom)
+
+
+@ON_CPU
+def test_bfloat16_takes_tiles(threads):
+    """Where there are any: bitwise the same for any number of threads, to rounding what products in float32 give."""
+    args, results = bfloat16(*world(700, 900, 40, 70, 20)), []
+    with instructions("amx_emulated"):
+        assert cox_ops._C.build_info()["bf16"] == "amx_emulated"
+        for n in (1, 2, 3):
+            with threads(n):
+                results.append(soft_correspondence(*args, freedom=5.0))
+        wide = soft_correspondence(*[a.float() if a.is_floating_point() else a for a in args], freedom=5.0)
+    with instructions("plain"):
+        assert cox_ops._C.build_info()["bf16"] == "none"
+    assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0]))
+    for name, a, b in zip(wide._fields, wide, results[0]):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1, b.abs().max().item()), msg=name)
+    assert not torch.equal(wide.evidence, results[0].evidence)  # other products, in other orders
+
+
+def test_rounding_to_bfloat16_costs_little(device):
+    args = world(300, 500, 10, 60, 20, device=device)
+    wide, narrow = (soft_correspondence(*a, freedom=5.0).posterior for a in (args, bfloat16(*args)))
+    assert (wide - narrow).abs().max() < 0.05 and torch.equal(wide.argmax(1), narrow.argmax(1))
+
+
+@ON_CPU
+@pytest.mark.parametrize("offset", [0.0, 64.0])
+def test_bfloat16_far_readings_and_near_copies(offset):
+    """Tiles see what is given, not what is centred: near copies keep their digits all the same."""
+    z, means, x, classes, bias, labels = world(40, 200, 4, 30, 6)
+    z[0], z[1], means[5], means[6] = 1000.0, means[4], means[4], means[4] * (1 + 2**-8)
+    args = bfloat16(z + offset, means + offset, x, classes, bias, labels)
+    for isa in [*cox_ops._C.build_info()["isa_available"], "amx_emulated"]:
+        with instructions(isa):
+            check(*args, freedom=5.0)
 
 
 def test_subnormal_numbers_do_not_arise():
