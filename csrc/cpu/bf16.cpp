@@ -5,10 +5,13 @@
 
 #include "screen.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && __has_include(<avx512bf16intrin.h>)
 #include <immintrin.h>
+#define COX_PAIRS 1
+#else
+#define COX_PAIRS 0
 #endif
-#if defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+#if COX_PAIRS && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #include <cpuid.h>
 #define COX_AMX 1
 #else
@@ -82,7 +85,7 @@ struct Pairs {  // as the instruction's definition says: sums of the first and o
 #undef COX_NS
 #undef COX_TARGET
 
-#if defined(__x86_64__)
+#if COX_PAIRS
 namespace avx512 {
 
 __attribute__((target("avx512f,avx512bf16"))) void products(const uint32_t* z, const uint32_t* items, int64_t units,
@@ -166,12 +169,12 @@ struct Pairs {
 #undef COX_TARGET
 #endif
 
-constexpr Bf16 kEmulated = {&emulated::products, &emulated::enter, &emulated::leave};
-#if defined(__x86_64__)
-constexpr Bf16 kAvx512 = {&avx512::products, &nothing, &nothing};
+constexpr Bf16 kEmulated = {kBf16Units, &emulated::products, &emulated::enter, &emulated::leave};
+#if COX_PAIRS
+constexpr Bf16 kAvx512 = {1, &avx512::products, &nothing, &nothing};
 #endif
 #if COX_AMX
-constexpr Bf16 kAmx = {&amx::products, &amx::enter, &amx::leave};
+constexpr Bf16 kAmx = {kBf16Units, &amx::products, &amx::enter, &amx::leave};
 #endif
 
 // Whether an instruction set gives what the emulation gives, for numbers of which float32 holds every sum.
@@ -202,7 +205,7 @@ bool works(const Bf16& one) {
 }
 
 const Bf16* find_avx512() {
-#if defined(__x86_64__)
+#if COX_PAIRS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512bf16") && works(kAvx512)) return &kAvx512;
 #endif
@@ -228,7 +231,7 @@ const Bf16* pick_bf16() {
 
 std::string bf16_chosen() {
   const Bf16* one = pick_bf16();
-#if defined(__x86_64__)
+#if COX_PAIRS
   if (one == &kAvx512) return "avx512_bf16";
 #endif
   return !one ? "none" : one == &kEmulated ? "amx_emulated" : "amx_bf16";

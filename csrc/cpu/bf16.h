@@ -9,23 +9,24 @@ namespace cox::cpu {
 // Two neighbouring coordinates of a row lie in a unit of 4 bytes, the first in its lower half.
 struct Bf16 {
   // out[r][i] = sum_k z[r][k] items[k][i], r < kStep, i < cols: products are exact, sums in float32. z (kStep, units), items
-  // (units, kItems), out (kStep, kItems); units is a multiple of kBf16Units, cols one of 16.
+  // (units, kItems), out (kStep, kItems); units is a multiple of deep, cols one of 16.
+  int64_t deep;
   void (*products)(const uint32_t* z, const uint32_t* items, int64_t units, int64_t cols, float* out);
   void (*enter)();  // before a thread's first products ...
   void (*leave)();  // ... and after its last
 };
 constexpr int64_t kBf16Units = 16;  // of a row in one of AMX's tiles
 
-struct Entered {  // while it lives, its thread may ask for products
+struct Bf16Entered {  // while it lives, its thread may ask for products
   const Bf16* one;
-  explicit Entered(const Bf16* bf16) : one(bf16) {
+  explicit Bf16Entered(const Bf16* bf16) : one(bf16) {
     if (one) one->enter();
   }
-  ~Entered() {
+  ~Bf16Entered() {
     if (one) one->leave();
   }
-  Entered(const Entered&) = delete;
-  Entered& operator=(const Entered&) = delete;
+  Bf16Entered(const Bf16Entered&) = delete;
+  Bf16Entered& operator=(const Bf16Entered&) = delete;
 };
 
 const Bf16* pick_bf16();  // for the chosen instruction set; null: it has no such products

@@ -4,12 +4,14 @@
 // Two passes, as the backward pass of flash attention takes them: the first finds every reading's normaliser, the second
 // makes the shares of a tile again and adds them up, by readings and by items. Items are sorted by class, so that a class is
 // a run of columns; rows are centred on the items' mean, products are in float32, a distance that is small beside the norms
-// is taken directly. Shares below e^-40 count as 0: what is 0 in 8 readings x 16 items is not multiplied, and where
-// the first pass has seen that a tile holds nothing else for 8 readings the second leaves it out.
+// is taken directly. Distances of bfloat16 rows are products of bfloat16 (bf16.h) where the machine has these and the rows
+// need no centre. Shares below e^-40 count as 0: what is 0 in 8 readings x 16 items is not multiplied, and where the first
+// pass has seen that a tile holds nothing else for 8 readings the second leaves it out.
 //
 // A block of kReadings readings meets the tiles of kItems items; the tiles, in groups that follow from N alone, are shared
 // out among the threads. Sums over a block or a tile are in float32, beyond in float64, groups are added in order: the same
-// for any number of threads, and for AVX2 and AVX-512. O(M N (d + p)) time, O(N (d + p)) + kGroups O(kReadings (p + C)) scratch.
+// for any number of threads, and but for bf16.h for AVX2 and AVX-512. O(M N (d + p)) time, O(N (d + p)) + kGroups
+// O(kReadings (p + C)) scratch.
 #include <cmath>
 #include <limits>
 
@@ -140,7 +142,7 @@ void run(const Shape& n, const Given<double>& z, const Given<double>& means, con
 
 // ---------------------------------------------------------------- float32: tiles
 
-struct Items {  // sorted by class, centred, packed by tiles
+struct Items {  // sorted by class, less the centre, packed by tiles
   int64_t tiles, groups, per_group;
   std::vector<int64_t> order;
   std::vector<double> centre;
@@ -152,11 +154,12 @@ struct Items {  // sorted by class, centred, packed by tiles
   std::vector<double> total, use;
 
   template <class T>
-  Items(const Shape& n, int64_t dp, int64_t pp, int64_t units, const Given<T>& means, const Given<T>& xs, const std::vector<int64_t>& classes,
+  Items(const Shape& n, int64_t dp, int64_t pp, int64_t units, const std::vector<double>& origin, const Given<T>& means,
+        const Given<T>& xs, const std::vector<int64_t>& classes,
         const Given<T>& biases, double most, double scale)
       : tiles(ceil_div(n.N, kItems)),
         order(static_cast<size_t>(n.N)),
-        centre(static_cast<size_t>(n.d), 0.0),
+        centre(origin),
         label(static_cast<size_t>(tiles * kItems), -1),
         items(tiles * kItems * n.d),
         x(tiles * kItems * pp),
@@ -172,11 +175,6 @@ struct Items {  // sorted by class, centred, packed by tiles
     for (const int64_t c : classes) ++begin[static_cast<size_t>(c) + 1];
     for (int64_t c = 0; c < n.C; ++c) begin[c + 1] += begin[c];
     for (int64_t i = 0; i < n.N; ++i) order[static_cast<size_t>(begin[classes[i]]++)] = i;
-    std::vector<double> row(static_cast<size_t>(n.d));
-    for (int64_t i = 0; i < n.N && units == 0; ++i) {  // bfloat16 holds what is given, but not what is centred
-      means.read(i, row.data());
-      for (int64_t e = 0; e < n.d; ++e) centre[e] += row[e] / static_cast<double>(n.N);
-    }
     std::vector<double> farthest(static_cast<size_t>(tiles), 0.0);
     torch::stable::parallel_for(0, tiles, ceil_div(kWorth, kItems * (n.d + n.p + 1)), [&](int64_t begin, int64_t end) {
       std::vector<double> mean(static_cast<size_t>(n.d)), vector(static_cast<size_t>(n.p));
@@ -202,11 +200,12 @@ struct Items {  // sorted by class, centred, packed by tiles
           xs.read(i, vector.data());
           for (int64_t e = 0; e < n.p; ++e) x.get()[s * pp + e] = static_cast<float>(vector[e]);
         }
+        const float* tile_items = items.get() + s0 * n.d;
         for (int64_t u = 0; u < units; ++u) {
-          const float *first = items.get() + s0 * n.d + 2 * u * kItems, *second = first + kItems;
           for (int64_t s = 0; s < kItems; ++s) {
-            pairs.get()[s0 * units + u * kItems + s] =
-                bf16_pair(2 * u < n.d ? first[s] : 0.0f, 2 * u + 1 < n.d ? second[s] : 0.0f);
+            const float first = 2 * u < n.d ? tile_items[2 * u * kItems + s] : 0.0f;
+            const float second = 2 * u + 1 < n.d ? tile_items[(2 * u + 1) * kItems + s] : 0.0f;
+            pairs.get()[s0 * units + u * kItems + s] = bf16_pair(first, second);
           }
         }
       }
@@ -230,8 +229,8 @@ struct Items {  // sorted by class, centred, packed by tiles
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t s = t * kItems;
       tile.push_back({items.get() + s * n.d, x.get() + s * pp, norms.get() + s, bias.get() + s, label.data() + s,
-                      segments.data() + first[t], segments.data() + first[t + 1], round_up(std::min(kItems, n.N - s), 16), pairs.get() + s * units,
-                      total.data() + s * dp, use.data() + s, top.get() + t * kReadings});
+                      segments.data() + first[t], segments.data() + first[t + 1], round_up(std::min(kItems, n.N - s), 16),
+                      pairs.get() + s * units, total.data() + s * dp, use.data() + s, top.get() + t * kReadings});
     }
   }
 
@@ -241,6 +240,19 @@ struct Items {  // sorted by class, centred, packed by tiles
   }
 };
 
+// The mean of the items, and the mean squared norm.
+template <class T>
+std::pair<std::vector<double>, double> mean_of(const Shape& n, const Given<T>& means) {
+  std::vector<double> row(static_cast<size_t>(n.d)), centre(static_cast<size_t>(n.d), 0.0);
+  double square = 0;
+  for (int64_t i = 0; i < n.N; ++i) {
+    means.read(i, row.data());
+    for (int64_t e = 0; e < n.d; ++e) centre[e] += row[e] / static_cast<double>(n.N);
+    for (int64_t e = 0; e < n.d; ++e) square += row[e] * row[e] / static_cast<double>(n.N);
+  }
+  return {centre, square};
+}
+
 template <class T>
 void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T>& xs, const std::vector<int64_t>& classes,
          const Given<T>& biases, const std::vector<int64_t>& labels, double freedom, const Found& to) {
@@ -249,9 +261,16 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
   const int64_t dp = round_up(n.d, 16), pp = round_up(n.p, 16);
   double most = biases.at(0);
   for (int64_t c = 1; c < n.C; ++c) most = std::max(most, biases.at(c));
-  const Bf16* bf16 = std::is_same_v<T, BFloat16> && n.d > 0 ? pick_bf16() : nullptr;
-  const int64_t units = bf16 ? round_up(ceil_div(n.d, 2), kBf16Units) : 0;
-  Items items(n, dp, pp, units, means, xs, classes, biases, most, scale);
+  auto [centre, square] = mean_of(n, means);
+  double far = 0;
+  for (const double c : centre) far += c * c;
+  // bfloat16 holds what is given, not what is centred: its products are for items that lie about the origin.
+  const Bf16* bf16 = std::is_same_v<T, BFloat16> && 2 * far <= square - far && n.d > 0 ? pick_bf16() : nullptr;
+  const int64_t units = bf16 ? round_up(ceil_div(n.d, 2), bf16->deep) : 0;
+  if (bf16) {
+    std::fill(centre.begin(), centre.end(), 0.0);
+  }
+  Items items(n, dp, pp, units, centre, means, xs, classes, biases, most, scale);
   const int64_t G = items.groups, rows_most = std::min(kReadings, round_up(n.M, kStep));
   const auto first = COX_PICK(soft_first), second = COX_PICK(soft_second);
   const auto add_scatter = COX_PICK(soft_scatter);
@@ -281,7 +300,8 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
 
   const double shifted = student ? (freedom + d) / 2 * std::log1p(d / freedom) : 0;  // of the logits, by u's unit
   const std::vector<float> no_bias(kItems, 0.0f);
-  ReadingBlock b{0, n.d, dp, pp, zb.get(), zn.get(), label.data(), high.get(), low.get(), no_bias.data(), {}, bf16, pairs.get(), units};
+  ReadingBlock b{0, n.d, dp, pp, zb.get(), zn.get(), label.data(), high.get(), low.get(), no_bias.data(), {}, bf16, pairs.get(),
+                 units};
   b.law = {student, static_cast<float>((student ? freedom + d : 0) / 2), static_cast<float>(scale),
            static_cast<float>(student ? freedom * scale : 0), static_cast<float>(student ? -d * scale : 0)};
   for (int64_t j0 = 0; j0 < n.M; j0 += kReadings) {
@@ -296,8 +316,8 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
         norm += static_cast<double>(v) * static_cast<double>(v);
       }
       for (int64_t u = 0; u < units; ++u) {  // behind the row's dp there is none
-        const float* pair = zb.get() + r * dp + 2 * u;
-        pairs.get()[r * units + u] = 2 * u < dp ? bf16_pair(pair[0], pair[1]) : 0;
+        const float* row = zb.get() + r * dp;
+        pairs.get()[r * units + u] = 2 * u < dp ? bf16_pair(row[2 * u], row[2 * u + 1]) : 0;
       }
       COX_CHECK(norm <= kFarthest, "soft_correspondence: z lies too far from means, squared distance ", norm);
       zn.get()[r] = static_cast<float>(scale * norm);
@@ -306,7 +326,7 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
     const int64_t grain = std::max<int64_t>(1, kWorth / (b.rows * items.per_group * kItems));
     torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
       Scratch scratch(dp, pp);
-      const Entered entered(bf16);
+      const Bf16Entered entered(bf16);
       for (int64_t g = begin; g < end; ++g) {
         std::fill(sums[g].top, sums[g].top + b.rows, kNone);
         std::fill(sums[g].mass, sums[g].mass + b.rows, 0.0);
@@ -330,7 +350,7 @@ void run(const Shape& n, const Given<T>& z, const Given<T>& means, const Given<T
     }
     torch::stable::parallel_for(0, G, grain, [&](int64_t begin, int64_t end) {
       Scratch scratch(dp, pp);
-      const Entered entered(bf16);
+      const Bf16Entered entered(bf16);
       for (int64_t g = begin; g < end; ++g) {
         const Sums& s = sums[g];
         std::fill(s.weight, s.weight + b.rows, 0.0);

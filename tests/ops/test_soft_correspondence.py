@@ -213,10 +213,11 @@ def test_rounding_to_bfloat16_costs_little(device):
 
 
 @ON_CPU
-@pytest.mark.parametrize("offset", [0.0, 64.0])
-def test_bfloat16_far_readings_and_near_copies(offset):
-    """Tiles see what is given, not what is centred: near copies keep their digits all the same."""
-    z, means, x, classes, bias, labels = world(40, 200, 4, 30, 6)
+@pytest.mark.parametrize("offset", [0.0, 0.5, 1.0, 64.0])
+@pytest.mark.parametrize("d", [30, 61])
+def test_bfloat16_far_readings_and_near_copies(d, offset):
+    """Where the rows lie off the origin no tile is taken, since bfloat16 does not hold what is centred."""
+    z, means, x, classes, bias, labels = world(40, 200, 4, d, 6)
     z[0], z[1], means[5], means[6] = 1000.0, means[4], means[4], means[4] * (1 + 2**-8)
     args = bfloat16(z + offset, means + offset, x, classes, bias, labels)
     for isa in [*cox_ops._C.build_info()["isa_available"], "amx_emulated"]:
