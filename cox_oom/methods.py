@@ -42,7 +42,7 @@ from cox_oom.objectives import (
     unseen,
     weak,
 )
-from cox_oom.run import enough
+from cox_oom.run import enough, script
 from cox_oom.seed import Seed, split_rows
 from cox_oom.teacher import Teacher
 
@@ -382,14 +382,17 @@ def terms(
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m cox_oom.methods", description="prints the names of the methods")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"])
-    p.add_argument("--few", action="store_true", help="those that run.sh runs unasked")
+    p.add_argument("--runs", nargs="*", metavar="METHOD-TAG", help="these if there are such methods, a few without any")
     p.add_argument("--grid", action="store_true", help="a line for each setting that experiments/search.sh tries")
     args = p.parse_args(argv)
     if args.grid:
         print("\n".join(f"{m} {flags}" for m, row in METHODS.items() for flags in row.grid))
-    else:
-        print(*names(args.setting, args.few))
+        return
+    for run in args.runs or []:
+        if (method := run.split("-")[0]) not in METHODS:
+            raise UserError(f"METHODS: there is no method {method}; choose among {' '.join(METHODS)}")
+    print(*(args.runs or names(args.setting, few=args.runs is not None)))
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

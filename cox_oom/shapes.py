@@ -3,6 +3,9 @@
 Each check_ function takes a file's path and dict, and raises UserError, one line, for the first claim that fails.
 """
 
+import functools
+import json
+
 import torch
 
 from cox_oom.files import UserError
@@ -56,6 +59,17 @@ def tensor(value, shape, dtypes):
 def within(value, low, high):
     """Do all entries of a tensor lie in low…high; true where it has none."""
     return not value.numel() or bool(value.min() >= low and value.max() <= high)
+
+
+def skeleton(module, **sizes):
+    """module(**sizes) without numbers, made once. Nothing may change it."""
+    return made(module, json.dumps(sizes))
+
+
+@functools.cache
+def made(module, sizes):
+    with torch.device("meta"):
+        return module(**json.loads(sizes))
 
 
 def fits(state, module):
@@ -123,8 +137,8 @@ def check_bank(path, file):
 
 def of_model(file, arch, classes):
     """Claims about a learner and its head in a dict."""
-    with torch.device("meta"):
-        learner, head = Learner(**arch), torch.nn.Linear(arch["width"], classes)
+    learner = skeleton(Learner, **arch)
+    head = skeleton(torch.nn.Linear, in_features=arch["width"], out_features=classes)
     yield fits(file["learner"], learner), "the learner's weights are not of its arch"
     yield fits(file["head"], head), f"the head's weights are not of {classes} classes and width {arch['width']}"
 
@@ -136,8 +150,8 @@ def of_modalities(file, connect, ims, classes):
     d = connect["arch"]["width"]
     for m in file["im"]:
         ids, width = connect["mapped_ids"][m], ims[m]["features"].shape[1]
-        with torch.device("meta"):
-            connection, head, im_head = Connection(d_im=width, d=d), Head(d, classes), Head(width, classes)
+        connection = skeleton(Connection, d_im=width, d=d)
+        head, im_head = skeleton(Head, d=d, classes=classes), skeleton(Head, d=width, classes=classes)
         yield fits(file["connections"][m], connection), f"the connection of {m} does not fit its bank and the learner"
         yield tensor(file["mapped"][m], (len(ids), d), (torch.float32,)), f"mapped {m} is not ({len(ids)}, {d}) float32"
         if "mapped_heads" in file:
@@ -204,8 +218,7 @@ def of_connect(file, oom, ims):
             yield inside, f"pairs {m} has a place that is none"
     yield from of_modalities(file, file, ims, classes)
     for point in file.get("curve", []):
-        with torch.device("meta"):
-            head = Head(file["arch"]["width"], classes)
+        head = skeleton(Head, d=file["arch"]["width"], classes=classes)
         whole = point["modality"] in ims and isinstance(point["step"], int) and isinstance(point["mmd"], float)
         yield whole and fits(point["head"], head), "a point of its curve is not one"
 

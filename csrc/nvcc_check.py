@@ -42,8 +42,7 @@ def compile_one(nvcc, source, out):
         str(source),
         "-o",
         str(Path(out) / f"{source.parents[1].name}-{source.stem}.o"),
-        "-std=c++17",
-        "-O3",
+        "-std=c++17",  # without -O3, which is for the host's code alone
         *COMMON_NVCC_FLAGS,
         "-lineinfo",
         "-DUSE_CUDA",
