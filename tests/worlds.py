@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import extract_features
@@ -79,6 +80,18 @@ def read_rows(path):
     """The rows of a csv file with a header, each a dict."""
     with open(path, newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f))
+
+
+def once(tmp_path_factory, name, make):
+    """A folder that make(folder) fills, once for all processes of a test run (pytest-xdist), which only read it."""
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
+    with FileLock(f"{place}.lock"):
+        if not (place / "made").exists():
+            place.mkdir()
+            make(place)
+            (place / "made").touch()
+    return place
 
 
 def argv(stage, folder, runs, *flags, oom="imu"):

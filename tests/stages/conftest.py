@@ -10,13 +10,16 @@ import worlds
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    return worlds.write_folder(tmp_path_factory.mktemp("data") / "toy")
+    return worlds.once(tmp_path_factory, "data", lambda place: worlds.write_folder(place / "toy")) / "toy"
 
 
 @pytest.fixture(scope="session")
 def finished_runs(folder, tmp_path_factory):
     """Stages 1-3 by the command line, semi; and stage 2 unsup. Nothing may change these; `runs` is for that."""
-    runs = tmp_path_factory.mktemp("runs") / "r"
+    return worlds.once(tmp_path_factory, "finished", lambda place: run_all(folder, place / "r")) / "r"
+
+
+def run_all(folder, runs):
     for name in worlds.STAGES:
         done = subprocess.run(**worlds.command(name, folder, runs, PYTHONHASHSEED="1"))
         assert done.returncode == 0, done.stderr
@@ -27,7 +30,6 @@ def finished_runs(folder, tmp_path_factory):
         assert "wrote" in done.stdout and "done in" in done.stdout
     with worlds.quickly():
         worlds.stage("train_connect", folder, runs, "--setting unsup")
-    return runs
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """A folder with every kind of recording, and a learner of each kind, trained once for all files here."""
 
 import csv
-import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import worlds
-from filelock import FileLock
 from PIL import Image
 from scipy.io import wavfile
 from small_media import write_clip
@@ -51,18 +49,6 @@ def write_folder(path, n=(24, 6, 8)):
     return path
 
 
-def once(tmp_path_factory, name, make):
-    """A folder that make(folder) fills, once for all processes of a test run (pytest-xdist), which only read it."""
-    place = tmp_path_factory.getbasetemp()
-    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
-    with FileLock(f"{place}.lock"):
-        if not (place / "made").exists():
-            place.mkdir()
-            make(place)
-            (place / "made").touch()
-    return place
-
-
 def train(place):
     folder = write_folder(place / "many")
     with worlds.quickly():
@@ -76,7 +62,7 @@ def train(place):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """(folder, {modality: METHOD.pt}): erm of every modality of the folder, in a copy for this process."""
-    place = once(tmp_path_factory, "use", train)
+    place = worlds.once(tmp_path_factory, "use", train)
     runs = shutil.copytree(place / "runs", tmp_path_factory.mktemp("own") / "runs")
     return place / "many", {m: worlds.run_dir(runs, data="many", oom=m) / "erm.pt" for m in MODALITIES}
 
@@ -109,7 +95,7 @@ def exported(trained, tmp_path_factory):
             for ending in (".onnx", ".pt2"):
                 export.export(learner_of(place, m), place / (m + ending))
 
-    out = once(tmp_path_factory, "exported", export_all)
+    out = worlds.once(tmp_path_factory, "exported", export_all)
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as f:
         rows = [row for row in csv.DictReader(f) if row["split"] == "test"]
     for m in MODALITIES:
