@@ -1,5 +1,5 @@
 """Fixtures of all tests: every device present, the folder of real recordings, a fixed seed, any number of
-threads."""
+threads, any instruction set."""
 
 import contextlib
 import os
@@ -78,6 +78,23 @@ def threads():
             yield
         finally:
             torch.set_num_threads(before)
+
+    return use
+
+
+@pytest.fixture(scope="session")
+def instruction_set():
+    """with instruction_set(name): the CPU's operators use it."""
+    from cox_ops import _C
+
+    @contextlib.contextmanager
+    def use(name):
+        before = _C.build_info()["isa_chosen"]
+        _C.force_isa(name)
+        try:
+            yield
+        finally:
+            _C.force_isa(before)
 
     return use
 

@@ -241,25 +241,19 @@ def test_memory_does_not_hold_the_matrix():
     assert grown < 100  # MiB; the matrix would be 1,526
 
 
-def test_instruction_sets_agree():
-    names = [*cox_ops._C.build_info()["isa_available"], "amx_emulated"]
-    chosen = cox_ops._C.build_info()["isa_chosen"]
-    z, v = torch.randn(50, 77), torch.randn(2, 200, 77)
+def test_instruction_sets_agree(instruction_set):
+    z, v, results = torch.randn(50, 77), torch.randn(2, 200, 77), {}
     v[:, :50] = z + 1e-4 * torch.randn(2, 50, 77)
-    try:
-        results = {}
-        for name in names:
-            cox_ops._C.force_isa(name)
+    for name in [*cox_ops._C.build_info()["isa_available"], "amx_emulated"]:
+        with instruction_set(name):
             assert cox_ops._C.build_info()["isa_chosen"] == name
             results[name] = check(z, v)
             check(z.double(), v.double())
-        same(results["plain"], results["amx_emulated"])
-        if "avx512" in results:  # both use FMA
-            same(results["avx2"], results["avx512"])
-        with pytest.raises(RuntimeError, match='no instruction set "mmx".*available: plain'):
-            cox_ops._C.force_isa("mmx")
-    finally:
-        cox_ops._C.force_isa(chosen)
+    same(results["plain"], results["amx_emulated"])
+    if "avx512" in results:  # both use FMA
+        same(results["avx2"], results["avx512"])
+    with pytest.raises(RuntimeError, match='no instruction set "mmx".*available: plain'):
+        cox_ops._C.force_isa("mmx")
 
 
 def test_gradients(device):

@@ -1,7 +1,6 @@
 """nearest_anchor on hundreds of banks made to be confused: score and index are the reference's bit for bit, with every
 instruction set, on any number of threads and tiling. COX_ADVERSARIAL: their number."""
 
-import contextlib
 import os
 
 import pytest
@@ -80,16 +79,6 @@ def adversarial(seed):
     return z, v, pick
 
 
-@contextlib.contextmanager
-def instruction_set(name):
-    before = cox_ops._C.build_info()["isa_chosen"]
-    cox_ops._C.force_isa(name)
-    try:
-        yield
-    finally:
-        cox_ops._C.force_isa(before)
-
-
 def wrong(z, v, score, index):
     """Queries whose (score, index) is not the reference's. The two may differ where float64's own rounding decides
     on which side of the middle of two float32 values a score lies: one in 1e8."""
@@ -107,7 +96,7 @@ def wrong(z, v, score, index):
 
 
 @pytest.mark.parametrize("batch", range(10))
-def test_adversarial(device, threads, batch):
+def test_adversarial(device, threads, instruction_set, batch):
     for seed in range(batch, CASES, 10):
         z, v, pick = adversarial(seed)
         z, v = z.to(device), v.to(device)

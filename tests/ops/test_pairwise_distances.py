@@ -129,17 +129,13 @@ def test_a_pair_is_the_same_in_any_company(device, D):
     assert torch.equal(pairwise_distances(near, y), d[d.median(1).values < d.median()])
 
 
-def test_isa_with_fma_give_the_same_bits(device):
-    x, y, before = cone(50, 200, 1), cone(40, 200, 2), cox_ops._C.build_info()["isa_chosen"]
-    results = {}
-    try:
-        for isa in cox_ops._C.build_info()["isa_available"]:
-            cox_ops._C.force_isa(isa)
+def test_isa_with_fma_give_the_same_bits(device, instruction_set):
+    x, y, results = cone(50, 200, 1), cone(40, 200, 2), {}
+    for isa in cox_ops._C.build_info()["isa_available"]:
+        with instruction_set(isa):
             a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
             d = check(a, b)
             results[isa] = (d, *torch.autograd.grad(d.sum(), (a, b)))
-    finally:
-        cox_ops._C.force_isa(before)
     fma = [r for isa, r in results.items() if isa != "plain"]
     assert all(torch.equal(one, first) for r in fma[1:] for one, first in zip(r, fma[0]))
     torch.testing.assert_close(results["plain"], list(results.values())[-1], rtol=1e-5, atol=1e-4)

@@ -1,7 +1,6 @@
 """soft_correspondence: shares and sums of the definition in float64, extremes, the same bits for any threads."""
 
 import os
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -26,16 +25,6 @@ def world(M, N, C, d, p, *, seed=0, spread=0.4, device="cpu"):
     labels = torch.where(torch.rand(M, generator=g) < 0.3, classes[own], -1)
     bias = torch.randn(C, generator=g)
     return [t.to(device) for t in (z, means, x, classes, bias, labels)]
-
-
-@contextmanager
-def instructions(name):
-    before = cox_ops._C.build_info()["isa_chosen"]
-    cox_ops._C.force_isa(name)
-    try:
-        yield
-    finally:
-        cox_ops._C.force_isa(before)
 
 
 def bfloat16(*args):
@@ -159,11 +148,11 @@ def test_bitwise_for_any_number_of_threads(threads, freedom):
 
 
 @pytest.mark.parametrize("freedom", [5.0, INF])
-def test_every_isa(freedom):
+def test_every_isa(freedom, instruction_set):
     """To rounding; AVX2 and AVX-512 bit for bit."""
     results = {}
     for isa in cox_ops._C.build_info()["isa_available"]:
-        with instructions(isa):
+        with instruction_set(isa):
             results[isa] = check(*world(70, 300, 7, 20, 18), freedom=freedom)
     with_fma = [r for isa, r in results.items() if isa != "plain"]
     assert all(torch.equal(a, b) for r in with_fma[1:] for a, b in zip(r, with_fma[0]))
@@ -182,23 +171,23 @@ ON_CPU = pytest.mark.skipif(os.environ.get("COX_EMULATED") == "1", reason="instr
     freedom=st.sampled_from([5.0, INF]),
     seed=st.integers(0, 99),
 )
-def test_bfloat16_equals_reference_on_every_isa(M, N, d, p, isa, freedom, seed):
+def test_bfloat16_equals_reference_on_every_isa(instruction_set, M, N, d, p, isa, freedom, seed):
     """Of the rounded numbers it is as exact as of others, in AMX's tiles (here or emulated) too."""
-    with instructions(isa):
+    with instruction_set(isa):
         check(*bfloat16(*world(M, N, 4, d, p, seed=seed)), freedom=freedom)
 
 
 @ON_CPU
-def test_bfloat16_takes_tiles(threads):
+def test_bfloat16_takes_tiles(threads, instruction_set):
     """Where there are any: bitwise the same for any number of threads, to rounding what products in float32 give."""
     args, results = bfloat16(*world(700, 900, 40, 70, 20)), []
-    with instructions("amx_emulated"):
+    with instruction_set("amx_emulated"):
         assert cox_ops._C.build_info()["bf16"] == "amx_emulated"
         for n in (1, 2, 3):
             with threads(n):
                 results.append(soft_correspondence(*args, freedom=5.0))
         wide = soft_correspondence(*[a.float() if a.is_floating_point() else a for a in args], freedom=5.0)
-    with instructions("plain"):
+    with instruction_set("plain"):
         assert cox_ops._C.build_info()["bf16"] == "none"
     assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0]))
     for name, a, b in zip(wide._fields, wide, results[0]):
@@ -215,13 +204,13 @@ def test_rounding_to_bfloat16_costs_little(device):
 @ON_CPU
 @pytest.mark.parametrize("offset", [0.0, 0.5, 1.0, 64.0])
 @pytest.mark.parametrize("d", [30, 61])
-def test_bfloat16_far_readings_and_near_copies(d, offset):
+def test_bfloat16_far_readings_and_near_copies(d, offset, instruction_set):
     """Where the rows lie off the origin no tile is taken, since bfloat16 does not hold what is centred."""
     z, means, x, classes, bias, labels = world(40, 200, 4, d, 6)
     z[0], z[1], means[5], means[6] = 1000.0, means[4], means[4], means[4] * (1 + 2**-8)
     args = bfloat16(z + offset, means + offset, x, classes, bias, labels)
     for isa in [*cox_ops._C.build_info()["isa_available"], "amx_emulated"]:
-        with instructions(isa):
+        with instruction_set(isa):
             check(*args, freedom=5.0)
 
 
