@@ -207,6 +207,13 @@ def differences(new, old, value=accuracy):
     return {m: found[m] for m in sorted(found, key=scores.order)}
 
 
+def latest_test_lines(new):
+    """The paired test of COX and selftrain over all later runs of the columns that have more than one seed."""
+    runs = {(*column(r), r["method"], r["seed"]): r for r in new if r["method"] in ("cox", "selftrain")}  # each once
+    seeds = {at: {k[-1] for k in runs if k[:-2] == at} for at in {k[:-2] for k in runs}}
+    return test_lines([r for k, r in runs.items() if len(seeds[k[:-2]]) > 1], "accuracy")
+
+
 def difference_lines(new, old):
     """By how many points test accuracy differs, a row for each method: mean ± standard error over the runs."""
     of = differences(new, old)
@@ -535,12 +542,15 @@ def main(root=HERE.parent, folder=HERE / "results"):
     paired = read(folder / "table2_paired")  # two methods with more seeds than table2 has
     columns, own = {column(r) for r in paired}, {r["method"] for r in paired}
     paired += [r for r in read(folder / "table2") if column(r) in columns and r["method"] not in own]
+    if (starts := folder / "geometry" / "table.md").exists():
+        text("geometry", starts.read_text().splitlines())
     if controls := read(folder / "controls"):
         text("controls", control_tables(controls))
     new, old = controls + read(folder / "present"), read(folder / "table4") + read(folder / "table2") + paired
     if new and old:
         ranks = rank_difference_lines(new, read(folder / "table3"))
         text("differences", [*difference_lines(new, old), *([""] if ranks else []), *ranks])
+        text("later", latest_test_lines(new))
     if emoji := read(folder / "emoji") + read(folder / "emoji_digits"):
         text("emoji", perceptor_lines(emoji))
     if robots := [r for r in paired if r["data"].startswith("robot_")]:

@@ -93,6 +93,28 @@ def test_a_map_without_pairs_is_found_twice_where_the_geometry_is_shared_and_the
     assert blind.agreed([blind.search(x, other, k) for k in range(3)], x)[1] < blind.AGREE
 
 
+def test_starts_are_compared_by_sensor_and_number_of_pairs_over_the_seeds():
+    geometry, far = experiment("geometry"), {"ridge": (0.4, 0.2), "procrustes": (0.2, 0.3), "geometry": (0.1, 0.1)}
+    records = [
+        {"world": world, "oom": oom, "seed": seed, "pairs": pairs, "start": start, "foscttm": v, "r10": 0.5}
+        for world in ("toy", "emoji, bind")
+        for oom in ("imu", "sonar")
+        for pairs in (16, 40)
+        for start, both in {**far, "soft": (0.5, 0.3) if oom == "imu" else (0.1, 0.2)}.items()
+        for seed, v in enumerate(both)
+    ]
+    assert geometry.table(records)[2] == (
+        "| toy | 16 | 2 | 2 | 0.300 · 50.0 | 0.250 · 50.0 | 0.100 · 50.0 | 0.275 · 50.0 |"
+    )
+    assert geometry.cases(records) == [
+        "| of 4 cases, nearer than | procrustes | geometry | soft |",
+        "|:--|--:|--:|--:|",
+        "| ridge | 4 | 4 | 2 |",
+        "| procrustes | – | 4 | 2 |",
+        "| geometry | 0 | – | 0 |",
+    ]
+
+
 def test_of_several_maps_one_is_taken_that_another_is_like():
     blind = experiment("without_labels")
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))

@@ -332,6 +332,14 @@ def test_the_same_runs_of_two_collections_are_compared():
     assert lines[2:] == ["| erm | 1 | +0.0 | +0.0 | – |", "| cox | 2 | +2.0 ± 1.0 | – | +2.0 ± 1.0 |"]
 
 
+def test_later_runs_are_tested_once_each_in_columns_of_several_seeds():
+    of = lambda method, *values: [record(v, method=method, seed=s) for s, v in enumerate(values)]
+    once = [{**record(v, method=m), "oom": "thermal"} for m, v in (("cox", 0.9), ("selftrain", 0.1))]
+    new = [*of("cox", 0.51, 0.53, 0.54), *of("selftrain", 0.5, 0.5), *of("erm", 0.1, 0.1), *once]
+    (line,) = write_results.latest_test_lines([*new, record(0.53, method="cox", seed=1)])[2:]
+    assert line.split(" | ")[:6] == ["| selftrain", "test", "semi", "2", "1 of 1", "+2.0"]
+
+
 def test_retrieval_of_two_collections_is_compared_both_ways():
     def of(seed, out, back):
         r = record(0.5, seed=seed)
