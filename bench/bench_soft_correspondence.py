@@ -162,3 +162,11 @@ def bench_round(timed, device, pick, method, M, N, C, d):
     if method is not products_alone:
         for got, want in zip(value, kernel(*[a.float() if a.is_floating_point() else a for a in args])):
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("C, d", [(10, 60), (309, 120)])
+def bench_part_of_a_large_run(timed, device, pick, C, d):
+    """As many readings at a time as `correspond` gives where it has 32,768: the items are packed for each part."""
+    M, N = pick(40, 4096), pick(200, 183_000)
+    args = setting(M, N, C, d, device)
+    timed(lambda: kernel(*args), f"soft_correspondence M={M} N={N} C={C} d={d} p={P}", M * N * (6 * d + 2 * P))
