@@ -336,8 +336,10 @@ def test_later_runs_are_tested_once_each_in_columns_of_several_seeds():
     of = lambda method, *values: [record(v, method=method, seed=s) for s, v in enumerate(values)]
     once = [{**record(v, method=m), "oom": "thermal"} for m, v in (("cox", 0.9), ("selftrain", 0.1))]
     new = [*of("cox", 0.51, 0.53, 0.54), *of("selftrain", 0.5, 0.5), *of("erm", 0.1, 0.1), *once]
-    (line,) = write_results.latest_test_lines([*new, record(0.53, method="cox", seed=1)])[2:]
+    later = write_results.latest([*new, record(0.53, method="cox", seed=1)])
+    (line,) = write_results.test_lines(later, "accuracy")[2:]
     assert line.split(" | ")[:6] == ["| selftrain", "test", "semi", "2", "1 of 1", "+2.0"]
+    assert "Later runs give +2.0 (p = – over 1 sensors)." in "\n".join(write_results.readme_lines(new, later))
 
 
 def test_retrieval_of_two_collections_is_compared_both_ways():
