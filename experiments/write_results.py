@@ -483,7 +483,7 @@ def readme_lines(records, later=()):
                 f"({equals(t['t_p'])} over {t['n']} pairs of runs, {equals(t['columns_p'])} over "
                 f"{t['columns']} sensors)."
             )
-    for t in tested(later, "accuracy"):
+    for t in tested(later, "accuracy") if "selftrain" in against else ():
         gain[-1] += f" Later runs give {points(t['mean'])} ({equals(t['columns_p'])} over {t['columns']} sensors)."
     seeds = len({r["seed"] for r in records})
     return [
