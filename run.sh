@@ -13,7 +13,7 @@ set -euo pipefail
 export PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-synth} OOM=${OOM:-audio} SETTING=${SETTING:-semi}
 export RUNS=${RUNS:-runs}                     # everything is written under it
 export PERCEPTOR=${PERCEPTOR:-bind}           # or imagebind, languagebind, hf:MODEL, rgb=hf:MODEL,audio=imagebind
-METHODS=$("$PYTHON" -m cox_oom.methods --setting "$SETTING" --runs ${METHODS:-})       # METHOD-TAG: --tag TAG
+METHODS=$("$PYTHON" -m cox_oom.methods --setting "$SETTING" --methods ${METHODS:-})    # METHOD-TAG: --tag TAG
 SEEDS=${SEEDS:-0 1 2}
 LABELS=${LABELS:-}                            # shares of labels, each with runs of its own; empty: stage 2's own share
 export EXTRACT=${EXTRACT:-} CONNECT=${CONNECT:-} EXPLORE=${EXPLORE:-}     # further flags of stages 1, 2 and 3

@@ -382,16 +382,18 @@ def terms(
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m cox_oom.methods", description="prints the names of the methods")
     p.add_argument("--setting", default="semi", choices=["semi", "unsup"])
-    p.add_argument("--runs", nargs="*", metavar="METHOD-TAG", help="these if there are such methods, a few without any")
+    p.add_argument(
+        "--methods", nargs="*", metavar="METHOD-TAG", help="these, checked; those of run.sh where none is named"
+    )
     p.add_argument("--grid", action="store_true", help="a line for each setting that experiments/search.sh tries")
     args = p.parse_args(argv)
     if args.grid:
         print("\n".join(f"{m} {flags}" for m, row in METHODS.items() for flags in row.grid))
         return
-    for run in args.runs or []:
+    for run in args.methods or []:
         if (method := run.split("-")[0]) not in METHODS:
             raise UserError(f"METHODS: there is no method {method}; choose among {' '.join(METHODS)}")
-    print(*(args.runs or names(args.setting, few=args.runs is not None)))
+    print(*(args.methods or names(args.setting, few=args.methods is not None)))
 
 
 if __name__ == "__main__":

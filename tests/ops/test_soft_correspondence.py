@@ -211,7 +211,10 @@ def test_bfloat16_far_readings_and_near_copies(d, offset, instruction_set):
     args = bfloat16(z + offset, means + offset, x, classes, bias, labels)
     for isa in [*cox_ops._C.build_info()["isa_available"], "amx_emulated"]:
         with instruction_set(isa):
-            check(*args, freedom=5.0)
+            got = check(*args, freedom=5.0)
+    with instruction_set("amx_emulated"):
+        wide = soft_correspondence(*[a.float() if a.is_floating_point() else a for a in args], freedom=5.0)
+    assert torch.equal(got.evidence, wide.evidence) == (offset >= 1)
 
 
 def test_subnormal_numbers_do_not_arise():

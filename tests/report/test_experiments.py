@@ -21,7 +21,7 @@ def sh(tmp_path):
     (tmp_path / "grid").write_text("".join(f"{m} {flags}\n" for m, row in METHODS.items() for flags in row.grid))
     fake.write_text(
         f'#!/bin/sh\nif [ "$1" = -m ]; then case "$*" in *--grid*) cat "{tmp_path}/grid" ;; '
-        f'*coxx*) {sys.executable} "$@" || exit ;; *--runs" "*) echo "${{*##*--runs }}" ;; '
+        f'*coxx*) {sys.executable} "$@" || exit ;; *--methods" "*) echo "${{*##*--methods }}" ;; '
         f"*unsup*) echo {' '.join(names('unsup'))} ;; *) echo {' '.join(names())} ;; esac; exit; fi\n"
         f'if [ "$1" = -c ]; then case "$3" in bad) echo error: bad >&2; exit 2 ;; esac\n'
         f'printf "rgb\\nvideo\\n"; exit; fi\necho "$*" >> "{log}"\n'
